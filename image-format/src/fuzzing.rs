@@ -1,0 +1,110 @@
+//! The bodies of the fuzz targets, callable on stable: whatever decodes encodes to the same bytes.
+
+use crate::chunk::{CHUNK_BLOCKS_MAX, ChunkId};
+use crate::geometry::BLOCK_LEN;
+use crate::page::Page;
+use crate::reference::ImageRef;
+use crate::region_table::LeafTable;
+use crate::{catalogue, frame, manifest, marker, region_table};
+
+/// Any bytes as an index page.
+///
+/// # Panics
+/// If a page has two encodings.
+pub fn page(data: &[u8]) {
+    if let Ok(page) = Page::decode(data) {
+        assert_eq!(page.encode(), data, "page has two encodings");
+    }
+}
+
+/// Any bytes as a region table and as a leaf of one.
+///
+/// # Panics
+/// If a leaf has two encodings.
+pub fn region_table(data: &[u8]) {
+    if let Ok(table) = region_table::RegionTable::decode(data) {
+        let _ = table.lookup(table.n_regions());
+    }
+    if let Ok(leaf) = LeafTable::decode_any(data) {
+        assert_eq!(leaf.encode(), data, "leaf has two encodings");
+    }
+}
+
+/// Any bytes as each of the JSON documents: what is accepted round-trips by value.
+///
+/// # Panics
+/// If what was accepted does not decode from its own encoding.
+pub fn documents(data: &[u8]) {
+    if let Ok(manifest) = manifest::Manifest::decode(data) {
+        assert_eq!(
+            manifest::Manifest::decode(&manifest.encode()).ok(),
+            Some(manifest)
+        );
+    }
+    if let Ok(catalogue) = catalogue::Catalogue::decode_any(data) {
+        assert_eq!(
+            catalogue::Catalogue::decode_any(&catalogue.encode()).ok(),
+            Some(catalogue)
+        );
+    }
+    if let Ok(names) = catalogue::Names::decode(data) {
+        assert_eq!(catalogue::Names::decode(&names.encode()).ok(), Some(names));
+    }
+    let _ = marker::Marker::decode(data);
+}
+
+/// Any bytes as the stored form of a chunk.
+///
+/// # Panics
+/// If bytes are accepted that are not the chunk asked for.
+pub fn frame(data: &[u8]) {
+    let id = ChunkId::of(data);
+    for blocks in [1, 2, CHUNK_BLOCKS_MAX as usize] {
+        if let Ok(chunk) = frame::decode(id, blocks * BLOCK_LEN, data) {
+            assert_eq!(
+                ChunkId::of(chunk.bytes()),
+                id,
+                "a chunk that is not what its name says"
+            );
+        }
+    }
+}
+
+/// Any text as an image reference: one spelling, and a safe form that leads back.
+///
+/// # Panics
+/// If there are two spellings, or the safe form is not safe.
+pub fn reference(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    if let Ok(reference) = text.parse::<ImageRef>() {
+        assert_eq!(reference.to_string(), text, "reference has two spellings");
+        let safe = reference.to_file_safe();
+        assert!(
+            !safe.contains(['/', ':', '%']) && !safe.contains(".."),
+            "unsafe form {safe}"
+        );
+        assert_eq!(ImageRef::from_file_safe(&safe), Ok(reference));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// No bytes make a decoder panic.
+        #[test]
+        fn any_bytes(data in vec(any::<u8>(), 0..600), magic in 0..4_usize) {
+            let magic: &[u8] = [&b""[..], b"CIRCPAGE\x01\0", b"CIRCRGNT\x01\0", b"CIRCRGNL\x01\0"][magic];
+            let data = [magic, &data].concat();
+            super::page(&data);
+            super::region_table(&data);
+            super::documents(&data);
+            super::frame(&data);
+            super::reference(&data);
+        }
+    }
+}

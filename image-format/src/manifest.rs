@@ -1,0 +1,204 @@
+//! The manifest: the document that defines one revision of one version of an image.
+
+use serde::{Deserialize, Serialize};
+
+use crate::chunker::ChunkerParams;
+use crate::codec::{self, DecodeError};
+use crate::digest::ObjectRef;
+use crate::geometry::DISK_BYTES_MAX;
+use crate::reference::{ImageName, Version};
+use crate::region_table::TABLE_BYTES_MAX;
+
+/// The longest manifest, in bytes.
+pub const MANIFEST_BYTES_MAX: usize = 64 * 1024;
+
+/// The longest kernel or initramfs, in bytes: 1 GiB.
+pub const BOOT_OBJECT_BYTES_MAX: u64 = 1 << 30;
+
+/// The longest kernel command line: what x86 and arm64 kernels take, less what boot scripts add.
+pub const CMDLINE_LEN_MAX: usize = 1024;
+
+const WHAT: &str = "manifest";
+
+/// One revision of one version of an image.
+///
+/// A revision may change how the disk is booted, never its content: [`Disk::regions`] is the same
+/// in all revisions of a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this format; 1.
+    pub format: u32,
+    /// Which image.
+    pub name: ImageName,
+    /// Which version of it.
+    pub version: Version,
+    /// Which revision of that version, from 1 on.
+    pub revision: u32,
+    /// The disk itself.
+    pub disk: Disk,
+    /// How the disk was cut.
+    pub chunker: ChunkerParams,
+    /// How to boot it; none for a disk that is only mounted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Boot>,
+}
+
+/// The content of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Length in bytes, as the guest sees it.
+    pub length: u64,
+    /// The region table. Its digest is the disk digest.
+    pub regions: ObjectRef,
+    /// How many chunks the disk has, repeated ones counted each time. For people, not for decoding.
+    pub chunks: u64,
+    /// Bytes of the disk that are in chunks, not in holes. For people.
+    pub data_bytes: u64,
+    /// Bytes that those chunks take in packs, repeated ones counted each time. For people.
+    pub stored_bytes: u64,
+}
+
+/// How to boot a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// The kernel, as the firmware loads it.
+    pub kernel: ObjectRef,
+    /// The initramfs with our client and the modules of that kernel.
+    pub initramfs: ObjectRef,
+    /// Release of the kernel (`uname -r`).
+    pub kernel_release: String,
+    /// Kernel command line of the image, without what boot scripts add.
+    pub cmdline: String,
+    /// Where the root file system is, as in the kernel's `root=`; none when it fills the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+}
+
+impl Manifest {
+    /// Decodes and checks a manifest.
+    ///
+    /// # Errors
+    /// The bytes are no manifest, or one with impossible numbers.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let manifest: Self = codec::json(WHAT, bytes, MANIFEST_BYTES_MAX)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), DecodeError> {
+        if self.format != 1 {
+            return Err(DecodeError::Version {
+                what: WHAT,
+                version: u64::from(self.format),
+            });
+        }
+        let bad = |reason| Err(DecodeError::invalid(WHAT, reason));
+        if self.disk.length == 0 || self.disk.length > DISK_BYTES_MAX {
+            return bad("the disk has an impossible length");
+        }
+        if self.disk.regions.length > TABLE_BYTES_MAX as u64 {
+            return bad("the region table is too long");
+        }
+        if self.revision == 0 {
+            return bad("revisions begin at 1");
+        }
+        if let Some(boot) = &self.boot {
+            if boot.kernel.length.max(boot.initramfs.length) > BOOT_OBJECT_BYTES_MAX {
+                return bad("the kernel or the initramfs is too long");
+            }
+            if !is_cmdline(&boot.cmdline)
+                || boot.root.as_deref().is_some_and(|root| !is_cmdline(root))
+            {
+                return bad("the kernel command line is too long or has odd characters");
+            }
+            if !is_release(&boot.kernel_release) {
+                return bad("the kernel release has odd characters");
+            }
+        }
+        self.chunker.check()
+    }
+
+    /// Encodes the manifest. Equal manifests have equal bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        codec::to_json(self)
+    }
+}
+
+/// Tells whether `text` may stand on a kernel command line in a boot script: printable ASCII, and
+/// nothing that iPXE would expand (`${…}`) or take for its own syntax (`&&`, `||`).
+pub fn is_cmdline(text: &str) -> bool {
+    text.len() <= CMDLINE_LEN_MAX
+        && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+        && !["${", "&&", "||"]
+            .iter()
+            .any(|syntax| text.contains(syntax))
+}
+
+/// Tells whether `text` may be a kernel release: it becomes a path in the initramfs.
+pub fn is_release(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+~-".contains(&byte);
+    !text.is_empty() && text.len() <= 64 && text.bytes().all(allowed) && !text.starts_with('.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let object = ObjectRef::of(b"object");
+        Manifest {
+            format: 1,
+            name: "lab/debian".parse().unwrap(),
+            version: Version::FIRST,
+            revision: 1,
+            disk: Disk {
+                length: 1 << 31,
+                regions: object,
+                chunks: 10,
+                data_bytes: 40_960,
+                stored_bytes: 9000,
+            },
+            chunker: ChunkerParams::DEFAULT,
+            boot: Some(Boot {
+                kernel: object,
+                initramfs: object,
+                kernel_release: "6.1.0-40-cloud-amd64".to_owned(),
+                cmdline: "console=ttyS0".to_owned(),
+                root: None,
+            }),
+        }
+    }
+
+    #[test]
+    fn round_trip() {
+        assert_eq!(Manifest::decode(&manifest().encode()).unwrap(), manifest());
+    }
+
+    #[test]
+    fn impossible_manifests_are_refused() {
+        let spoil: [fn(&mut Manifest); 8] = [
+            |m| m.format = 2,
+            |m| m.revision = 0,
+            |m| m.disk.length = 0,
+            |m| m.disk.length = DISK_BYTES_MAX + 1,
+            |m| m.disk.regions.length = 1 << 30,
+            |m| m.boot.as_mut().unwrap().cmdline = "quiet ${net0/mac}".to_owned(),
+            |m| m.boot.as_mut().unwrap().kernel_release = "../../etc".to_owned(),
+            |m| m.chunker.max_blocks = 0,
+        ];
+        for (row, change) in spoil.iter().enumerate() {
+            let mut bad = manifest();
+            change(&mut bad);
+            assert!(Manifest::decode(&bad.encode()).is_err(), "row {row}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_is_too_long_is_not_parsed() {
+        let bytes = vec![b' '; MANIFEST_BYTES_MAX + 1];
+        assert!(matches!(
+            Manifest::decode(&bytes),
+            Err(DecodeError::TooLong { .. })
+        ));
+    }
+}
