@@ -1,11 +1,6 @@
 //! How fast a disk is cut, beside what must be done anyway: SHA-256 of the same bytes.
 //!
 //! The chunker's only work per byte is one block hash, so it should run several times as fast.
-#![expect(
-    missing_docs,
-    reason = "criterion's macros make undocumented functions"
-)]
-
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -102,6 +102,8 @@ pub struct VersionEntry {
     pub disk: Digest,
     /// Length of the disk in bytes.
     pub length: u64,
+    /// Whether a machine can boot from it: the manifest says how.
+    pub bootable: bool,
 }
 
 /// Why a reference leads nowhere.
@@ -244,6 +246,7 @@ mod tests {
             created: 1_700_000_000,
             disk: Digest::of(b"disk"),
             length: 4096,
+            bootable: true,
         };
         let mut catalogue = Catalogue::empty("debian".parse().unwrap());
         catalogue.versions.insert(Version::FIRST, entry);

@@ -1,0 +1,68 @@
+//! Writes the boot scripts of a store: the menu, and a script for each tag of the name published.
+
+use image_format::boot_script::{self, MenuItem};
+use image_format::catalogue::{Catalogue, Names};
+use image_format::{ImageRef, Tag};
+
+use crate::store::{Store, StoreError};
+
+/// Writes what follows from `catalogue`, just committed, and `names`.
+pub(crate) async fn write(
+    store: &Store,
+    names: &Names,
+    catalogue: &Catalogue,
+    base_url: Option<&str>,
+) -> Result<(), StoreError> {
+    for (tag, version) in &catalogue.tags {
+        let entry = &catalogue.versions[version];
+        let reference = tagged(catalogue, tag);
+        let boot = match entry.bootable {
+            true => store.manifest(&entry.manifest).await?.boot,
+            false => None,
+        };
+        let mut paths = vec![boot_script::script_path(&reference)];
+        if boot_script::is_default_tag(tag) {
+            paths.push(boot_script::script_path(&catalogue.name.clone().into()));
+        }
+        for path in paths {
+            match &boot {
+                Some(boot) => {
+                    let text = boot_script::script(&reference.pinned(*version), boot, base_url);
+                    store.replace(&path, text.into()).await?;
+                }
+                None => store.remove(&path).await?,
+            }
+        }
+    }
+    let text = menu(store, names).await?;
+    store.replace(boot_script::MENU_PATH, text.into()).await
+}
+
+fn tagged(catalogue: &Catalogue, tag: &Tag) -> ImageRef {
+    ImageRef {
+        name: catalogue.name.clone(),
+        tag: Some(tag.clone()),
+        version: None,
+    }
+}
+
+/// Lists every tag that can be booted; the one published last is the default.
+async fn menu(store: &Store, names: &Names) -> Result<String, StoreError> {
+    let mut items = Vec::new();
+    let mut newest = (0, 0);
+    for name in names.names.keys() {
+        let catalogue = store.catalogue(names, name).await?;
+        for (tag, version) in &catalogue.tags {
+            let entry = &catalogue.versions[version];
+            if !entry.bootable {
+                continue;
+            }
+            newest = newest.max((entry.created, items.len()));
+            items.push(MenuItem {
+                reference: tagged(&catalogue, tag),
+                label: format!("version {version}"),
+            });
+        }
+    }
+    Ok(boot_script::menu(&items, newest.1))
+}

@@ -1,0 +1,31 @@
+//! The store of Circular: plain files that any HTTP server can serve.
+//!
+//! [`Store`] opens or makes one and reads its objects, each held against its digest and length.
+//! [`ImageWriter`] takes the chunks of a disk in their order and turns them into packs, pages and a
+//! region table; [`Publication`] then makes them visible in one atomic step. [`ImageReader`] reads
+//! a published disk back.
+//!
+//! Invariants:
+//! - Objects are created, never changed: a publish that is killed at any point leaves every
+//!   published version as it was.
+//! - The commit order is objects, catalogue, list of names, boot files; the list of names
+//!   (`metadata/timestamp.json`) is the one file whose change makes a publish visible.
+//! - Writers hold the commit lock only while they change what is visible.
+//!
+//! The signed TUF metadata will stand where [`image_format::catalogue::Names`] stands now: only
+//! [`store`] and [`publication`] know that document.
+#![forbid(unsafe_code)]
+
+mod boot_files;
+pub mod index;
+mod lock;
+pub mod publication;
+pub mod reader;
+pub mod store;
+pub mod writer;
+
+pub use index::{ChunkIndexes, IndexError};
+pub use publication::{Publication, Published, PublishedAs};
+pub use reader::{ImageReader, ReadError};
+pub use store::{Resolved, Store, StoreError};
+pub use writer::{ImageWriter, Prepared, WriteStats, WrittenDisk};

@@ -1,0 +1,504 @@
+//! Opens a store and reads it: marker, names, catalogues, manifests, objects.
+//!
+//! Everything read is bounded before it is read and verified before it is returned.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use image_format::catalogue::{self, Catalogue, Names, ResolveError, VersionEntry};
+use image_format::digest::{Hasher, ObjectMismatch};
+use image_format::manifest::Manifest;
+use image_format::marker::{MARKER_PATH, Marker};
+use image_format::{DecodeError, Digest, DigestMismatch, ImageName, ImageRef, ObjectRef, Version};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
+
+/// How much of a temporary file is read and written at once.
+const FILE_PART_BYTES: usize = 1024 * 1024;
+
+/// Why a store cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum StoreError {
+    #[error("`{}` is not a circular store: it has no {MARKER_PATH}; `circular publish IMAGE NAME --store {}` makes one", .path.display(), .path.display())]
+    NotAStore { path: PathBuf },
+    #[error("`{}` is not empty and not a circular store: give an empty or new directory", .path.display())]
+    NotEmpty { path: PathBuf },
+    #[error("cannot use the directory `{}`", .path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("cannot lock the store with `{}`", .path.display())]
+    Lock { path: PathBuf, source: io::Error },
+    #[error("store has no `{path}`: it is damaged, or was changed meanwhile")]
+    Missing { path: String },
+    #[error("cannot access `{path}` in the store")]
+    Access {
+        path: String,
+        source: object_store::Error,
+    },
+    #[error("`{path}` in the store cannot be used")]
+    Decode { path: String, source: DecodeError },
+    #[error("`{path}` in the store is damaged")]
+    Damaged {
+        path: String,
+        source: ObjectMismatch,
+    },
+    #[error("store has no image `{name}`; {known}")]
+    UnknownImage { name: ImageName, known: String },
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
+    #[error("cannot write a temporary file")]
+    Temporary { source: io::Error },
+}
+
+/// An open store. Cheap to clone: clones share the back end.
+#[derive(Clone, Debug)]
+pub struct Store {
+    backend: Arc<dyn ObjectStore>,
+    root: PathBuf,
+    marker: Marker,
+}
+
+/// What a reference leads to.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// The reference with its version pinned.
+    pub reference: ImageRef,
+    /// That version.
+    pub version: Version,
+    /// Its line in the catalogue.
+    pub entry: VersionEntry,
+    /// Its manifest.
+    pub manifest: Manifest,
+}
+
+impl Store {
+    /// Opens the store in the directory `root`.
+    ///
+    /// # Errors
+    /// There is no store, or one of a newer format.
+    pub async fn open(root: &Path) -> Result<Self, StoreError> {
+        if !root.join(MARKER_PATH).is_file() {
+            return Err(StoreError::NotAStore {
+                path: root.to_owned(),
+            });
+        }
+        let backend = local(root)?;
+        let bytes = fetch(
+            &*backend,
+            MARKER_PATH,
+            Bound::AtMost(image_format::marker::MARKER_BYTES_MAX),
+        )
+        .await?;
+        let marker = Marker::decode(&bytes).map_err(|source| StoreError::Decode {
+            path: MARKER_PATH.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            backend,
+            root: root.to_owned(),
+            marker,
+        })
+    }
+
+    /// Opens the store in `root`, or makes one there if the directory is new or empty.
+    ///
+    /// # Errors
+    /// The directory holds something else, or cannot be written.
+    pub async fn open_or_create(root: &Path) -> Result<Self, StoreError> {
+        let directory = |source| StoreError::Directory {
+            path: root.to_owned(),
+            source,
+        };
+        if root.join(MARKER_PATH).is_file() {
+            return Self::open(root).await;
+        }
+        std::fs::create_dir_all(root).map_err(directory)?;
+        let foreign = std::fs::read_dir(root)
+            .map_err(directory)?
+            .filter_map(Result::ok)
+            // A publisher that was killed at once, or one that does the same just now, leaves these.
+            .map(|entry| entry.file_name())
+            .any(|name| {
+                let name = name.to_string_lossy();
+                !name.starts_with('.') && !name.starts_with(MARKER_PATH)
+            });
+        if foreign {
+            return Err(StoreError::NotEmpty {
+                path: root.to_owned(),
+            });
+        }
+        let store = Self {
+            backend: local(root)?,
+            root: root.to_owned(),
+            marker: Marker::DEFAULT,
+        };
+        store
+            .create(MARKER_PATH, Marker::DEFAULT.encode().into())
+            .await?;
+        Self::open(root).await
+    }
+
+    /// Returns the directory of the store.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Returns the back end, for whoever serves the files as they are.
+    pub fn backend(&self) -> &Arc<dyn ObjectStore> {
+        &self.backend
+    }
+
+    /// Returns what the store says of itself.
+    pub const fn marker(&self) -> &Marker {
+        &self.marker
+    }
+
+    /// Reads the list of names. A store without any publish has an empty one.
+    ///
+    /// # Errors
+    /// It cannot be read or decoded.
+    pub async fn names(&self) -> Result<Names, StoreError> {
+        let path = catalogue::NAMES_PATH;
+        let bytes = match self
+            .fetch(path, Bound::AtMost(catalogue::NAMES_BYTES_MAX))
+            .await
+        {
+            Ok(bytes) => bytes,
+            Err(StoreError::Missing { .. }) => return Ok(Names::empty()),
+            Err(error) => return Err(error),
+        };
+        Names::decode(&bytes).map_err(decode(path))
+    }
+
+    /// Reads the catalogue of `name` that `names` lists.
+    ///
+    /// # Errors
+    /// There is no such name, or its catalogue is damaged.
+    pub async fn catalogue(
+        &self,
+        names: &Names,
+        name: &ImageName,
+    ) -> Result<Catalogue, StoreError> {
+        let object = names
+            .names
+            .get(name)
+            .ok_or_else(|| StoreError::UnknownImage {
+                name: name.clone(),
+                known: known_names(names),
+            })?;
+        let path = catalogue::catalogue_path(name, &object.digest);
+        let bytes = self.fetch(&path, Bound::Object(object)).await?;
+        Catalogue::decode(&bytes, name).map_err(decode(&path))
+    }
+
+    /// Finds the version that `reference` means, and reads its manifest.
+    ///
+    /// # Errors
+    /// There is no such name, tag or version, or what describes it is damaged.
+    pub async fn resolve(&self, reference: &ImageRef) -> Result<Resolved, StoreError> {
+        let names = self.names().await?;
+        let catalogue = self.catalogue(&names, &reference.name).await?;
+        let (version, entry) = catalogue.resolve(reference)?;
+        Ok(Resolved {
+            reference: reference.pinned(version),
+            version,
+            entry: *entry,
+            manifest: self.manifest(&entry.manifest).await?,
+        })
+    }
+
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// It is missing or damaged.
+    pub async fn manifest(&self, object: &ObjectRef) -> Result<Manifest, StoreError> {
+        let bytes = self.object(object).await?;
+        Manifest::decode(&bytes).map_err(decode(&object.digest.object_path()))
+    }
+
+    /// Reads a whole object of known length.
+    ///
+    /// # Errors
+    /// It is missing, or not what its reference says.
+    pub async fn object(&self, object: &ObjectRef) -> Result<Bytes, StoreError> {
+        self.fetch(&object.digest.object_path(), Bound::Object(object))
+            .await
+    }
+
+    /// Reads a whole object of at most `max` bytes.
+    ///
+    /// # Errors
+    /// It is missing, longer, or not what its digest says.
+    pub async fn object_at_most(&self, digest: &Digest, max: usize) -> Result<Bytes, StoreError> {
+        self.fetch(&digest.object_path(), Bound::Digest(digest, max))
+            .await
+    }
+
+    /// Reads part of an object. The bytes are not verified: only a whole object, or a chunk in it,
+    /// has a digest.
+    ///
+    /// # Errors
+    /// The object is missing or shorter than that.
+    pub async fn object_range(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+    ) -> Result<Bytes, StoreError> {
+        let path = digest.object_path();
+        let bytes = self
+            .backend
+            .get_range(&object_path(&path), range.clone())
+            .await
+            .map_err(|source| access(&path, source))?;
+        if bytes.len() as u64 != range.end - range.start {
+            return Err(StoreError::Damaged {
+                path,
+                source: ObjectMismatch::Length {
+                    digest: *digest,
+                    expected: range.end,
+                    actual: range.start + bytes.len() as u64,
+                },
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// Reads a whole object of any length part by part, only to check it against its reference.
+    ///
+    /// # Errors
+    /// It is missing or damaged.
+    pub async fn verify_object(&self, object: &ObjectRef) -> Result<(), StoreError> {
+        let path = object.digest.object_path();
+        let result = self
+            .backend
+            .get(&object_path(&path))
+            .await
+            .map_err(|source| access(&path, source))?;
+        let (mut hasher, mut length) = (Hasher::new(), 0);
+        let mut parts = result.into_stream();
+        while let Some(part) = parts.next().await {
+            let part = part.map_err(|source| access(&path, source))?;
+            length += part.len() as u64;
+            hasher.update(&part);
+        }
+        let damaged = |source| StoreError::Damaged {
+            path: path.clone(),
+            source,
+        };
+        if length != object.length {
+            return Err(damaged(ObjectMismatch::Length {
+                digest: object.digest,
+                expected: object.length,
+                actual: length,
+            }));
+        }
+        let (expected, actual) = (object.digest, hasher.finish());
+        if actual != expected {
+            return Err(damaged(DigestMismatch { expected, actual }.into()));
+        }
+        Ok(())
+    }
+
+    /// Returns the length of an object, or `None` if there is none.
+    ///
+    /// # Errors
+    /// The back end cannot tell.
+    pub async fn object_length(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        let path = digest.object_path();
+        match self.backend.head(&object_path(&path)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(access(&path, source)),
+        }
+    }
+
+    /// Stores an object, unless it is there already.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn put_object(&self, bytes: Bytes) -> Result<ObjectRef, StoreError> {
+        let object = ObjectRef::of(&bytes);
+        self.put_named(object, bytes).await?;
+        Ok(object)
+    }
+
+    /// Stores an object whose name was computed before.
+    pub(crate) async fn put_named(
+        &self,
+        object: ObjectRef,
+        bytes: Bytes,
+    ) -> Result<(), StoreError> {
+        match self.object_length(&object.digest).await? {
+            Some(length) if length == object.length => Ok(()),
+            // A shorter or longer file of that name is damage: the right bytes replace it.
+            Some(_) => self.replace(&object.digest.object_path(), bytes).await,
+            None => self.create(&object.digest.object_path(), bytes).await,
+        }
+    }
+
+    /// Stores the content of `file`, from its start, as an object, part by part.
+    pub(crate) async fn put_file(&self, mut file: File) -> Result<ObjectRef, StoreError> {
+        let temporary = |source| StoreError::Temporary { source };
+        let (mut hasher, mut length) = (Hasher::new(), 0);
+        let mut part = vec![0; FILE_PART_BYTES];
+        file.rewind().map_err(temporary)?;
+        loop {
+            let count = file.read(&mut part).map_err(temporary)?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&part[..count]);
+            length += count as u64;
+        }
+        let digest = hasher.finish();
+        let path = digest.object_path();
+        let failed = |source| access(&path, source);
+        let upload = self
+            .backend
+            .put_multipart(&object_path(&path))
+            .await
+            .map_err(failed)?;
+        let mut upload = WriteMultipart::new(upload);
+        file.rewind().map_err(temporary)?;
+        loop {
+            let count = file.read(&mut part).map_err(temporary)?;
+            if count == 0 {
+                break;
+            }
+            upload.wait_for_capacity(2).await.map_err(failed)?;
+            upload.write(&part[..count]);
+        }
+        upload.finish().await.map_err(failed)?;
+        Ok(ObjectRef { digest, length })
+    }
+
+    /// Writes a file that must not exist; if it does, it has the same name and so the same bytes.
+    pub(crate) async fn create(&self, path: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let options = PutOptions::from(PutMode::Create);
+        let payload = PutPayload::from_bytes(bytes);
+        match self
+            .backend
+            .put_opts(&object_path(path), payload, options)
+            .await
+        {
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            Err(source) => Err(access(path, source)),
+        }
+    }
+
+    /// Writes a file, over an older one if need be, in one step.
+    pub(crate) async fn replace(&self, path: &str, bytes: Bytes) -> Result<(), StoreError> {
+        self.backend
+            .put(&object_path(path), PutPayload::from_bytes(bytes))
+            .await
+            .map(drop)
+            .map_err(|source| access(path, source))
+    }
+
+    /// Removes a file if it is there.
+    pub(crate) async fn remove(&self, path: &str) -> Result<(), StoreError> {
+        match self.backend.delete(&object_path(path)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(access(path, source)),
+        }
+    }
+
+    async fn fetch(&self, path: &str, bound: Bound<'_>) -> Result<Bytes, StoreError> {
+        fetch(&*self.backend, path, bound).await
+    }
+}
+
+/// What is known of a file before it is read.
+#[derive(Clone, Copy)]
+enum Bound<'a> {
+    AtMost(usize),
+    Digest(&'a Digest, usize),
+    Object(&'a ObjectRef),
+}
+
+async fn fetch(
+    backend: &dyn ObjectStore,
+    path: &str,
+    bound: Bound<'_>,
+) -> Result<Bytes, StoreError> {
+    let result = backend
+        .get(&object_path(path))
+        .await
+        .map_err(|source| access(path, source))?;
+    let max = match bound {
+        Bound::AtMost(max) | Bound::Digest(_, max) => max as u64,
+        Bound::Object(object) => object.length,
+    };
+    if result.meta.size > max {
+        return Err(StoreError::Decode {
+            path: path.to_owned(),
+            source: DecodeError::TooLong { what: "file", max },
+        });
+    }
+    let bytes = result
+        .bytes()
+        .await
+        .map_err(|source| access(path, source))?;
+    let verified = match bound {
+        Bound::AtMost(_) => Ok(()),
+        Bound::Digest(digest, _) => ObjectRef {
+            digest: *digest,
+            length: bytes.len() as u64,
+        }
+        .verify(&bytes),
+        Bound::Object(object) => object.verify(&bytes),
+    };
+    verified.map_err(|source| StoreError::Damaged {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(bytes)
+}
+
+fn local(root: &Path) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    let backend = LocalFileSystem::new_with_prefix(root)
+        .map_err(|source| access(&root.to_string_lossy(), source))?;
+    // A publish that was reported as done must survive a power cut.
+    Ok(Arc::new(backend.with_fsync(true)))
+}
+
+pub(crate) fn object_path(path: &str) -> ObjectPath {
+    ObjectPath::from(path)
+}
+
+fn access(path: &str, source: object_store::Error) -> StoreError {
+    let path = path.to_owned();
+    match source {
+        object_store::Error::NotFound { .. } => StoreError::Missing { path },
+        source => StoreError::Access { path, source },
+    }
+}
+
+fn decode(path: &str) -> impl FnOnce(DecodeError) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Decode { path, source }
+}
+
+/// How many names an error message lists.
+const NAMES_LISTED_MAX: usize = 10;
+
+fn known_names(names: &Names) -> String {
+    let mut known: Vec<_> = names
+        .names
+        .keys()
+        .take(NAMES_LISTED_MAX)
+        .map(ImageName::as_str)
+        .collect();
+    match names.names.len() {
+        0 => return "it has none yet".to_owned(),
+        n if n > NAMES_LISTED_MAX => known.push("…"),
+        _ => {}
+    }
+    format!("it has: {}", known.join(", "))
+}
