@@ -1,0 +1,325 @@
+//! `circular publish`.
+
+use std::fmt::Write as _;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use image_format::manifest::{Boot, Disk};
+use image_format::{ImageRef, Version};
+use image_store::{Publication, Published, PublishedAs, Store, WriteStats, WrittenDisk};
+use serde::Serialize;
+
+use crate::cli::Common;
+use crate::publish::boot::{self, BootBuilt, BootConfig, KernelSource, ProgramPaths};
+use crate::publish::prepare::{self, PrepareConfig};
+use crate::publish::source::{Probe, Source};
+use crate::ui::{self, Ui};
+
+/// Arguments of `circular publish`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Disk image (raw) or block device
+    image: PathBuf,
+    /// Name to publish under: NAME[:TAG]; the tag is `latest` if not given
+    reference: ImageRef,
+    /// zstd level, 1 to 22
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=22))]
+    level: i32,
+    /// Worker threads; as many as cores if not given
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Take the file's bytes as the disk, even if they look like another image format
+    #[arg(long)]
+    raw: bool,
+    #[command(flatten)]
+    boot: BootArgs,
+}
+
+/// How the disk boots.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Booting")]
+struct BootArgs {
+    /// Publish a disk that is mounted only: look for no kernel
+    #[arg(long)]
+    no_boot: bool,
+    /// Kernel command line of the image
+    #[arg(long, value_name = "ARGS", default_value = "")]
+    cmdline: String,
+    /// Root file system, as in the kernel's root=; found in the image if not given
+    #[arg(long, value_name = "SPEC")]
+    root: Option<String>,
+    /// Kernel to boot, instead of the one in the image
+    #[arg(long, value_name = "FILE", requires = "modules")]
+    kernel: Option<PathBuf>,
+    /// Directory /lib/modules/RELEASE of that kernel
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    modules: Option<PathBuf>,
+    /// Address of the store that boot scripts name, if not their own
+    #[arg(long, value_name = "URL")]
+    base_url: Option<String>,
+    /// Static circular-mount for the initramfs
+    #[arg(long, value_name = "FILE", env = "CIRCULAR_GUEST_CLIENT")]
+    guest_client: Option<PathBuf>,
+    /// Static circular-init for the initramfs
+    #[arg(long, value_name = "FILE", env = "CIRCULAR_GUEST_INIT")]
+    guest_init: Option<PathBuf>,
+    /// Static busybox for the initramfs
+    #[arg(long, value_name = "FILE", env = "CIRCULAR_BUSYBOX")]
+    busybox: Option<PathBuf>,
+}
+
+/// What a publish came to, for scripts.
+#[derive(Debug, Serialize)]
+struct Summary {
+    reference: ImageRef,
+    version: Version,
+    revision: u32,
+    published_as: &'static str,
+    disk: Disk,
+    chunks: u64,
+    new_chunks: u64,
+    new_data_bytes: u64,
+    new_stored_bytes: u64,
+    seconds: f64,
+    boot: Option<Boot>,
+    initramfs_bytes: Option<u64>,
+    not_bootable: Option<String>,
+    #[serde(skip)]
+    store: PathBuf,
+}
+
+/// Publishes a disk image.
+///
+/// # Errors
+/// The image cannot be read, or the store cannot be written; then nothing was published.
+pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    if args.reference.version.is_some() {
+        bail!(
+            "`{}` names a version; publish counts versions itself: give NAME[:TAG]",
+            args.reference
+        );
+    }
+    check_base_url(args.boot.base_url.as_deref())?;
+    let probe = if args.raw {
+        Probe::TakeAsRaw
+    } else {
+        Probe::Refuse
+    };
+    let source = Arc::new(Source::open(&args.image, probe)?);
+    let store = Store::open_or_create(&common.store).await?;
+    let written = write_disk(&store, &source, &args, ui).await?;
+    let stats = written.stats;
+    let (built, not_bootable) = make_bootable(&store, &source, &args.boot, ui).await?;
+    source.check_unchanged()?;
+    let created = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let published = Publication {
+        reference: args.reference,
+        created,
+        written,
+        chunker: store.marker().chunker,
+        boot: built.as_ref().map(|built| built.boot.clone()),
+        base_url: args.boot.base_url,
+    }
+    .commit(&store)
+    .await?;
+    let summary = Summary {
+        seconds: begun.elapsed().as_secs_f64(),
+        store: common.store.clone(),
+        ..summary(published, stats, built.as_ref(), not_bootable)
+    };
+    ui.result(&summary, text)?;
+    Ok(())
+}
+
+async fn write_disk(
+    store: &Store,
+    source: &Arc<Source>,
+    args: &Args,
+    ui: &Ui,
+) -> anyhow::Result<WrittenDisk> {
+    let names = store.names().await?;
+    let known = store.chunk_indexes(&names.chunk_indexes).await?;
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let config = PrepareConfig {
+        workers: args.jobs.unwrap_or(cores),
+        level: args.level,
+        chunker: store.marker().chunker,
+    };
+    let bar = ui.progress("publishing", source.data_bytes()?);
+    let written = prepare::write_disk(
+        store.clone(),
+        source.clone(),
+        Arc::new(known),
+        config,
+        |bytes| bar.inc(bytes),
+    )
+    .await
+    .with_context(|| format!("cannot publish `{}`", source.path().display()))?;
+    bar.finish_and_clear();
+    Ok(written)
+}
+
+/// Builds what booting needs. An image without a kernel of its own is published all the same, and
+/// the summary says why it does not boot; a kernel that was asked for by name must work.
+async fn make_bootable(
+    store: &Store,
+    source: &Source,
+    args: &BootArgs,
+    ui: &Ui,
+) -> anyhow::Result<(Option<BootBuilt>, Option<String>)> {
+    if args.no_boot {
+        return Ok((None, None));
+    }
+    let asked = args.kernel.is_some() || !args.cmdline.is_empty();
+    let paths = ProgramPaths {
+        client: args.guest_client.clone(),
+        init: args.guest_init.clone(),
+        busybox: args.busybox.clone(),
+    };
+    let attempt = async {
+        let config = BootConfig {
+            kernel: match (&args.kernel, &args.modules) {
+                (Some(kernel), Some(modules)) => KernelSource::Files {
+                    kernel: kernel.clone(),
+                    modules: modules.clone(),
+                },
+                _ => KernelSource::Image,
+            },
+            root: args.root.clone(),
+            cmdline: args.cmdline.clone(),
+            programs: paths.find()?,
+        };
+        boot::build(store, source, config).await
+    };
+    match attempt.await {
+        Ok(built) => {
+            if built.needs_recovery {
+                ui.warn(
+                    "the root file system was not unmounted cleanly; machines boot it without replaying its journal: \
+                     run e2fsck on the image and publish it again",
+                );
+            }
+            Ok((Some(built), None))
+        }
+        Err(error) if asked => Err(error).context("cannot make the image bootable"),
+        Err(error) => Ok((None, Some(format!("{:#}", anyhow::Error::from(error))))),
+    }
+}
+
+/// Checks that an address can stand on a kernel command line in a boot script.
+fn check_base_url(url: Option<&str>) -> anyhow::Result<()> {
+    let Some(url) = url else {
+        return Ok(());
+    };
+    let rest = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"));
+    let plain = image_format::manifest::is_cmdline(url) && !url.contains([' ', '"', '\'']);
+    match rest {
+        Some(rest) if !rest.is_empty() && plain => Ok(()),
+        _ => bail!("--base-url `{url}` is not an http:// or https:// address without spaces"),
+    }
+}
+
+fn summary(
+    published: Published,
+    stats: WriteStats,
+    built: Option<&BootBuilt>,
+    not_bootable: Option<String>,
+) -> Summary {
+    let manifest = published.manifest;
+    Summary {
+        reference: published.reference,
+        version: manifest.version,
+        revision: manifest.revision,
+        published_as: match published.published_as {
+            PublishedAs::NewVersion => "new-version",
+            PublishedAs::NewRevision => "new-revision",
+            PublishedAs::Unchanged => "unchanged",
+        },
+        disk: manifest.disk,
+        chunks: stats.chunks,
+        new_chunks: stats.new_chunks,
+        new_data_bytes: stats.new_data_bytes,
+        new_stored_bytes: stats.new_stored_bytes,
+        seconds: 0.0,
+        boot: manifest.boot,
+        initramfs_bytes: built.map(|built| built.report.total_bytes),
+        not_bootable,
+        store: PathBuf::new(),
+    }
+}
+
+fn text(summary: &Summary) -> String {
+    let Summary {
+        disk, reference, ..
+    } = summary;
+    let mut out = String::new();
+    let what = match summary.published_as {
+        "new-version" => "a new version",
+        "new-revision" => "the disk was known; how it boots is new",
+        _ => "all of it was known already",
+    };
+    let _ = writeln!(
+        out,
+        "Published {reference} ({what}) in {:.1} s",
+        summary.seconds
+    );
+    let _ = writeln!(
+        out,
+        "  disk       {}, {} of data in {} chunks, the rest holes",
+        ui::size(disk.length),
+        ui::size(disk.data_bytes),
+        disk.chunks
+    );
+    let _ = writeln!(
+        out,
+        "  new        {} chunks of {} ({}), {} compressed to {}",
+        summary.new_chunks,
+        summary.chunks,
+        ui::percent(summary.new_chunks, summary.chunks),
+        ui::size(summary.new_data_bytes),
+        ui::size(summary.new_stored_bytes),
+    );
+    if let Some(boot) = &summary.boot {
+        let _ = writeln!(
+            out,
+            "  boots      kernel {} ({}), initramfs {}",
+            boot.kernel_release,
+            ui::size(boot.kernel.length),
+            ui::size(boot.initramfs.length)
+        );
+    }
+    if let Some(reason) = &summary.not_bootable {
+        let _ = writeln!(out, "  boots      no: {reason}");
+    }
+    let image = ImageRef {
+        version: None,
+        ..reference.clone()
+    };
+    let _ = writeln!(out, "\nServe it, then mount it or boot it:");
+    let _ = writeln!(
+        out,
+        "  circular-server --store {} --listen 0.0.0.0:8080",
+        summary.store.display()
+    );
+    let _ = writeln!(
+        out,
+        "  circular-mount http://HOST:8080/ {image} /mnt       # /mnt/disk.raw"
+    );
+    if summary.boot.is_some() {
+        let script = image_format::boot_script::script_path(&image);
+        let _ = writeln!(
+            out,
+            "  qemu-system-x86_64 -m 1024 -boot n -device virtio-net-pci,netdev=n \\\n    \
+             -netdev user,id=n,bootfile=http://10.0.2.2:8080/{script}"
+        );
+    }
+    out
+}

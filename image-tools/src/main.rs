@@ -1,0 +1,7 @@
+//! The `circular` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    image_tools::cli::main()
+}

@@ -1,0 +1,269 @@
+//! Makes a disk bootable: kernel and modules out of the image, an initramfs around our client.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use image_format::manifest::{self, Boot};
+use image_store::{Store, StoreError};
+use initramfs::{BuildError, DirectoryModules, FileSystem, ModuleSource, Report, Spec};
+
+use super::source::Source;
+use crate::inside::{self, InsideError, Volume};
+
+/// The programs that go into an initramfs; all of them static.
+#[derive(Clone, Debug)]
+pub struct GuestPrograms {
+    /// `circular-mount`.
+    pub client: PathBuf,
+    /// `circular-init`.
+    pub init: PathBuf,
+    /// busybox.
+    pub busybox: PathBuf,
+}
+
+/// Where kernel and modules come from.
+#[derive(Clone, Debug)]
+pub enum KernelSource {
+    /// Out of the image.
+    Image,
+    /// Files of this machine: a kernel, and the directory of its modules.
+    Files {
+        /// The kernel.
+        kernel: PathBuf,
+        /// `/lib/modules/RELEASE`; its last part is the release.
+        modules: PathBuf,
+    },
+}
+
+/// How a disk shall boot.
+#[derive(Clone, Debug)]
+pub struct BootConfig {
+    /// Where the kernel comes from.
+    pub kernel: KernelSource,
+    /// `root=` to use; found by looking into the image if not given.
+    pub root: Option<String>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// What goes into the initramfs.
+    pub programs: GuestPrograms,
+}
+
+/// Why a disk could not be made bootable.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum BootError {
+    #[error(transparent)]
+    Inside(#[from] InsideError),
+    #[error("cannot build the initramfs")]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot read the kernel `{}`", .path.display())]
+    Kernel { path: PathBuf, source: io::Error },
+    #[error("`{}` is no directory /lib/modules/RELEASE", .path.display())]
+    Modules { path: PathBuf },
+    #[error(
+        "the kernel command line is longer than 1024 characters, is not plain ASCII, or has iPXE syntax (${{…}}, &&, ||) in it"
+    )]
+    Cmdline,
+    #[error("{program} is missing: run `make guest`, or say where it is with {option}")]
+    Program {
+        program: &'static str,
+        option: &'static str,
+    },
+    #[error("the initramfs builder died")]
+    Died,
+}
+
+/// What was made bootable, and what it weighs.
+#[derive(Clone, Debug)]
+pub struct BootBuilt {
+    /// What goes into the manifest.
+    pub boot: Boot,
+    /// Sizes of the initramfs and its parts.
+    pub report: Report,
+    /// The root file system has a journal that was not replayed: it was not unmounted cleanly.
+    pub needs_recovery: bool,
+}
+
+/// Builds the initramfs for the disk of `source`, and stores it with its kernel.
+///
+/// # Errors
+/// The image has no kernel that can be used, or the store cannot be written.
+pub async fn build(
+    store: &Store,
+    source: &Source,
+    config: BootConfig,
+) -> Result<BootBuilt, BootError> {
+    if !manifest::is_cmdline(&config.cmdline)
+        || config
+            .root
+            .as_deref()
+            .is_some_and(|root| !manifest::is_cmdline(root))
+    {
+        return Err(BootError::Cmdline);
+    }
+    let disk = source
+        .file()
+        .try_clone()
+        .map_err(|source| InsideError::Read { source })?;
+    let cmdline = config.cmdline.clone();
+    let made = tokio::task::spawn_blocking(move || build_blocking(&disk, config))
+        .await
+        .map_err(|_| BootError::Died)??;
+    let boot = Boot {
+        kernel: store.put_object(made.kernel).await?,
+        initramfs: store.put_object(Bytes::from(made.initramfs.bytes)).await?,
+        kernel_release: made.release,
+        cmdline,
+        root: made.root,
+    };
+    Ok(BootBuilt {
+        boot,
+        report: made.initramfs.report,
+        needs_recovery: made.needs_recovery,
+    })
+}
+
+struct Made {
+    kernel: Bytes,
+    release: String,
+    root: Option<String>,
+    initramfs: initramfs::Initramfs,
+    needs_recovery: bool,
+}
+
+fn build_blocking(disk: &std::fs::File, config: BootConfig) -> Result<Made, BootError> {
+    match config.kernel {
+        KernelSource::Image => {
+            let mut kernel = inside::find_kernel(disk)?;
+            let bytes = std::mem::take(&mut kernel.bytes);
+            let release = kernel.release.clone();
+            let volume = kernel.volume.clone();
+            finish(
+                disk,
+                bytes,
+                release,
+                &kernel,
+                Some(&volume),
+                config.root,
+                config.programs,
+            )
+        }
+        KernelSource::Files { kernel, modules } => {
+            let bytes = std::fs::read(&kernel).map_err(|source| BootError::Kernel {
+                path: kernel,
+                source,
+            })?;
+            let release = modules
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .filter(|name| manifest::is_release(name) && modules.join("modules.dep").is_file())
+                .ok_or_else(|| BootError::Modules {
+                    path: modules.clone(),
+                })?;
+            let volumes = inside::volumes(disk)?;
+            let found = match &config.root {
+                Some(root) => volumes
+                    .iter()
+                    .find(|volume| volume.root.as_ref() == Some(root)),
+                None => volumes.first(),
+            };
+            let source = DirectoryModules::new(modules);
+            finish(
+                disk,
+                bytes,
+                release,
+                &source,
+                found,
+                config.root,
+                config.programs,
+            )
+        }
+    }
+}
+
+fn finish(
+    disk: &std::fs::File,
+    kernel: Vec<u8>,
+    release: String,
+    modules: &dyn ModuleSource,
+    volume: Option<&Volume>,
+    root: Option<String>,
+    programs: GuestPrograms,
+) -> Result<Made, BootError> {
+    let root = root.or_else(|| volume.and_then(|volume| volume.root.clone()));
+    let initramfs = initramfs::build(&Spec {
+        kernel_release: release.clone(),
+        modules,
+        filesystem: volume.map_or(FileSystem::Ext4, |volume| volume.superblock.filesystem),
+        root: root.clone(),
+        client: programs.client,
+        init: programs.init,
+        busybox: programs.busybox,
+        extra_modules: Vec::new(),
+        extra_files: Vec::new(),
+    })?;
+    Ok(Made {
+        kernel: Bytes::from(kernel),
+        release,
+        root,
+        initramfs,
+        needs_recovery: match volume {
+            Some(volume) => inside::needs_recovery(disk, volume)?,
+            None => false,
+        },
+    })
+}
+
+/// What the publisher said about where programs are.
+#[derive(Clone, Debug, Default)]
+pub struct ProgramPaths {
+    /// The static `circular-mount`.
+    pub client: Option<PathBuf>,
+    /// The static `circular-init`.
+    pub init: Option<PathBuf>,
+    /// A static busybox.
+    pub busybox: Option<PathBuf>,
+}
+
+impl ProgramPaths {
+    /// Finds each program: where the publisher said, beside this program, or where packages put it.
+    ///
+    /// # Errors
+    /// One is nowhere.
+    pub fn find(self) -> Result<GuestPrograms, BootError> {
+        let find = |given: Option<PathBuf>, program: &'static str, option| {
+            given
+                .or_else(|| places(program).into_iter().find(|path| path.is_file()))
+                .ok_or(BootError::Program { program, option })
+        };
+        Ok(GuestPrograms {
+            client: find(self.client, "circular-mount", "--guest-client")?,
+            init: find(self.init, "circular-init", "--guest-init")?,
+            busybox: find(self.busybox, "busybox", "--busybox")?,
+        })
+    }
+}
+
+/// Where a static program may be: an installation's library directory, a build tree, Debian's
+/// busybox-static.
+fn places(program: &str) -> Vec<PathBuf> {
+    let mut directories = Vec::new();
+    if let Ok(this) = std::env::current_exe()
+        && let Some(here) = this.parent()
+    {
+        directories.push(here.join("../lib/circular"));
+        directories.push(here.join("../guest/x86_64-unknown-linux-gnu/guest"));
+    }
+    directories.push(PathBuf::from("/usr/lib/circular"));
+    let mut paths: Vec<_> = directories
+        .iter()
+        .map(|directory| directory.join(program))
+        .collect();
+    if program == "busybox" {
+        paths.extend(["/bin/busybox", "/usr/bin/busybox"].map(|path| Path::new(path).to_owned()));
+    }
+    paths
+}
