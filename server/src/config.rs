@@ -1,0 +1,78 @@
+//! What the server is told: checked values, no environment, no defaults but [`Limits::DEFAULT`].
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::access_log::AccessLog;
+
+/// What to serve, where, and how much at once.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The directory that holds the store.
+    pub store: PathBuf,
+    /// The addresses to listen on; port 0 takes a free one.
+    pub listen: Vec<SocketAddr>,
+    /// Whether each request is logged.
+    pub access_log: AccessLog,
+    /// The bounds.
+    pub limits: Limits,
+}
+
+impl Config {
+    /// Serves `store` on `listen` with the default limits and an access log.
+    #[must_use]
+    pub fn new(store: PathBuf, listen: Vec<SocketAddr>) -> Self {
+        Self {
+            store,
+            listen,
+            access_log: AccessLog::On,
+            limits: Limits::DEFAULT,
+        }
+    }
+}
+
+/// The bounds on what strangers may make the server hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; more wait in the listen queue of the kernel, they are not refused.
+    pub connections: NonZeroUsize,
+    /// Answers at once, over all connections: bounds the memory and the open files that HTTP/2
+    /// clients can make the server hold. More wait, see [`Limits::ADMISSION_TIMEOUT`].
+    pub answers: NonZeroUsize,
+    /// How long a request head may take to arrive, and a connection may sit idle.
+    pub head_timeout: Duration,
+    /// How long a client may take no byte of an answer before its connection is closed.
+    pub stall_timeout: Duration,
+    /// How long answers may go on after shutdown was asked for.
+    pub drain_timeout: Duration,
+}
+
+impl Limits {
+    /// - 1024 connections: more machines than boot at once from a server with a 10 Gbit/s link.
+    /// - 2048 answers, two for each connection. Each has a piece of at most 256 KiB in hand:
+    ///   512 MiB at the very most, where every client stalls at the worst moment.
+    /// - 60 s: longer than the pauses of a client between reads, short enough that idle
+    ///   connections do not use up the 1024.
+    /// - 120 s: a guest that is paused or swapping may take no byte for a while. It only has
+    ///   to connect again if it does for longer.
+    /// - 30 s: an object of 16 MiB at 5 Mbit/s.
+    pub const DEFAULT: Self = Self {
+        connections: NonZeroUsize::new(1024).expect("not zero"),
+        answers: NonZeroUsize::new(2048).expect("not zero"),
+        head_timeout: Duration::from_secs(60),
+        stall_timeout: Duration::from_secs(120),
+        drain_timeout: Duration::from_secs(30),
+    };
+
+    /// How long a request waits for its turn before it is answered with 503: shorter than the
+    /// command time-out of iPXE, 15 s.
+    pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// Most bytes of a request head; more is answered with 431. A head of ours has under 1 KiB.
+    pub const HEAD_BYTES_MAX: u32 = 16 << 10;
+
+    /// Most answers at once on one HTTP/2 connection.
+    pub const STREAMS_MAX: u32 = 64;
+}

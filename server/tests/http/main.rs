@@ -1,0 +1,7 @@
+//! The server over real sockets: in-process, on port 0, with a store that each test makes.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod connections;
+mod files;
+mod images;
+mod support;
