@@ -1,0 +1,170 @@
+//! Holds the code to the test vectors in docs/FORMAT.md: they are read from that file, so neither
+//! can change without the other.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use image_format::chunk_index::{Header, IndexEntry};
+use image_format::chunker::{ChunkerParams, Cut, End};
+use image_format::page::{Location, Page, PageBuilder};
+use image_format::region_table::RegionTable;
+use image_format::{ChunkId, Digest, ImageRef, ObjectRef, frame};
+
+const DOCUMENT: &str = include_str!("../../docs/FORMAT.md");
+
+/// Lines `KEY = VALUE` of the fenced blocks marked `vectors`.
+fn vectors() -> BTreeMap<&'static str, &'static str> {
+    DOCUMENT
+        .split("```vectors\n")
+        .skip(1)
+        .filter_map(|part| part.split_once("```"))
+        .flat_map(|(block, _)| block.lines())
+        .filter_map(|line| line.split_once(" = "))
+        .collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+/// A block of the kind that a letter stands for, at place `number` (docs/FORMAT.md, "Vectors").
+fn block(kind: char, number: u64) -> Vec<u8> {
+    let filled = match kind {
+        '0' => 0,
+        't' => 1000,
+        'f' => 4096,
+        _ => panic!("no such kind of block: {kind}"),
+    };
+    let noise = |at: u64| {
+        ((number << 20) + at)
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .to_le_bytes()[5]
+            | 1
+    };
+    (0..4096)
+        .map(|at| if at < filled { noise(at) } else { 0 })
+        .collect()
+}
+
+fn cuts(kinds: &str) -> String {
+    let disk: Vec<u8> = (0..)
+        .zip(kinds.chars())
+        .flat_map(|(number, kind)| block(kind, number))
+        .collect();
+    let (mut at, mut out) = (0, Vec::new());
+    while at < disk.len() {
+        let blocks = match ChunkerParams::DEFAULT.cut(&disk[at..], End::Region) {
+            Cut::Zero { blocks } => blocks,
+            Cut::Chunk { blocks } => {
+                out.push(format!("{}+{blocks}", at / 4096));
+                blocks
+            }
+            Cut::More => panic!("the region ends here"),
+        };
+        at += blocks * 4096;
+    }
+    if out.is_empty() {
+        "none".to_owned()
+    } else {
+        out.join(" ")
+    }
+}
+
+fn pack() -> ObjectRef {
+    ObjectRef {
+        digest: Digest::of(b"pack"),
+        length: 100_000,
+    }
+}
+
+fn page() -> Page {
+    let mut builder = PageBuilder::default();
+    let place = |offset, length| Location {
+        pack: pack(),
+        offset,
+        length,
+    };
+    builder.push(0, 2, ChunkId::of(b"one"), place(8, 500));
+    builder.push(7, 64, ChunkId::of(b"two"), place(508, 90_000));
+    builder.finish().unwrap().unwrap()
+}
+
+fn computed(key: &str) -> String {
+    let (kind, input) = key.split_once(' ').unwrap_or((key, ""));
+    match kind {
+        "digest" => Digest::of(input.as_bytes()).to_string(),
+        "object-path" => Digest::of(input.as_bytes()).object_path(),
+        "safe-form" => input.parse::<ImageRef>().unwrap().to_file_safe(),
+        "cuts" => cuts(input),
+        "block-digest" => {
+            let (kind, number) = input.split_once(' ').unwrap();
+            Digest::of(&block(
+                kind.chars().next().unwrap(),
+                number.parse().unwrap(),
+            ))
+            .to_string()
+        }
+        "page" => hex(&page().encode()),
+        "page-digest" => Digest::of(&page().encode()).to_string(),
+        "region-table" => {
+            let pages = [Some(Digest::of(b"page")), None];
+            hex(&RegionTable::encode((64 << 20) + 5, &pages).root)
+        }
+        "chunk-index-header" => hex(&Header {
+            n_packs: 1,
+            n_entries: 2,
+        }
+        .encode()),
+        "chunk-index-entry" => hex(&IndexEntry {
+            chunk: ChunkId::of(b"one"),
+            pack: 0,
+            offset: 8,
+            length: 500,
+        }
+        .encode()),
+        _ => panic!("no such vector: {key}"),
+    }
+}
+
+#[test]
+fn the_document_and_the_code_agree() {
+    let vectors = vectors();
+    assert!(vectors.len() >= 12, "vectors were lost from docs/FORMAT.md");
+    let wrong: Vec<_> = vectors
+        .iter()
+        .filter(|(key, _)| !key.starts_with("frame"))
+        .map(|(key, value)| (key, *value, computed(key)))
+        .filter(|(_, value, computed)| value != computed)
+        .map(|(key, _, computed)| format!("{key} = {computed}"))
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "docs/FORMAT.md should say\n{}",
+        wrong.join("\n")
+    );
+}
+
+#[test]
+fn frames_in_the_document_decode() {
+    let frames: Vec<_> = vectors()
+        .into_iter()
+        .filter(|(key, _)| key.starts_with("frame "))
+        .collect();
+    assert!(!frames.is_empty(), "no frame in docs/FORMAT.md");
+    for (key, stored) in frames {
+        let [_, length, id] = key.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{key}: not `frame LENGTH CHUNK`");
+        };
+        let bytes: Vec<u8> = stored
+            .as_bytes()
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect();
+        let id = ChunkId::from_bytes(*id.parse::<Digest>().unwrap().as_bytes());
+        let chunk = frame::decode(id, length.parse().unwrap(), &bytes).unwrap();
+        assert_eq!(chunk.bytes().len().to_string(), length);
+    }
+}
