@@ -1,0 +1,140 @@
+//! Wiring: the one place that picks concrete parts and nests them.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::runtime::Handle;
+
+use crate::cache::Caches;
+use crate::cache::disk::DiskCache;
+use crate::cache::memory::MemoryCache;
+use crate::config::{Config, Role};
+use crate::disk::Disk;
+use crate::fetch::fetcher::Fetcher;
+use crate::fetch::http::HttpSource;
+use crate::fs::ImageFs;
+use crate::log;
+use crate::mount::signals::Signals;
+use crate::mount::{Mount, Mountpoint};
+use crate::open::{OpenImage, open};
+use crate::process::{self, Readiness, Side};
+use crate::stats::Stats;
+
+/// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
+const BLOCKING_THREADS_EXTRA: usize = 4;
+
+/// Mounts as told and serves until the mount is gone.
+///
+/// # Errors
+///
+/// Says which step failed, on what, and why.
+pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    if config.process.role == Role::RootDisk {
+        process::take_storage_name()
+            .context("cannot start anew under a name that begins with @")?;
+    }
+    // A relative path or a bad mount point is told at once, while we are where we were called.
+    let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
+    let readiness = match process::detach(config.process.style, config.process.ready_fd)? {
+        Side::Waiting(code) => return Ok(ExitCode::from(code)),
+        Side::Mounting(readiness) => readiness,
+    };
+    log::init(&config.process)?;
+    process::bound_heap();
+    if config.process.role == Role::RootDisk {
+        process::harden();
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(cores + BLOCKING_THREADS_EXTRA)
+        .build()
+        .context("cannot start the worker threads")?;
+    let outcome = runtime.block_on(serve(config, mountpoint, readiness));
+    runtime.shutdown_background();
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(
+    config: &Config,
+    mountpoint: Mountpoint,
+    readiness: Readiness,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    let source = HttpSource::new(config.base.clone(), &config.network)?;
+    let stats = Arc::new(Stats::default());
+    let image = tokio::select! {
+        image = open_image(config, &source, &stats) => image?,
+        signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
+    };
+    let caches = Arc::new(Caches {
+        memory: MemoryCache::new(config.memory_cache.to_usize()),
+        disk: open_disk_cache(config, &image).await,
+    });
+    let network = &config.network;
+    let fetcher = Fetcher::new(
+        source,
+        network.connections,
+        network.retry,
+        Arc::clone(&caches),
+        Arc::clone(&stats),
+    );
+    let disk = Disk::new(
+        image.table.clone(),
+        Arc::new(fetcher),
+        caches,
+        &Handle::current(),
+    );
+    let fs = ImageFs::new(disk, &image, &config.base, stats);
+    let name = format!("{}{}", config.base, image.reference);
+    let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
+    tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
+    readiness.announce().context("cannot leave the terminal")?;
+    mount.serve(config.process.role, &mut signals).await?;
+    tracing::info!("unmounted");
+    Ok(())
+}
+
+/// Opens the image with patience of its own; nothing of that goes into the caches.
+async fn open_image(
+    config: &Config,
+    source: &HttpSource,
+    stats: &Arc<Stats>,
+) -> anyhow::Result<OpenImage> {
+    let none = Arc::new(Caches {
+        memory: MemoryCache::new(0),
+        disk: DiskCache::off(),
+    });
+    let network = &config.network;
+    let fetcher = Fetcher::new(
+        source.clone(),
+        network.connections,
+        network.retry_open,
+        none,
+        Arc::clone(stats),
+    );
+    let image = open(&fetcher, &config.base, &config.reference).await;
+    image.with_context(|| format!("cannot open `{}`", config.reference))
+}
+
+/// The disk cache, or none: whatever is wrong with it, the mount works without.
+async fn open_disk_cache(config: &Config, image: &OpenImage) -> DiskCache {
+    let Some(cache) = config.disk_cache.clone() else {
+        return DiskCache::off();
+    };
+    let (digest, length) = (image.disk_digest(), image.manifest.disk.length);
+    let opened = tokio::task::spawn_blocking(move || DiskCache::open(&cache, digest, length)).await;
+    match opened {
+        Ok(Ok(cache)) => cache,
+        Ok(Err(error)) => {
+            let cause: &dyn std::error::Error = &error;
+            tracing::warn!(error = cause, "no disk cache");
+            DiskCache::off()
+        }
+        Err(error) => {
+            tracing::error!(%error, "no disk cache");
+            DiskCache::off()
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! What the cache file promises: the chunk or a miss, whatever happened to the file.
+
+use image_format::chunk::ChunkId;
+use image_format::digest::{Digest, ObjectRef};
+use image_format::page::Entry;
+
+use super::*;
+use crate::config::{ByteSize, DiskCacheConfig};
+
+const DISK_BYTES: u64 = 100 * 4096 + 7;
+
+fn digest() -> Digest {
+    Digest::of(b"disk")
+}
+
+fn open(directory: &std::path::Path, bytes_max: Option<u64>) -> Result<DiskCache, CacheError> {
+    let bytes_max = bytes_max.map(ByteSize);
+    DiskCache::open(
+        &DiskCacheConfig {
+            directory: directory.to_owned(),
+            bytes_max,
+        },
+        digest(),
+        DISK_BYTES,
+    )
+}
+
+fn file(directory: &std::path::Path) -> PathBuf {
+    directory.join("disks-v1").join(format!("{}.raw", digest()))
+}
+
+/// A chunk of `blocks` blocks at `block`, with its place.
+fn chunk(block: u32, blocks: u32, seed: u8) -> (Place, Chunk) {
+    let bytes: Vec<u8> = (0..blocks * BLOCK_BYTES)
+        .map(|i| u8::try_from(i % 251).unwrap() ^ seed | 1)
+        .collect();
+    let chunk = Chunk::verify(ChunkId::of(&bytes), bytes.into()).unwrap();
+    let pack = ObjectRef {
+        digest: Digest::of(b"pack"),
+        length: 1 << 20,
+    };
+    let entry = Entry {
+        block,
+        blocks,
+        chunk: chunk.id(),
+        pack: 0,
+        offset: 8,
+        length: 100,
+    };
+    (Place::new(0, entry, pack), chunk)
+}
+
+/// The bytes `within` the chunk, if the cache has them.
+fn read(cache: &DiskCache, place: &Place, within: Range<usize>) -> Option<Bytes> {
+    match cache.read(place, within.clone()) {
+        Cached::Chunk(chunk) => Some(chunk.bytes().slice(within)),
+        Cached::Part(part) => Some(part),
+        Cached::Miss | Cached::Rejected => None,
+    }
+}
+
+#[test]
+fn what_is_filled_is_found_now_and_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let (place, chunk) = chunk(3, 4, 0x55);
+    let cache = open(directory.path(), None).unwrap();
+    assert!(!cache.may_hold(&place));
+    assert_eq!(cache.fill(&place, &chunk), 4 * 4096);
+    assert_eq!(cache.fill(&place, &chunk), 0, "it is there already");
+    for cache in [cache, open(directory.path(), None).unwrap()] {
+        for within in [0..16_384, 0..1, 4095..4097, 5000..5001, 16_383..16_384] {
+            assert_eq!(
+                read(&cache, &place, within.clone()).unwrap(),
+                chunk.bytes()[within]
+            );
+        }
+    }
+}
+
+#[test]
+fn the_last_block_of_an_odd_disk_has_its_place() {
+    let directory = tempfile::tempdir().unwrap();
+    let (place, chunk) = chunk(100, 1, 3);
+    let cache = open(directory.path(), None).unwrap();
+    cache.fill(&place, &chunk);
+    assert_eq!(read(&cache, &place, 0..7).unwrap(), chunk.bytes()[..7]);
+}
+
+#[test]
+fn damage_is_a_rejected_chunk_and_heals() {
+    let directory = tempfile::tempdir().unwrap();
+    let (place, chunk) = chunk(3, 4, 0x55);
+    open(directory.path(), None).unwrap().fill(&place, &chunk);
+    let raw = File::options()
+        .write(true)
+        .open(file(directory.path()))
+        .unwrap();
+    raw.write_all_at(b"\xff", place.disk_offset() + 9000)
+        .unwrap();
+    let cache = open(directory.path(), None).unwrap();
+    assert!(matches!(cache.read(&place, 0..10), Cached::Rejected));
+    assert!(matches!(cache.read(&place, 0..10), Cached::Miss));
+    assert_eq!(cache.fill(&place, &chunk), 4 * 4096);
+    assert_eq!(read(&cache, &place, 0..16_384).unwrap(), chunk.bytes());
+}
+
+#[test]
+fn a_chunk_of_another_place_is_rejected() {
+    let directory = tempfile::tempdir().unwrap();
+    let ((place, chunk), (other, _)) = (chunk(3, 4, 1), chunk(3, 4, 2));
+    let cache = open(directory.path(), None).unwrap();
+    cache.fill(&place, &chunk);
+    assert!(matches!(cache.read(&other, 0..10), Cached::Rejected));
+}
+
+#[test]
+fn a_zero_block_is_a_miss_even_after_verification() {
+    let directory = tempfile::tempdir().unwrap();
+    let (place, chunk) = chunk(3, 4, 0x55);
+    let cache = open(directory.path(), None).unwrap();
+    cache.fill(&place, &chunk);
+    assert!(read(&cache, &place, 0..10).is_some());
+    let raw = File::options()
+        .write(true)
+        .open(file(directory.path()))
+        .unwrap();
+    raw.write_all_at(&[0; 4096], place.disk_offset() + 4096)
+        .unwrap();
+    assert!(read(&cache, &place, 5000..6000).is_none());
+}
+
+#[test]
+fn a_file_of_a_wrong_length_is_made_right_and_its_holes_are_misses() {
+    let directory = tempfile::tempdir().unwrap();
+    let ((near, a), (far, b)) = (chunk(3, 4, 1), chunk(50, 4, 2));
+    let cache = open(directory.path(), None).unwrap();
+    cache.fill(&near, &a);
+    cache.fill(&far, &b);
+    drop(cache);
+    for length in [52 * 4096, 1 << 30] {
+        File::options()
+            .write(true)
+            .open(file(directory.path()))
+            .unwrap()
+            .set_len(length)
+            .unwrap();
+        let cache = open(directory.path(), None).unwrap();
+        assert_eq!(read(&cache, &near, 0..100).unwrap(), a.bytes()[..100]);
+        assert!(read(&cache, &far, 0..16_384).is_none());
+    }
+}
+
+#[test]
+fn truncation_while_it_is_used_switches_the_cache_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let (place, chunk) = chunk(3, 4, 1);
+    let cache = open(directory.path(), None).unwrap();
+    cache.fill(&place, &chunk);
+    File::options()
+        .write(true)
+        .open(file(directory.path()))
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    assert!(read(&cache, &place, 0..100).is_none());
+    assert!(!cache.may_hold(&place));
+    assert_eq!(cache.fill(&place, &chunk), 0);
+}
+
+#[test]
+fn filling_stops_at_the_bound_over_all_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = open(directory.path(), Some(6 * 4096)).unwrap();
+    let ((first, a), (second, b)) = (chunk(3, 4, 1), chunk(50, 4, 2));
+    assert!(cache.fill(&first, &a) > 0);
+    assert_eq!(cache.fill(&second, &b), 0);
+    assert!(
+        read(&cache, &first, 0..1).is_some(),
+        "what is there is still served"
+    );
+    drop(cache);
+    let cache = open(directory.path(), Some(6 * 4096)).unwrap();
+    assert_eq!(
+        cache.fill(&second, &b),
+        0,
+        "what a former run filled counts"
+    );
+}
+
+#[test]
+fn two_mounts_share_a_file_and_an_exclusive_holder_keeps_others_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, second) = (
+        open(directory.path(), None).unwrap(),
+        open(directory.path(), None).unwrap(),
+    );
+    let (place, chunk) = chunk(3, 4, 1);
+    assert!(first.fill(&place, &chunk) > 0 && second.fill(&place, &chunk) > 0);
+    assert!(read(&first, &place, 0..9).is_some() && read(&second, &place, 0..9).is_some());
+    drop((first, second));
+    let raw = File::open(file(directory.path())).unwrap();
+    let _exclusive = Flock::lock(raw, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+    assert!(matches!(
+        open(directory.path(), None),
+        Err(CacheError::Locked { .. })
+    ));
+}
+
+#[test]
+fn odd_things_in_the_way_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("disks-v1")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", file(directory.path())).unwrap();
+    assert!(
+        matches!(open(directory.path(), None), Err(CacheError::Io { .. })),
+        "a link is not followed"
+    );
+    std::fs::remove_file(file(directory.path())).unwrap();
+    std::fs::create_dir(file(directory.path())).unwrap();
+    assert!(open(directory.path(), None).is_err());
+    let in_the_way = directory.path().join("file");
+    std::fs::write(&in_the_way, "").unwrap();
+    assert!(open(&in_the_way, None).is_err());
+}
+
+#[test]
+fn a_cache_that_is_off_has_nothing_and_takes_nothing() {
+    let (place, chunk) = chunk(3, 4, 1);
+    let cache = DiskCache::off();
+    assert_eq!(cache.fill(&place, &chunk), 0);
+    assert!(!cache.may_hold(&place) && matches!(cache.read(&place, 0..1), Cached::Miss));
+}
+
+#[test]
+fn a_full_file_system_switches_the_cache_off() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can mount a small file system");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(
+        Some("small"),
+        directory.path(),
+        Some("tmpfs"),
+        flags,
+        Some("size=64k"),
+    )
+    .unwrap();
+    let unmount = Unmount(directory.path());
+    let cache = open(directory.path(), Some(1 << 20)).unwrap();
+    let chunks: Vec<_> = (0..20)
+        .map(|number| chunk(number * 5, 4, u8::try_from(number).unwrap() * 2))
+        .collect();
+    let filled = chunks
+        .iter()
+        .take_while(|(place, chunk)| cache.fill(place, chunk) > 0)
+        .count();
+    assert!((1..20).contains(&filled), "{filled} chunks fit in 64 KiB");
+    assert!(
+        chunks
+            .iter()
+            .all(|(place, _)| read(&cache, place, 0..1).is_none()),
+        "it is off for good"
+    );
+    drop((cache, unmount));
+}
+
+/// Takes a mount away when the test ends, however it ends.
+struct Unmount<'a>(&'a std::path::Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}

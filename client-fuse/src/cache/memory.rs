@@ -1,0 +1,43 @@
+//! Keeps recently used chunks in memory, up to a number of bytes.
+//!
+//! A [`Chunk`] is verified by construction, so what is found here is believed.
+
+use image_format::chunk::{Chunk, ChunkId};
+
+use crate::cache::shelf::Shelf;
+
+/// A byte-bounded cache of verified chunks; the least recently used one goes first.
+#[derive(Debug)]
+pub struct MemoryCache(Shelf<ChunkId, Chunk>);
+
+impl MemoryCache {
+    /// An empty cache of at most `bytes_max` bytes of chunks (their bookkeeping is about 1 % more).
+    #[must_use]
+    pub fn new(bytes_max: usize) -> Self {
+        Self(Shelf::new(bytes_max))
+    }
+
+    /// The bound.
+    #[must_use]
+    pub const fn bytes_max(&self) -> usize {
+        self.0.bytes_max()
+    }
+
+    /// The chunk `id`, now the most recently used one.
+    #[must_use]
+    pub fn find(&self, id: &ChunkId) -> Option<Chunk> {
+        self.0.find(id)
+    }
+
+    /// Whether `id` is here; does not count as use.
+    #[must_use]
+    pub fn holds(&self, id: &ChunkId) -> bool {
+        self.0.holds(id)
+    }
+
+    /// Keeps `chunk` and returns whether it was new; makes room by dropping what was unused for longest.
+    pub fn keep(&self, chunk: Chunk) -> bool {
+        let bytes = chunk.bytes().len();
+        self.0.keep(chunk.id(), chunk, bytes)
+    }
+}

@@ -1,0 +1,203 @@
+//! Finds parts of chunks: in memory, in the disk cache, on their way, or on the server.
+//!
+//! Whatever a read lacks is fetched together: neighbouring chunks come in one request. A chunk that
+//! is already on its way is waited for, whoever asked for it first, so that no chunk is ever fetched
+//! twice at once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use image_format::chunk::ChunkId;
+use tokio::runtime::Handle;
+
+use crate::cache::Caches;
+use crate::cache::disk::Cached;
+use crate::disk::plan::Part;
+use crate::fetch::fetcher::{Delivery, Fetcher, Wanted};
+use crate::fetch::lanes::{Hurry, Priority};
+use crate::fetch::plan::{PlanLimits, coalesce};
+use crate::fetch::{FetchError, Source};
+use crate::flight::{Abandoned, Boarding, Flights, Seat};
+use crate::place::Place;
+use crate::stats::Stats;
+use crate::tasks::Tasks;
+
+/// A read joins this many flights that come to nothing (a task failed) before it reports an error.
+const ABANDONED_MAX: usize = 3;
+
+/// All chunks of a store, as seen through the caches.
+#[derive(Debug)]
+pub struct Chunks<S> {
+    fetcher: Arc<Fetcher<S>>,
+    caches: Arc<Caches>,
+    flights: Flights<ChunkId, Delivery>,
+    tasks: Tasks,
+    stats: Arc<Stats>,
+}
+
+/// The parts of one read that are still looked for, by their number in the read.
+type Missing = Vec<(usize, Part)>;
+
+impl<S: Source> Chunks<S> {
+    /// Chunks that `fetcher` fetches into `caches`, by tasks on `runtime`.
+    #[must_use]
+    pub fn new(
+        fetcher: Arc<Fetcher<S>>,
+        caches: Arc<Caches>,
+        runtime: Handle,
+        stats: Arc<Stats>,
+    ) -> Self {
+        Self {
+            fetcher,
+            caches,
+            flights: Flights::new(),
+            tasks: Tasks::new(runtime),
+            stats,
+        }
+    }
+
+    /// Most bytes that are worth fetching ahead: what is not read soon must not push out what is.
+    #[must_use]
+    pub fn ahead_bytes_max(&self) -> u64 {
+        self.caches.memory.bytes_max() as u64 / 4
+    }
+
+    /// The bytes of `parts`, in order.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be had.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops waiting; fetches under way go on into the caches.
+    pub async fn read(&self, parts: &[Part]) -> Result<Vec<Bytes>, FetchError> {
+        let mut found = vec![Bytes::new(); parts.len()];
+        let missing = self.look_in_memory(parts, &mut found);
+        let mut missing = self.look_on_disk(missing, &mut found).await;
+        self.stats.misses.add(missing.len() as u64);
+        for _ in 0..ABANDONED_MAX {
+            if missing.is_empty() {
+                return Ok(found);
+            }
+            missing = self.fetch(missing, &mut found).await?;
+        }
+        match missing.first() {
+            None => Ok(found),
+            Some((_, part)) => Err(FetchError::Abandoned {
+                path: part.place.pack().digest.object_path(),
+            }),
+        }
+    }
+
+    fn look_in_memory(&self, parts: &[Part], found: &mut [Bytes]) -> Missing {
+        let mut missing = Vec::new();
+        for (number, part) in parts.iter().enumerate() {
+            match self.caches.memory.find(&part.place.id()) {
+                Some(chunk) => found[number] = chunk.bytes().slice(part.within.clone()),
+                None => missing.push((number, part.clone())),
+            }
+        }
+        self.stats
+            .memory_hits
+            .add((parts.len() - missing.len()) as u64);
+        missing
+    }
+
+    async fn look_on_disk(&self, missing: Missing, found: &mut [Bytes]) -> Missing {
+        let (likely, mut missing): (Missing, Missing) = missing
+            .into_iter()
+            .partition(|(_, part)| self.caches.disk.may_hold(&part.place));
+        if likely.is_empty() {
+            return missing;
+        }
+        let (caches, before) = (Arc::clone(&self.caches), missing.len() + likely.len());
+        let asked = likely.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let read =
+                |(_, part): &(usize, Part)| caches.disk.read(&part.place, part.within.clone());
+            asked.iter().map(read).collect::<Vec<_>>()
+        });
+        let Ok(cached) = reading.await else {
+            missing.extend(likely);
+            return missing;
+        };
+        for ((number, part), cached) in likely.into_iter().zip(cached) {
+            match cached {
+                Cached::Part(bytes) => found[number] = bytes,
+                Cached::Chunk(chunk) => {
+                    found[number] = chunk.bytes().slice(part.within);
+                    self.caches.memory.keep(chunk);
+                }
+                Cached::Miss => missing.push((number, part)),
+                Cached::Rejected => {
+                    self.stats.disk_rejects.increment();
+                    missing.push((number, part));
+                }
+            }
+        }
+        self.stats.disk_hits.add((before - missing.len()) as u64);
+        missing
+    }
+
+    /// Fetches what is missing and returns what was abandoned by a failed task.
+    async fn fetch(&self, missing: Missing, found: &mut [Bytes]) -> Result<Missing, FetchError> {
+        let hurry = Arc::new(Hurry::new());
+        let mut wanted = Vec::new();
+        let mut seats: Vec<(usize, Part, Seat<Delivery>)> = Vec::new();
+        for (number, part) in missing {
+            match self.flights.board(part.place.id(), &hurry) {
+                Boarding::Follow(seat) => {
+                    seat.hurry();
+                    self.stats.shared_fetches.increment();
+                    seats.push((number, part, seat));
+                }
+                Boarding::Lead(landing, seat) => {
+                    // It may have landed between the look into memory and this.
+                    match self.caches.memory.find(&part.place.id()) {
+                        Some(chunk) => landing.deliver(Ok(chunk)),
+                        None => wanted.push(Wanted {
+                            place: part.place,
+                            landing,
+                        }),
+                    }
+                    seats.push((number, part, seat));
+                }
+            }
+        }
+        self.launch(wanted, Priority::Guest, &hurry);
+        let mut abandoned = Vec::new();
+        for (number, part, seat) in seats {
+            match seat.wait().await {
+                Ok(delivery) => found[number] = delivery?.bytes().slice(part.within),
+                Err(Abandoned) => abandoned.push((number, part)),
+            }
+        }
+        Ok(abandoned)
+    }
+
+    /// Fetches into the caches what of `places` is neither there nor on its way. Does not wait.
+    pub fn fetch_ahead(&self, places: impl IntoIterator<Item = Place>) {
+        let hurry = Arc::new(Hurry::new());
+        let mut wanted = Vec::new();
+        for place in places {
+            if self.caches.memory.holds(&place.id()) || self.caches.disk.may_hold(&place) {
+                continue;
+            }
+            if let Boarding::Lead(landing, _) = self.flights.board(place.id(), &hurry)
+                && !self.caches.memory.holds(&place.id())
+            {
+                wanted.push(Wanted { place, landing });
+            }
+        }
+        self.stats.ahead_chunks.add(wanted.len() as u64);
+        self.launch(wanted, Priority::Ahead, &hurry);
+    }
+
+    fn launch(&self, wanted: Vec<Wanted>, priority: Priority, hurry: &Arc<Hurry>) {
+        for request in coalesce(wanted, PlanLimits::DEFAULT) {
+            self.tasks
+                .spawn(Arc::clone(&self.fetcher).range(request, priority, Arc::clone(hurry)));
+        }
+    }
+}

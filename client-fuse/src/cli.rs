@@ -1,0 +1,260 @@
+//! The command line: what may be typed, checked into a [`Config`]. The environment ends here.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use image_format::reference::ImageRef;
+use tracing::level_filters::LevelFilter;
+
+use crate::app;
+use crate::config::{
+    Access, BaseUrl, ByteSize, Config, DiskCacheConfig, MountConfig, NetworkConfig, ProcessConfig,
+    Role, Style,
+};
+use crate::fetch::retry::RetryPolicy;
+
+const EXAMPLES: &str = "\
+Examples:
+  circular-mount http://host:8080/ debian:12 /mnt
+  losetup --find --show --partscan --read-only /mnt/disk.raw
+  umount /mnt        (or, not being root: fusermount3 -u /mnt)
+
+Exit codes: 0 done, 1 failed, 2 wrong usage";
+
+/// Mount a published image as a read-only disk file, fetched as it is read
+#[derive(Debug, Parser)]
+#[command(name = "circular-mount", bin_name = "circular-mount", version, after_help = EXAMPLES)]
+pub struct Args {
+    /// Address of the store
+    #[arg(value_name = "URL")]
+    pub url: BaseUrl,
+    /// Image to mount
+    #[arg(value_name = "NAME[:TAG][@VERSION]")]
+    pub image: ImageRef,
+    /// Empty directory to mount on; the disk appears in it as disk.raw
+    #[arg(value_name = "MOUNTPOINT")]
+    pub mountpoint: PathBuf,
+
+    /// Stay in the foreground
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Let other users read the disk
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Write "READY" to this open descriptor when the mount serves
+    #[arg(long, value_name = "N")]
+    pub ready_fd: Option<i32>,
+    /// Carry the root disk of this machine: never give up, never be killed, log to the kernel
+    #[arg(long)]
+    pub initramfs: bool,
+
+    /// Directory of the disk cache [default: /var/cache/circular for root, else ~/.cache/circular]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "CIRCULAR_CACHE",
+        help_heading = "Caches",
+        conflicts_with = "no_cache"
+    )]
+    pub cache: Option<PathBuf>,
+    /// Keep nothing on disk
+    #[arg(long, help_heading = "Caches")]
+    pub no_cache: bool,
+    /// Most bytes of all disks in the cache directory [default: half of the free space, at most 10G]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        env = "CIRCULAR_CACHE_SIZE",
+        help_heading = "Caches"
+    )]
+    pub cache_size: Option<ByteSize>,
+    /// Most bytes of chunks kept in memory
+    #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
+    pub memory_cache: ByteSize,
+
+    /// Most requests at once
+    #[arg(long, value_name = "N", default_value_t = NetworkConfig::CONNECTIONS, help_heading = "Network",
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub connections: u16,
+    /// Longest silence of a connection, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = NetworkConfig::TIMEOUT_SECONDS, help_heading = "Network",
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
+    /// Longest time that a reader waits for a failing server, in seconds; 0: for ever
+    /// [default: 60; with --initramfs: 0]
+    #[arg(long, value_name = "SECONDS", help_heading = "Network")]
+    pub deadline: Option<u64>,
+
+    /// Least important lines to log
+    #[arg(long, value_name = "off|error|warn|info|debug|trace", env = "CIRCULAR_LOG",
+          default_value_t = LevelFilter::INFO, help_heading = "Logging")]
+    pub log_level: LevelFilter,
+    /// File to append log lines to; a daemon without one is silent once it serves
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "CIRCULAR_LOG_FILE",
+        help_heading = "Logging"
+    )]
+    pub log_file: Option<PathBuf>,
+}
+
+/// Parses, runs, and says what went wrong.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Nothing is left to be done when even this cannot be written.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    app::run(&args.into_config(default_cache())).unwrap_or_else(|error| {
+        let _ = writeln!(std::io::stderr(), "circular-mount: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+impl Args {
+    /// Checks what was typed together. `default_cache` is used when nothing was said about a cache.
+    #[must_use]
+    pub fn into_config(self, default_cache: Option<PathBuf>) -> Config {
+        let role = if self.initramfs {
+            Role::RootDisk
+        } else {
+            Role::Plain
+        };
+        let retry = match (self.deadline, role) {
+            (Some(0), _) | (None, Role::RootDisk) => RetryPolicy::until(None),
+            (Some(seconds), _) => RetryPolicy::until(Some(Duration::from_secs(seconds))),
+            (None, Role::Plain) => RetryPolicy::DEFAULT,
+        };
+        let retry_open = match role {
+            Role::RootDisk => retry,
+            Role::Plain => NetworkConfig::RETRY_OPEN,
+        };
+        // The file system of an initramfs is memory: a cache is used there only when it is asked for.
+        let default_cache = default_cache.filter(|_| role == Role::Plain);
+        let cache = self.cache.or(default_cache).filter(|_| !self.no_cache);
+        Config {
+            base: self.url,
+            reference: self.image,
+            mount: MountConfig {
+                mountpoint: self.mountpoint,
+                access: if self.allow_other {
+                    Access::Everybody
+                } else {
+                    Access::Owner
+                },
+            },
+            network: NetworkConfig {
+                connections: self.connections,
+                timeout: Duration::from_secs(self.timeout),
+                retry,
+                retry_open,
+            },
+            disk_cache: cache.map(|directory| DiskCacheConfig {
+                directory,
+                bytes_max: self.cache_size,
+            }),
+            memory_cache: self.memory_cache,
+            process: ProcessConfig {
+                style: if self.foreground {
+                    Style::Foreground
+                } else {
+                    Style::Daemon
+                },
+                role,
+                ready_fd: self.ready_fd,
+                log_file: self.log_file,
+                log_level: self.log_level,
+            },
+        }
+    }
+}
+
+/// Where the cache is when nothing was said.
+fn default_cache() -> Option<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        return Some(PathBuf::from("/var/cache/circular"));
+    }
+    let directory = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let cache = directory("XDG_CACHE_HOME")
+        .or_else(|| directory("HOME").map(|home| home.join(".cache")))?;
+    Some(cache.join("circular"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn config(extra: &[&str]) -> Config {
+        let base = [
+            "circular-mount",
+            "http://host:8080",
+            "lab/debian:12",
+            "/mnt",
+        ];
+        let args = Args::try_parse_from(base.iter().chain(extra)).unwrap();
+        args.into_config(Some(PathBuf::from("/var/cache/circular")))
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_plain_mount_gives_up_in_the_end_and_a_root_disk_never() {
+        assert_eq!(
+            config(&[]).network.retry.deadline,
+            Some(Duration::from_secs(60))
+        );
+        assert_eq!(config(&["--deadline", "0"]).network.retry.deadline, None);
+        assert_eq!(config(&["--initramfs"]).network.retry.deadline, None);
+        assert_eq!(config(&["--initramfs"]).network.retry_open.deadline, None);
+    }
+
+    #[test]
+    fn the_cache_has_a_default_that_can_be_refused() {
+        assert!(config(&[]).disk_cache.is_some());
+        assert!(config(&["--no-cache"]).disk_cache.is_none());
+        assert!(config(&["--initramfs"]).disk_cache.is_none());
+        let chosen = config(&["--initramfs", "--cache", "/run/cache"])
+            .disk_cache
+            .unwrap();
+        assert_eq!(chosen.directory, PathBuf::from("/run/cache"));
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        let parse =
+            |args: &[&str]| Args::try_parse_from([&["circular-mount"], args].concat()).is_err();
+        assert!(parse(&["ftp://host/", "debian", "/mnt"]));
+        assert!(parse(&["http://host/", "../debian", "/mnt"]));
+        assert!(parse(&["http://host/", "debian"]));
+        assert!(parse(&[
+            "http://host/",
+            "debian",
+            "/mnt",
+            "--connections",
+            "0"
+        ]));
+        assert!(parse(&[
+            "http://host/",
+            "debian",
+            "/mnt",
+            "--cache-size",
+            "many"
+        ]));
+    }
+}

@@ -1,0 +1,284 @@
+//! What `circular-mount` was told to do, checked: one struct a component, units in the types.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use image_format::reference::ImageRef;
+use tracing::level_filters::LevelFilter;
+use url::Url;
+
+use crate::fetch::retry::RetryPolicy;
+
+/// All of a run.
+#[derive(Debug)]
+pub struct Config {
+    /// The store, with a path that ends in a slash.
+    pub base: BaseUrl,
+    /// The image.
+    pub reference: ImageRef,
+    /// The mount.
+    pub mount: MountConfig,
+    /// The network.
+    pub network: NetworkConfig,
+    /// The disk cache; `None`: off.
+    pub disk_cache: Option<DiskCacheConfig>,
+    /// Most bytes of verified chunks in the memory cache. A reader in a tight corner can go down to 1 MiB.
+    pub memory_cache: ByteSize,
+    /// The life of the process.
+    pub process: ProcessConfig,
+}
+
+/// Where and for whom to mount.
+#[derive(Debug)]
+pub struct MountConfig {
+    /// An empty directory.
+    pub mountpoint: PathBuf,
+    /// Whether users other than the mounting one may read.
+    pub access: Access,
+}
+
+/// Who may read the mounted files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The user who mounted; FUSE's own default.
+    Owner,
+    /// Everybody; a hypervisor that runs as its own user needs it.
+    Everybody,
+}
+
+/// How to talk to the server.
+#[derive(Clone, Copy, Debug)]
+pub struct NetworkConfig {
+    /// Requests under way at once. 8 hide a round trip of 50 ms at 100 Mbit/s with ranges of 80 KB;
+    /// more is seldom kinder to the server.
+    pub connections: u16,
+    /// Longest silence before a connection counts as stalled.
+    pub timeout: Duration,
+    /// How long readers wait for a server that fails.
+    pub retry: RetryPolicy,
+    /// The same while opening the image: whoever types a wrong address wants to know soon.
+    pub retry_open: RetryPolicy,
+}
+
+impl NetworkConfig {
+    /// Default of [`Self::connections`].
+    pub const CONNECTIONS: u16 = 8;
+    /// Default of [`Self::timeout`]: long against any round trip, short against a boot.
+    pub const TIMEOUT_SECONDS: u64 = 10;
+    /// Opening gives up on a silent server after this long.
+    pub const RETRY_OPEN: RetryPolicy = RetryPolicy::until(Some(Duration::from_secs(5)));
+}
+
+/// Where to keep fetched chunks on disk, and how many.
+#[derive(Clone, Debug)]
+pub struct DiskCacheConfig {
+    /// Directory; made if it is missing.
+    pub directory: PathBuf,
+    /// Most bytes on disk over all images in the directory; `None`: half of what the file system
+    /// has free at the start, at most [`Self::BYTES_MAX`].
+    pub bytes_max: Option<ByteSize>,
+}
+
+impl DiskCacheConfig {
+    /// Default bound: a few whole server images; small against today's smallest disks.
+    pub const BYTES_MAX: ByteSize = ByteSize(10 << 30);
+}
+
+/// How the process lives.
+#[derive(Debug)]
+pub struct ProcessConfig {
+    /// Foreground or background.
+    pub style: Style,
+    /// Whether the mount is to carry a root file system.
+    pub role: Role,
+    /// Descriptor that gets "READY\n" when the mount serves.
+    pub ready_fd: Option<i32>,
+    /// Where log lines go when not to the standard error stream.
+    pub log_file: Option<PathBuf>,
+    /// What is logged.
+    pub log_level: LevelFilter,
+}
+
+/// Foreground or background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Stay attached to the terminal.
+    Foreground,
+    /// Return to the shell when the mount serves.
+    Daemon,
+}
+
+/// What depends on the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A disk among others; the process may be ended like any other.
+    Plain,
+    /// The root disk of this machine, mounted from its initramfs: the process must outlive
+    /// `switch_root`, the kill spree at shutdown, and any outage of the server.
+    RootDisk,
+}
+
+/// The address of a store: http or https, with a host, its path ending in a slash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseUrl(Url);
+
+impl BaseUrl {
+    /// The address of `path` in the store.
+    ///
+    /// # Errors
+    ///
+    /// When `path` is no relative reference; no path that this crate makes is.
+    pub fn join(&self, path: &str) -> Result<Url, url::ParseError> {
+        self.0.join(path)
+    }
+
+    /// The address itself.
+    #[must_use]
+    pub const fn as_url(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = BaseUrlError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut url = Url::parse(text)?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(BaseUrlError::Scheme(url.scheme().to_owned()));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(BaseUrlError::Query);
+        }
+        if !url.path().ends_with('/') {
+            url.set_path(&format!("{}/", url.path()));
+        }
+        Ok(Self(url))
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why text is not the address of a store.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum BaseUrlError {
+    #[error("not an address like http://host:8080/")]
+    Parse(#[from] url::ParseError),
+    #[error("a store is reached by http:// or https://, not {0}:")]
+    Scheme(String),
+    #[error("the address of a store has no '?' or '#' part")]
+    Query,
+}
+
+/// A number of bytes; written as `4096`, `64M` or `10G` (powers of 1024).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl ByteSize {
+    const UNITS: [(char, u32); 4] = [('T', 40), ('G', 30), ('M', 20), ('K', 10)];
+
+    /// As a length in memory; saturates.
+    #[must_use]
+    pub fn to_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl FromStr for ByteSize {
+    type Err = ByteSizeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..]
+            .to_ascii_uppercase()
+            .trim_end_matches("IB")
+        {
+            "" | "B" => 0,
+            unit => {
+                Self::UNITS
+                    .iter()
+                    .find(|(c, _)| unit == c.to_string())
+                    .ok_or(ByteSizeError)?
+                    .1
+            }
+        };
+        let number: u64 = digits.parse().map_err(|_| ByteSizeError)?;
+        number
+            .checked_mul(1 << shift)
+            .map(Self)
+            .ok_or(ByteSizeError)
+    }
+}
+
+/// The shortest exact form.
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (unit, shift) in Self::UNITS {
+            if self.0 != 0 && self.0.is_multiple_of(1 << shift) {
+                return write!(f, "{}{unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Text that is not a number of bytes.
+#[derive(Debug, thiserror::Error)]
+#[error("not a number of bytes like 4096, 64M or 10G")]
+pub struct ByteSizeError;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        let parse = |text: &str| text.parse::<ByteSize>().map(|size| size.0).ok();
+        assert_eq!(parse("4096"), Some(4096));
+        assert_eq!(parse("64M"), Some(64 << 20));
+        assert_eq!(parse("10GiB"), Some(10 << 30));
+        assert_eq!(parse("1k"), Some(1024));
+        for wrong in ["", "M", "-1", "1X", "1.5G", "99999999T", "1é"] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_base_url_gets_its_slash() {
+        let base: BaseUrl = "http://host:8080/store".parse().unwrap();
+        assert_eq!(
+            base.join("objects/ab/cd").unwrap().as_str(),
+            "http://host:8080/store/objects/ab/cd"
+        );
+    }
+
+    #[test]
+    fn other_schemes_are_refused() {
+        for wrong in [
+            "file:///etc/passwd",
+            "ftp://host/",
+            "host:8080",
+            "",
+            "http://host/?a=b",
+        ] {
+            assert!(wrong.parse::<BaseUrl>().is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        /// Every size survives being written and read.
+        #[test]
+        fn sizes_round_trip(bytes: u64) {
+            prop_assert_eq!(ByteSize(bytes).to_string().parse::<ByteSize>().unwrap(), ByteSize(bytes));
+        }
+    }
+}

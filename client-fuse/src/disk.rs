@@ -1,0 +1,186 @@
+//! The disk: a range of bytes becomes index pages, pieces, chunks, and bytes again.
+//!
+//! A read first learns from the pages what it is made of ([`plan`]), then asks for all the chunks at
+//! once. A single piece is returned without a copy. Sequential readers are followed, and what they
+//! will want next is fetched before they ask ([`ReadAhead`]).
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use image_format::DecodeError;
+use image_format::digest::Digest;
+use image_format::geometry::runs;
+use image_format::region_table::RegionTable;
+use tokio::runtime::Handle;
+
+use crate::cache::Caches;
+use crate::chunks::Chunks;
+use crate::disk::pages::Pages;
+use crate::disk::plan::{Part, Piece};
+use crate::fetch::fetcher::Fetcher;
+use crate::fetch::{FetchError, Source};
+use crate::readahead::ReadAhead;
+use crate::stats::Stats;
+use crate::tasks::Tasks;
+
+pub mod pages;
+pub mod plan;
+
+/// A published disk, readable at any offset.
+#[derive(Debug)]
+pub struct Disk<S> {
+    length: u64,
+    parts: Arc<Parts<S>>,
+    ahead: Mutex<ReadAhead>,
+    tasks: Tasks,
+    stats: Arc<Stats>,
+}
+
+/// What reading and reading ahead share.
+#[derive(Debug)]
+struct Parts<S> {
+    pages: Pages<S>,
+    chunks: Chunks<S>,
+}
+
+/// Why a read fails. Cheap to clone: all who wait for the same thing get the same one.
+#[derive(Clone, Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum ReadError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("the index in object {digest} is of no use")]
+    Index {
+        digest: Digest,
+        source: Arc<DecodeError>,
+    },
+    #[error("object {digest} is a page in one place of the index and a table in another")]
+    Confused { digest: Digest },
+}
+
+impl<S: Source> Disk<S> {
+    /// The disk that `table` describes; its background work runs on `runtime`.
+    #[must_use]
+    pub fn new(
+        table: RegionTable,
+        fetcher: Arc<Fetcher<S>>,
+        caches: Arc<Caches>,
+        runtime: &Handle,
+    ) -> Self {
+        let stats = Arc::clone(fetcher.stats());
+        let length = table.disk_length();
+        let chunks = Chunks::new(
+            Arc::clone(&fetcher),
+            caches,
+            runtime.clone(),
+            Arc::clone(&stats),
+        );
+        let ahead = ReadAhead::new(ReadAhead::WINDOW_BYTES_MAX.min(chunks.ahead_bytes_max()));
+        Self {
+            length,
+            parts: Arc::new(Parts {
+                pages: Pages::new(table, fetcher),
+                chunks,
+            }),
+            ahead: Mutex::new(ahead),
+            tasks: Tasks::new(runtime.clone()),
+            stats,
+        }
+    }
+
+    /// The length in bytes.
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Reads `len` bytes at `offset`, fewer at the end of the disk and none behind it.
+    ///
+    /// # Errors
+    ///
+    /// When what the bytes are made of cannot be had. Never returns a byte that was not verified.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops waiting; fetches of chunks go on into the caches.
+    pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
+        self.stats.reads.increment();
+        let end = offset.saturating_add(u64::from(len)).min(self.length);
+        if offset >= end {
+            return Ok(Bytes::new());
+        }
+        self.read_ahead(&(offset..end));
+        let outcome = self.parts.read(offset..end).await;
+        match &outcome {
+            Ok(bytes) => self.stats.read_bytes.add(bytes.len() as u64),
+            Err(_) => self.stats.read_errors.increment(),
+        }
+        outcome
+    }
+
+    /// Notes a read and fetches what its reader will probably want next.
+    fn read_ahead(&self, read: &Range<u64>) {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = ahead.note(read.start, read.end - read.start);
+        drop(ahead);
+        if let Some(next) = next
+            .map(|next| next.start..next.end.min(self.length))
+            .filter(|next| !next.is_empty())
+        {
+            let parts = Arc::clone(&self.parts);
+            self.tasks
+                .spawn(async move { parts.fetch_ahead(next).await });
+        }
+    }
+}
+
+impl<S: Source> Parts<S> {
+    async fn read(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
+        let pieces = self.plan(&range).await?;
+        let parts: Vec<Part> = pieces.iter().filter_map(Piece::part).cloned().collect();
+        let mut bytes = self.chunks.read(&parts).await?.into_iter();
+        if let ([Piece::Part(_)], Some(only)) = (&pieces[..], bytes.as_slice().first()) {
+            return Ok(only.clone());
+        }
+        let mut out =
+            BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or_default());
+        for piece in pieces {
+            match piece {
+                Piece::Zeros(count) => out.resize(out.len() + count, 0),
+                Piece::Part(_) => out.extend_from_slice(&bytes.next().unwrap_or_default()),
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    async fn plan(&self, range: &Range<u64>) -> Result<Vec<Piece>, ReadError> {
+        let mut pieces = Vec::new();
+        for run in runs(range.start, range.end - range.start) {
+            let page = self.pages.page(run.region).await?;
+            pieces.extend(plan::pieces(run, page.as_deref(), range));
+        }
+        Ok(pieces)
+    }
+
+    async fn fetch_ahead(&self, range: Range<u64>) {
+        match self.plan(&range).await {
+            Ok(pieces) => self
+                .chunks
+                .fetch_ahead(pieces.iter().filter_map(Piece::part).map(|part| part.place)),
+            Err(error) => {
+                tracing::debug!(%error, "read-ahead fails; the read itself will report it");
+            }
+        }
+    }
+}
+
+impl Piece {
+    /// The part of a chunk, unless it is a hole.
+    const fn part(&self) -> Option<&Part> {
+        match self {
+            Self::Zeros(_) => None,
+            Self::Part(part) => Some(part),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Finds the index page of a region, fetching it when the region is first touched.
+//!
+//! Bounds: decoded pages and leaf tables of at most 8 MiB are kept, however large the disk.
+
+use std::sync::Arc;
+
+use image_format::DecodeError;
+use image_format::digest::Digest;
+use image_format::page::{Entry, PAGE_BYTES_MAX, Page};
+use image_format::region_table::{LEAF_BYTES_MAX, LeafTable, Lookup, RegionTable};
+
+use crate::cache::shelf::Shelf;
+use crate::disk::ReadError;
+use crate::fetch::Source;
+use crate::fetch::fetcher::{Fetcher, Whole};
+use crate::fetch::lanes::Hurry;
+use crate::flight::{Abandoned, Boarding, Flights};
+use crate::stats::Counter;
+
+/// A page of a full region with chunks of the usual length takes 120 KB, so this serves 4 GiB of
+/// disk that is in use at one time.
+const BYTES_MAX: usize = 8 << 20;
+
+/// The index of one disk.
+#[derive(Debug)]
+pub struct Pages<S> {
+    fetcher: Arc<Fetcher<S>>,
+    table: RegionTable,
+    kept: Shelf<Digest, Index>,
+    flights: Flights<Digest, Result<Index, ReadError>>,
+}
+
+/// A decoded part of the index.
+#[derive(Clone, Debug)]
+enum Index {
+    Leaf(Arc<LeafTable>),
+    Page(Arc<Page>),
+}
+
+impl Index {
+    /// About what it takes in memory.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Leaf(_) => LEAF_BYTES_MAX,
+            Self::Page(page) => {
+                size_of_val(page.entries()) + size_of_val(page.packs()) + size_of::<Entry>()
+            }
+        }
+    }
+}
+
+impl<S: Source> Pages<S> {
+    /// The index under `table`.
+    #[must_use]
+    pub fn new(table: RegionTable, fetcher: Arc<Fetcher<S>>) -> Self {
+        Self {
+            fetcher,
+            table,
+            kept: Shelf::new(BYTES_MAX),
+            flights: Flights::new(),
+        }
+    }
+
+    /// The page of `region`; `None`: all of it is a hole.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be fetched, or is no page.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the fetch; others who wait for the same page begin anew.
+    pub async fn page(&self, region: u32) -> Result<Option<Arc<Page>>, ReadError> {
+        let page = match self.table.lookup(region) {
+            Lookup::Hole => None,
+            Lookup::Page(page) => Some(page),
+            Lookup::Leaf { leaf, number, slot } => self.leaf(leaf, number).await?.page(slot),
+        };
+        let Some(digest) = page else { return Ok(None) };
+        let counter = &self.fetcher.stats().fetched.page_bytes;
+        let whole = Whole::of(digest, PAGE_BYTES_MAX);
+        let decode = |bytes: &[u8]| Ok(Index::Page(Arc::new(Page::decode(bytes)?)));
+        match self.index(digest, &whole, counter, decode).await? {
+            Index::Page(page) => Ok(Some(page)),
+            Index::Leaf(_) => Err(ReadError::Confused { digest }),
+        }
+    }
+
+    async fn leaf(&self, digest: Digest, number: u32) -> Result<Arc<LeafTable>, ReadError> {
+        let counter = &self.fetcher.stats().fetched.table_bytes;
+        let whole = Whole::of(digest, LEAF_BYTES_MAX);
+        let decode = |bytes: &[u8]| {
+            Ok(Index::Leaf(Arc::new(LeafTable::decode(
+                bytes,
+                &self.table,
+                number,
+            )?)))
+        };
+        match self.index(digest, &whole, counter, decode).await? {
+            Index::Leaf(leaf) => Ok(leaf),
+            Index::Page(_) => Err(ReadError::Confused { digest }),
+        }
+    }
+
+    /// What `digest` names: kept, on its way, or fetched now.
+    async fn index(
+        &self,
+        digest: Digest,
+        whole: &Whole,
+        counter: &Counter,
+        decode: impl Fn(&[u8]) -> Result<Index, DecodeError>,
+    ) -> Result<Index, ReadError> {
+        loop {
+            if let Some(index) = self.kept.find(&digest) {
+                return Ok(index);
+            }
+            let landing = match self.flights.board(digest, &Arc::new(Hurry::new())) {
+                Boarding::Lead(landing, _) => landing,
+                Boarding::Follow(seat) => match seat.wait().await {
+                    Ok(outcome) => return outcome,
+                    Err(Abandoned) => continue,
+                },
+            };
+            if let Some(index) = self.kept.find(&digest) {
+                landing.deliver(Ok(index.clone()));
+                return Ok(index);
+            }
+            let fetched = self
+                .fetcher
+                .whole(whole, counter)
+                .await
+                .map_err(ReadError::Fetch);
+            let outcome = fetched.and_then(|bytes| {
+                decode(&bytes).map_err(|source| ReadError::Index {
+                    digest,
+                    source: Arc::new(source),
+                })
+            });
+            if let Ok(index) = &outcome {
+                self.kept.keep(digest, index.clone(), index.bytes());
+            }
+            landing.deliver(outcome.clone());
+            return outcome;
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Getting bytes from the server: the seam ([`Source`]), what can go wrong, and the parts that
+//! carry it out.
+//!
+//! [`plan`] joins wanted chunks into range requests, [`lanes`] lets guest reads go before
+//! read-ahead, [`fetcher`] carries requests out, verifies and delivers, [`retry`] decides what
+//! happens after a failure, [`split`] cuts a body into chunks while it arrives, and [`http`] is the
+//! source that talks to a server. Nothing leaves this module unverified.
+
+use std::future::Future;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use image_format::digest::DigestMismatch;
+use image_format::frame::FrameError;
+
+use crate::fetch::retry::Fault;
+
+pub mod fetcher;
+pub mod http;
+pub mod lanes;
+pub mod plan;
+pub mod resolve;
+pub mod retry;
+pub mod split;
+
+/// Serves the files of a store.
+///
+/// A source is not trusted: whoever reads a body bounds and verifies it.
+pub trait Source: Send + Sync + 'static {
+    /// Asks for a file or a part of it and returns its bytes as they arrive.
+    ///
+    /// Dropping the future or the body ends the request; the source stays usable.
+    fn open(&self, request: Request) -> impl Future<Output = Result<Body, SourceError>> + Send;
+}
+
+/// The bytes of an answer.
+pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, SourceError>> + Send>>;
+
+/// What is asked of a [`Source`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Path below the base address.
+    pub path: String,
+    /// Which bytes.
+    pub part: Part,
+    /// Whether an HTTP cache may answer.
+    pub freshness: Freshness,
+}
+
+/// Which bytes of a file are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of them.
+    Whole,
+    /// Some of a file whose whole length is known.
+    Range {
+        /// The bytes.
+        range: Range<u64>,
+        /// The length of the file.
+        object_bytes: u64,
+    },
+}
+
+/// Whether an HTTP cache on the way may answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// It may: the file never changes.
+    Any,
+    /// It must ask the server: the file may have changed, or a cached copy was wrong.
+    Revalidate,
+}
+
+/// Why a source has no bytes to give.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum SourceError {
+    #[error("cannot reach {url}")]
+    Unreachable {
+        url: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("{url} cannot be asked for")]
+    Unaskable {
+        url: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("there is no {url}")]
+    Missing { url: String },
+    #[error("{url} is answered with HTTP status {status}")]
+    Status { url: String, status: u16 },
+    #[error(
+        "the server ignores range requests for {url}; serve the store with circular-server, nginx or S3"
+    )]
+    NoRanges { url: String },
+    #[error("the answer for {url} has bytes {got:?} where {want} were asked for")]
+    WrongRange {
+        url: String,
+        want: String,
+        got: Option<String>,
+    },
+    #[error("the answer for {url} is {encoding}-encoded; a proxy on the way changes content")]
+    Encoded { url: String, encoding: String },
+    #[error("the connection broke while {url} was read")]
+    Broken {
+        url: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl SourceError {
+    /// What the retry policy should make of it.
+    #[must_use]
+    pub const fn fault(&self) -> Fault {
+        match self {
+            Self::Unreachable { .. } | Self::Broken { .. } => Fault::Transient,
+            Self::Status {
+                status: 408 | 425 | 429 | 500..=599,
+                ..
+            } => Fault::Transient,
+            Self::Missing { .. } | Self::WrongRange { .. } | Self::Encoded { .. } => Fault::Wrong,
+            Self::Status { .. } | Self::Unaskable { .. } | Self::NoRanges { .. } => {
+                Fault::Permanent
+            }
+        }
+    }
+}
+
+/// Why verified bytes could not be had. Cheap to clone: all readers of a chunk get the same one.
+#[derive(Clone, Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum FetchError {
+    #[error(transparent)]
+    Source(#[from] Arc<SourceError>),
+    #[error("the answer for {path} ended after {got} of {want} bytes")]
+    Short { path: String, want: u64, got: u64 },
+    #[error("the answer for {path} is longer than {limit} bytes")]
+    Long { path: String, limit: u64 },
+    #[error("{path} is not what its name says")]
+    Digest {
+        path: String,
+        source: DigestMismatch,
+    },
+    #[error("a chunk in {path} is damaged")]
+    Chunk {
+        path: String,
+        source: Arc<FrameError>,
+    },
+    #[error("the fetch of {path} was given up by a failed task")]
+    Abandoned { path: String },
+}
+
+impl FetchError {
+    /// What the retry policy should make of it.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::Source(error) => error.fault(),
+            Self::Short { .. } => Fault::Transient,
+            Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } => Fault::Wrong,
+            Self::Abandoned { .. } => Fault::Permanent,
+        }
+    }
+
+    /// Whether the server says that there is no such file.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Source(error) if matches!(**error, SourceError::Missing { .. }))
+    }
+}
+
+impl From<SourceError> for FetchError {
+    fn from(error: SourceError) -> Self {
+        Self::Source(Arc::new(error))
+    }
+}

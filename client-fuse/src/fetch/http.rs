@@ -1,0 +1,315 @@
+//! Talks HTTP: the [`Source`] that asks a real server.
+//!
+//! An answer to a range request is taken when it is `206` with exactly the range asked for. A `200`
+//! with the whole object is taken, and cut, only when that object is small; a server that ignores
+//! ranges would otherwise send a whole pack for each chunk. Redirects are few and stay on http and
+//! https. Nothing decodes a body on the way, and whoever reads it bounds and verifies it.
+//!
+//! Everything that needs a file (name resolution apart, see [`resolve`](super::resolve)) is loaded
+//! when the source is made: certificates above all.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use reqwest::header::{
+    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderName,
+    HeaderValue, PRAGMA, RANGE,
+};
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Client, ClientBuilder, Response, StatusCode};
+
+use crate::config::{BaseUrl, NetworkConfig};
+use crate::fetch::resolve::Resolver;
+use crate::fetch::{Body, Freshness, Part, Request, Source, SourceError};
+
+/// An object up to this length may come whole when a part of it was asked for.
+const WHOLE_BYTES_MAX: u64 = 1 << 20;
+
+/// A store may be moved behind a CDN by one redirect, and to https by another.
+const REDIRECTS_MAX: usize = 3;
+
+/// Longer than the gaps in the traffic of a booted machine, shorter than the 60 s and more after
+/// which servers and middleboxes close idle connections.
+const IDLE: Duration = Duration::from_secs(45);
+
+/// A store behind HTTP.
+#[derive(Clone, Debug)]
+pub struct HttpSource {
+    client: Client,
+    base: BaseUrl,
+}
+
+/// Why there can be no HTTP client.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up the HTTP client")]
+pub struct SetupError(#[from] reqwest::Error);
+
+impl HttpSource {
+    /// A source for the store at `base`.
+    ///
+    /// # Errors
+    ///
+    /// When TLS cannot be set up, for instance because an https store is asked for and the system
+    /// has no certificates.
+    pub fn new(base: BaseUrl, network: &NetworkConfig) -> Result<Self, SetupError> {
+        let client = match builder(network).build() {
+            // An initramfs without certificates can still use an http store.
+            Err(error) if base.as_url().scheme() == "http" => {
+                tracing::debug!(%error, "no certificates; https redirects will fail");
+                builder(network).tls_certs_only([]).build()?
+            }
+            outcome => outcome?,
+        };
+        Ok(Self { client, base })
+    }
+}
+
+fn builder(network: &NetworkConfig) -> ClientBuilder {
+    Client::builder()
+        .user_agent(concat!("circular-mount/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(network.timeout)
+        .read_timeout(network.timeout)
+        .tcp_nodelay(true)
+        .tcp_keepalive(network.timeout)
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(usize::from(network.connections))
+        .http2_adaptive_window(true)
+        .referer(false)
+        .redirect(Policy::custom(follow))
+        .dns_resolver(Resolver::default())
+}
+
+fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let downgrade = attempt.previous().iter().any(|url| url.scheme() == "https")
+        && attempt.url().scheme() == "http";
+    if attempt.previous().len() > REDIRECTS_MAX {
+        attempt.error("too many redirects")
+    } else if downgrade || !matches!(attempt.url().scheme(), "http" | "https") {
+        attempt.error("a redirect to an address that is not https, or not even http")
+    } else {
+        attempt.follow()
+    }
+}
+
+impl Source for HttpSource {
+    async fn open(&self, request: Request) -> Result<Body, SourceError> {
+        let url = self
+            .base
+            .join(&request.path)
+            .map_err(|error| SourceError::Unaskable {
+                url: request.path.clone(),
+                source: error.into(),
+            })?;
+        let sent = self
+            .client
+            .get(url.clone())
+            .headers(headers(&request))
+            .send()
+            .await;
+        let url = url.to_string();
+        let response = sent.map_err(|error| reach_error(&url, error))?;
+        let skip = check(&url, &request.part, &response)?;
+        let bytes = response.bytes_stream().map(move |part| {
+            part.map_err(|error| SourceError::Broken {
+                url: url.clone(),
+                source: error.without_url().into(),
+            })
+        });
+        Ok(match skip {
+            None => Box::pin(bytes),
+            Some(range) => Box::pin(cut(bytes, range)),
+        })
+    }
+}
+
+fn headers(request: &Request) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    if let Part::Range { range, .. } = &request.part {
+        let value = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
+        headers.extend(
+            HeaderValue::try_from(value)
+                .ok()
+                .map(|value| (RANGE, value)),
+        );
+    }
+    if request.freshness == Freshness::Revalidate {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(PRAGMA, HeaderValue::from_static("no-cache"));
+    }
+    headers
+}
+
+fn reach_error(url: &str, error: reqwest::Error) -> SourceError {
+    let (url, refused) = (url.to_owned(), error.is_redirect() || error.is_builder());
+    let source = error.without_url().into();
+    if refused {
+        SourceError::Unaskable { url, source }
+    } else {
+        SourceError::Unreachable { url, source }
+    }
+}
+
+/// Checks the head of an answer. `Some`: the body is the whole object, of which this is wanted.
+fn check(url: &str, part: &Part, response: &Response) -> Result<Option<Range<u64>>, SourceError> {
+    let url = || url.to_owned();
+    match response.status() {
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
+        StatusCode::NOT_FOUND | StatusCode::GONE => {
+            return Err(SourceError::Missing { url: url() });
+        }
+        status => {
+            return Err(SourceError::Status {
+                url: url(),
+                status: status.as_u16(),
+            });
+        }
+    }
+    if let Some(encoding) =
+        text(response, CONTENT_ENCODING).filter(|encoding| encoding != "identity")
+    {
+        return Err(SourceError::Encoded {
+            url: url(),
+            encoding,
+        });
+    }
+    match (part, response.status()) {
+        (Part::Whole, StatusCode::OK) => Ok(None),
+        (
+            Part::Range {
+                range,
+                object_bytes,
+            },
+            StatusCode::PARTIAL_CONTENT,
+        ) => {
+            let got = text(response, CONTENT_RANGE);
+            if got
+                .as_deref()
+                .is_some_and(|got| is_range(got, range, *object_bytes))
+            {
+                return Ok(None);
+            }
+            let want = format!(
+                "bytes {}-{}/{object_bytes}",
+                range.start,
+                range.end.saturating_sub(1)
+            );
+            Err(SourceError::WrongRange {
+                url: url(),
+                want,
+                got,
+            })
+        }
+        (
+            Part::Range {
+                range,
+                object_bytes,
+            },
+            _,
+        ) if *object_bytes <= WHOLE_BYTES_MAX => Ok(Some(range.clone())),
+        (Part::Range { .. }, _) => Err(SourceError::NoRanges { url: url() }),
+        (Part::Whole, status) => Err(SourceError::Status {
+            url: url(),
+            status: status.as_u16(),
+        }),
+    }
+}
+
+fn text(response: &Response, name: HeaderName) -> Option<String> {
+    let value = response.headers().get(name)?;
+    Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+/// Whether a Content-Range says just this.
+fn is_range(value: &str, range: &Range<u64>, object_bytes: u64) -> bool {
+    let parse = || {
+        let (unit, rest) = value.trim().split_once(' ')?;
+        let (bytes, total) = rest.trim().split_once('/')?;
+        let (first, last) = bytes.split_once('-')?;
+        let total_fits = total == "*" || total.parse() == Ok(object_bytes);
+        let first: u64 = first.parse().ok()?;
+        let last: u64 = last.parse().ok()?;
+        Some(
+            unit.eq_ignore_ascii_case("bytes")
+                && total_fits
+                && first == range.start
+                && last.checked_add(1)? == range.end,
+        )
+    };
+    parse().unwrap_or(false)
+}
+
+/// Only the bytes `range` of a body; stops reading behind them.
+fn cut(
+    body: impl Stream<Item = Result<Bytes, SourceError>> + Send + 'static,
+    range: Range<u64>,
+) -> impl Stream<Item = Result<Bytes, SourceError>> + Send {
+    let state = (Box::pin(body), 0_u64);
+    stream::unfold(state, move |(mut body, mut position)| {
+        let range = range.clone();
+        async move {
+            while position < range.end {
+                let bytes = match body.next().await? {
+                    Ok(bytes) => bytes,
+                    Err(error) => return Some((Err(error), (body, range.end))),
+                };
+                let part = overlap(position, &bytes, &range);
+                position += bytes.len() as u64;
+                if !part.is_empty() {
+                    return Some((Ok(part), (body, position)));
+                }
+            }
+            None
+        }
+    })
+}
+
+/// What of `bytes`, which begin at `position`, lies in `range`.
+fn overlap(position: u64, bytes: &Bytes, range: &Range<u64>) -> Bytes {
+    let within = |at: u64| {
+        let at = usize::try_from(at.saturating_sub(position)).unwrap_or(usize::MAX);
+        at.min(bytes.len())
+    };
+    bytes.slice(within(range.start)..within(range.end))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn only_the_exact_content_range_is_taken() {
+        let is = |value| is_range(value, &(10..20), 100);
+        assert!(is("bytes 10-19/100") && is("bytes 10-19/*") && is("Bytes 10-19/100"));
+        for wrong in [
+            "",
+            "bytes",
+            "bytes 10-19",
+            "bytes 10-20/100",
+            "bytes 9-19/100",
+            "bytes 10-19/99",
+            "10-19/100",
+            "bytes */100",
+        ] {
+            assert!(!is(wrong), "{wrong}");
+        }
+    }
+
+    proptest! {
+        /// Cutting a whole body gives the range, however the body is divided.
+        #[test]
+        fn cut_is_slice(len in 1..200_usize, step in 1..50_usize, ends in (0..200_usize, 0..200_usize)) {
+            let whole: Vec<u8> = (0..=255).cycle().take(len).collect();
+            let (start, end) = (ends.0.min(ends.1).min(len), ends.0.max(ends.1).min(len));
+            let parts: Vec<_> = whole.chunks(step).map(|part| Ok(Bytes::copy_from_slice(part))).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let got: Vec<_> = runtime.block_on(cut(stream::iter(parts), start as u64..end as u64).collect());
+            let got: Vec<u8> = got.into_iter().flat_map(Result::unwrap).collect();
+            prop_assert_eq!(&got[..], &whole[start..end]);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Bounds what is in flight and lets guest reads go before read-ahead.
+//!
+//! There is one number of requests and one of bytes for all. Read-ahead may use at most half of
+//! each, so that a guest read never finds everything taken. Read-ahead that a guest has come to
+//! wait for goes as a guest read from then on ([`Hurry`]).
+
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+
+/// Bytes that requests under way may bring and unpack to. A request brings at most 4 MiB and
+/// unpacks to at most 4 MiB (see [`PlanLimits`](crate::fetch::plan::PlanLimits)): two of the
+/// largest beside as much read-ahead.
+const BYTES_IN_FLIGHT_MAX: u32 = 32 << 20;
+
+/// Who wants a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// A reader waits for it.
+    Guest,
+    /// Nobody waits for it yet.
+    Ahead,
+}
+
+/// The slots and bytes that requests share.
+#[derive(Debug)]
+pub struct Lanes {
+    slots: Semaphore,
+    bytes: Semaphore,
+    ahead_slots: Semaphore,
+    ahead_bytes: Semaphore,
+}
+
+/// The right to have one request in flight.
+#[derive(Debug)]
+#[must_use = "the slot is given back when this is dropped"]
+pub struct Slot<'a>(#[expect(dead_code, reason = "held for its drop")] Vec<SemaphorePermit<'a>>);
+
+impl Lanes {
+    /// Lanes for `connections` requests at once.
+    #[must_use]
+    pub fn new(connections: u16) -> Self {
+        let connections = usize::from(connections.max(1));
+        let bytes = BYTES_IN_FLIGHT_MAX as usize;
+        Self {
+            slots: Semaphore::new(connections),
+            bytes: Semaphore::new(bytes),
+            ahead_slots: Semaphore::new(connections.div_ceil(2)),
+            ahead_bytes: Semaphore::new(bytes / 2),
+        }
+    }
+
+    /// Waits until a request that brings `bytes` may go.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the place in the queue.
+    pub async fn enter(&self, priority: Priority, bytes: u64, hurry: &Hurry) -> Slot<'_> {
+        let mut permits = Vec::with_capacity(4);
+        if priority == Priority::Ahead {
+            tokio::select! {
+                biased;
+                () = hurry.called() => {}
+                ahead = self.enter_ahead(bytes) => permits.extend(ahead.into_iter().flatten()),
+            }
+        }
+        permits.extend(acquire(&self.slots, 1).await);
+        permits.extend(acquire(&self.bytes, clamp(bytes, BYTES_IN_FLIGHT_MAX)).await);
+        Slot(permits)
+    }
+
+    async fn enter_ahead(&self, bytes: u64) -> [Option<SemaphorePermit<'_>>; 2] {
+        let slot = acquire(&self.ahead_slots, 1).await;
+        [
+            slot,
+            acquire(&self.ahead_bytes, clamp(bytes, BYTES_IN_FLIGHT_MAX / 2)).await,
+        ]
+    }
+}
+
+/// No request is larger than all there is, or it would wait for ever.
+fn clamp(bytes: u64, max: u32) -> u32 {
+    u32::try_from(bytes).unwrap_or(max).min(max)
+}
+
+/// The semaphores are never closed, so there always is a permit in the end.
+async fn acquire(semaphore: &Semaphore, permits: u32) -> Option<SemaphorePermit<'_>> {
+    semaphore.acquire_many(permits).await.ok()
+}
+
+/// A bell that tells read-ahead that somebody now waits for it.
+#[derive(Debug)]
+pub struct Hurry(watch::Sender<bool>);
+
+impl Hurry {
+    /// Not in a hurry.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    /// Rings.
+    pub fn call(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Waits until it has rung.
+    async fn called(&self) {
+        // The sender is `self`, so the channel cannot close while this waits.
+        let _ = self.0.subscribe().wait_for(|called| *called).await;
+    }
+}
+
+impl Default for Hurry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn read_ahead_leaves_half_of_the_slots_to_guests() {
+        let (lanes, hurry) = (Lanes::new(4), Hurry::new());
+        let _first = lanes.enter(Priority::Ahead, 1, &hurry).await;
+        let _second = lanes.enter(Priority::Ahead, 1, &hurry).await;
+        assert!(
+            lanes
+                .enter(Priority::Ahead, 1, &hurry)
+                .now_or_never()
+                .is_none()
+        );
+        assert!(
+            lanes
+                .enter(Priority::Guest, 1, &hurry)
+                .now_or_never()
+                .is_some()
+        );
+    }
+
+    #[tokio::test]
+    async fn read_ahead_that_a_guest_waits_for_goes_as_a_guest() {
+        let (lanes, calm, hurry) = (Lanes::new(2), Hurry::new(), Hurry::new());
+        let _first = lanes.enter(Priority::Ahead, 1, &calm).await;
+        let mut second = Box::pin(lanes.enter(Priority::Ahead, 1, &hurry));
+        assert!(second.as_mut().now_or_never().is_none());
+        hurry.call();
+        assert!(second.now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_request_larger_than_the_bound_goes_alone_but_goes() {
+        let (lanes, hurry) = (Lanes::new(4), Hurry::new());
+        let slot = lanes.enter(Priority::Guest, u64::MAX, &hurry).await;
+        assert!(
+            lanes
+                .enter(Priority::Guest, 1, &hurry)
+                .now_or_never()
+                .is_none()
+        );
+        drop(slot);
+        assert!(
+            lanes
+                .enter(Priority::Guest, 1, &hurry)
+                .now_or_never()
+                .is_some()
+        );
+    }
+
+    #[tokio::test]
+    async fn slots_come_back() {
+        let (lanes, hurry) = (Lanes::new(1), Hurry::new());
+        for _ in 0..100 {
+            drop(lanes.enter(Priority::Ahead, 1 << 20, &hurry).await);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Decides whether a failed fetch is tried again, and when; never waits and never fetches itself.
+//!
+//! Time and chance are arguments, so that a test reaches every decision. Waiting is full-jitter
+//! exponential back-off: a random time between nothing and a ceiling that doubles, so that a
+//! thousand machines that lost the same server do not come back in step.
+
+use std::time::Duration;
+
+/// What kind of failure a fetch met; all that the policy looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The line or the server failed: nobody answered, the answer broke off, 5xx. Time may heal it.
+    Transient,
+    /// The server answered with something wrong or not at all known to it. Asking again, past every
+    /// HTTP cache, may heal it; waiting for long will not.
+    Wrong,
+    /// The request itself cannot succeed.
+    Permanent,
+}
+
+/// What to do after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Try again after this time.
+    Wait(Duration),
+    /// Report the failure.
+    Stop,
+}
+
+/// When failed fetches are tried again.
+#[derive(Clone, Copy, Debug)]
+pub struct RetryPolicy {
+    /// How long a reader may wait for the server before it gets an error; `None`: for ever, which
+    /// is right for a root disk (a machine whose root answers EIO is lost, one that waits is not).
+    pub deadline: Option<Duration>,
+    /// The ceiling of the first wait.
+    pub first: Duration,
+    /// The highest ceiling: how late, at most, a server that came back is noticed.
+    pub last: Duration,
+}
+
+impl RetryPolicy {
+    /// A plain mount reports an error after a minute, like most network tools.
+    pub const DEFAULT: Self = Self::until(Some(Duration::from_secs(60)));
+
+    /// Tries for an answer that is wrong: once more by chance, once more past every HTTP cache.
+    pub const WRONG_TRIES: u32 = 3;
+
+    /// Gives up after `deadline`. The first wait is at most a round trip across a continent, the
+    /// last at most 10 s.
+    #[must_use]
+    pub const fn until(deadline: Option<Duration>) -> Self {
+        Self {
+            deadline,
+            first: Duration::from_millis(100),
+            last: Duration::from_secs(10),
+        }
+    }
+
+    /// Decides after try number `tries` (from 1) failed with `fault`, `elapsed` after the start.
+    ///
+    /// `random` is any number; the same number gives the same wait.
+    #[must_use]
+    pub fn next(&self, tries: u32, fault: Fault, elapsed: Duration, random: u32) -> Next {
+        match fault {
+            Fault::Permanent => return Next::Stop,
+            Fault::Wrong if tries >= Self::WRONG_TRIES => return Next::Stop,
+            Fault::Wrong | Fault::Transient => {}
+        }
+        let ceiling = self
+            .first
+            .saturating_mul(1 << tries.saturating_sub(1).min(16))
+            .min(self.last);
+        // A tenth at least, so that a refusing server is not asked in a tight loop.
+        let wait = ceiling
+            .mul_f64(f64::from(random) / f64::from(u32::MAX))
+            .max(self.first / 10);
+        match self.deadline {
+            Some(deadline) if elapsed >= deadline => Next::Stop,
+            Some(deadline) => Next::Wait(wait.min(deadline.saturating_sub(elapsed))),
+            None => Next::Wait(wait),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FOREVER: RetryPolicy = RetryPolicy::until(None);
+
+    #[test]
+    fn permanent_failures_are_not_tried_again() {
+        assert_eq!(
+            FOREVER.next(1, Fault::Permanent, Duration::ZERO, 0),
+            Next::Stop
+        );
+    }
+
+    #[test]
+    fn wrong_answers_are_tried_a_bounded_number_of_times() {
+        let decide = |tries| FOREVER.next(tries, Fault::Wrong, Duration::ZERO, 7);
+        assert!(matches!(
+            decide(RetryPolicy::WRONG_TRIES - 1),
+            Next::Wait(_)
+        ));
+        assert_eq!(decide(RetryPolicy::WRONG_TRIES), Next::Stop);
+    }
+
+    #[test]
+    fn a_root_disk_never_gives_up_on_a_silent_server() {
+        let year = Duration::from_secs(365 * 86_400);
+        assert!(matches!(
+            FOREVER.next(u32::MAX, Fault::Transient, year, 3),
+            Next::Wait(_)
+        ));
+    }
+
+    proptest! {
+        /// No wait is outside its bounds, and none reaches past the deadline.
+        #[test]
+        fn waits_are_bounded(tries in 1..200_u32, elapsed in 0..120_000_u64, random: u32) {
+            let elapsed = Duration::from_millis(elapsed);
+            let policy = RetryPolicy::DEFAULT;
+            let deadline = policy.deadline.unwrap();
+            match policy.next(tries, Fault::Transient, elapsed, random) {
+                Next::Stop => prop_assert!(elapsed >= deadline),
+                Next::Wait(wait) => {
+                    prop_assert!(wait <= policy.last);
+                    prop_assert!(elapsed + wait <= deadline);
+                }
+            }
+        }
+    }
+}

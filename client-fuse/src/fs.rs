@@ -1,0 +1,292 @@
+//! The mounted directory as values: what is in it, how it looks, what reading returns.
+//!
+//! ```text
+//! disk.raw              the disk
+//! .circular/image.json  which image this is
+//! .circular/stats.json  what the mount has done so far; a snapshot at each open
+//! ```
+//!
+//! Read-only in every respect, and nothing here knows the kernel's interface.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::config::BaseUrl;
+use crate::disk::{Disk, ReadError};
+use crate::fetch::Source;
+use crate::open::OpenImage;
+use crate::stats::Stats;
+
+/// Snapshots open at once; a monitor needs one.
+const SNAPSHOTS_MAX: usize = 256;
+
+/// A file or directory of the mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// The mount point.
+    Root,
+    /// `disk.raw`.
+    Disk,
+    /// `.circular`.
+    About,
+    /// `.circular/image.json`.
+    Image,
+    /// `.circular/stats.json`.
+    Stats,
+}
+
+/// What a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+}
+
+impl Node {
+    const ALL: [Self; 5] = [
+        Self::Root,
+        Self::Disk,
+        Self::About,
+        Self::Image,
+        Self::Stats,
+    ];
+
+    /// The inode number; the root has 1, as FUSE wants it.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        match self {
+            Self::Root => 1,
+            Self::Disk => 2,
+            Self::About => 3,
+            Self::Image => 4,
+            Self::Stats => 5,
+        }
+    }
+
+    /// The node of an inode number.
+    #[must_use]
+    pub fn of_number(number: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|node| node.number() == number)
+    }
+
+    /// File or directory.
+    #[must_use]
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Root | Self::About => Kind::Directory,
+            Self::Disk | Self::Image | Self::Stats => Kind::File,
+        }
+    }
+
+    /// The directory that it is in.
+    #[must_use]
+    pub const fn parent(self) -> Self {
+        match self {
+            Self::Root | Self::Disk | Self::About => Self::Root,
+            Self::Image | Self::Stats => Self::About,
+        }
+    }
+
+    /// What a directory contains, by name; files contain nothing.
+    #[must_use]
+    pub const fn children(self) -> &'static [(&'static str, Self)] {
+        match self {
+            Self::Root => &[("disk.raw", Self::Disk), (".circular", Self::About)],
+            Self::About => &[("image.json", Self::Image), ("stats.json", Self::Stats)],
+            Self::Disk | Self::Image | Self::Stats => &[],
+        }
+    }
+
+    /// The child called `name`.
+    #[must_use]
+    pub fn child(self, name: &str) -> Option<Self> {
+        self.children()
+            .iter()
+            .find(|(child, _)| *child == name)
+            .map(|(_, node)| *node)
+    }
+
+    /// Whether the kernel may keep what it read: true for all that never changes.
+    #[must_use]
+    pub fn is_constant(self) -> bool {
+        self != Self::Stats
+    }
+}
+
+/// `.circular/image.json`.
+#[derive(Debug, Serialize)]
+struct About<'a> {
+    reference: String,
+    name: &'a str,
+    version: u64,
+    revision: u32,
+    disk: String,
+    length: u64,
+    base_url: String,
+}
+
+/// The mounted directory.
+#[derive(Debug)]
+pub struct ImageFs<S> {
+    disk: Disk<S>,
+    image: Bytes,
+    created: SystemTime,
+    stats: Arc<Stats>,
+    snapshots: Mutex<HashMap<u64, Bytes>>,
+    next_handle: AtomicU64,
+}
+
+/// Why a file cannot be opened or read.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum FsError {
+    #[error("it is a directory")]
+    IsDirectory,
+    #[error("too many open snapshots of the counters")]
+    TooManyOpen,
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl<S: Source> ImageFs<S> {
+    /// The directory that shows `disk`, opened as `image` from the store at `base`.
+    #[must_use]
+    pub fn new(disk: Disk<S>, image: &OpenImage, base: &BaseUrl, stats: Arc<Stats>) -> Self {
+        let about = About {
+            reference: image.reference.to_string(),
+            name: image.reference.name.as_str(),
+            version: image.version.number(),
+            revision: image.manifest.revision,
+            disk: image.disk_digest().to_string(),
+            length: disk.length(),
+            base_url: base.to_string(),
+        };
+        Self {
+            disk,
+            image: json(&about),
+            created: UNIX_EPOCH
+                .checked_add(Duration::from_secs(image.created))
+                .unwrap_or(UNIX_EPOCH),
+            stats,
+            snapshots: Mutex::new(HashMap::new()),
+            next_handle: AtomicU64::new(1),
+        }
+    }
+
+    /// When the image was published: the time of all files.
+    #[must_use]
+    pub const fn created(&self) -> SystemTime {
+        self.created
+    }
+
+    /// The length of a file; 0 for directories.
+    #[must_use]
+    pub fn length(&self, node: Node) -> u64 {
+        match node {
+            Node::Root | Node::About => 0,
+            Node::Disk => self.disk.length(),
+            Node::Image => self.image.len() as u64,
+            Node::Stats => json(&*self.stats).len() as u64,
+        }
+    }
+
+    /// Opens a file and returns a handle for it.
+    ///
+    /// # Errors
+    ///
+    /// When it is a directory, or too many are open.
+    pub fn open(&self, node: Node) -> Result<u64, FsError> {
+        match node {
+            Node::Root | Node::About => Err(FsError::IsDirectory),
+            Node::Disk | Node::Image => Ok(0),
+            Node::Stats => {
+                let mut snapshots = self.snapshots();
+                if snapshots.len() >= SNAPSHOTS_MAX {
+                    return Err(FsError::TooManyOpen);
+                }
+                let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+                snapshots.insert(handle, json(&*self.stats));
+                Ok(handle)
+            }
+        }
+    }
+
+    /// Ends what [`Self::open`] began.
+    pub fn release(&self, handle: u64) {
+        self.snapshots().remove(&handle);
+    }
+
+    /// Reads `len` bytes of a file at `offset`, fewer at its end.
+    ///
+    /// # Errors
+    ///
+    /// When it is a directory, or the disk cannot be read there.
+    pub async fn read(
+        &self,
+        node: Node,
+        handle: u64,
+        offset: u64,
+        len: u32,
+    ) -> Result<Bytes, FsError> {
+        match node {
+            Node::Root | Node::About => Err(FsError::IsDirectory),
+            Node::Disk => Ok(self.disk.read(offset, len).await?),
+            Node::Image => Ok(part(&self.image, offset, len)),
+            Node::Stats => {
+                let snapshot = self.snapshots().get(&handle).cloned().unwrap_or_default();
+                Ok(part(&snapshot, offset, len))
+            }
+        }
+    }
+
+    fn snapshots(&self) -> MutexGuard<'_, HashMap<u64, Bytes>> {
+        self.snapshots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn json(value: &impl Serialize) -> Bytes {
+    let mut text =
+        serde_json::to_vec_pretty(value).expect("plain structs of numbers and text serialize");
+    text.push(b'\n');
+    Bytes::from(text)
+}
+
+fn part(bytes: &Bytes, offset: u64, len: u32) -> Bytes {
+    let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
+    bytes.slice(within(offset)..within(offset.saturating_add(u64::from(len))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_node_is_found_where_it_is() {
+        for node in Node::ALL {
+            assert_eq!(Node::of_number(node.number()), Some(node));
+            for (name, child) in node.children() {
+                assert_eq!(node.child(name), Some(*child));
+                assert_eq!(child.parent(), node);
+            }
+        }
+        assert_eq!(Node::of_number(0), None);
+        assert_eq!(Node::Root.child("nothing"), None);
+    }
+
+    #[test]
+    fn parts_of_small_files_end_where_they_end() {
+        let bytes = Bytes::from_static(b"0123456789");
+        assert_eq!(&part(&bytes, 2, 3)[..], b"234");
+        assert_eq!(&part(&bytes, 8, 100)[..], b"89");
+        assert_eq!(&part(&bytes, u64::MAX, u32::MAX)[..], b"");
+    }
+}

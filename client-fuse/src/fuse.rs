@@ -1,0 +1,253 @@
+//! The kernel's side of [`ImageFs`]: a request becomes a call, the answer a reply or an errno.
+//!
+//! FUSE threads only translate. A read of the disk becomes a task that sends the reply when it has
+//! the bytes, so a slow server never keeps a FUSE thread from other requests.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, Request, Session, SessionACL,
+};
+use image_format::BLOCK_BYTES;
+use tokio::runtime::Handle;
+
+use crate::config::Access;
+use crate::fetch::Source;
+use crate::fs::{FsError, ImageFs, Kind, Node};
+use crate::tasks::Tasks;
+
+/// Threads that read requests; each has a buffer of 16 MiB, of which it touches only the start.
+const THREADS: usize = 2;
+
+/// Requests of read-ahead and direct I/O that the kernel may have under way: at 1 MiB each, as many
+/// bytes as the fetches behind them may have in flight.
+const BACKGROUND_MAX: u16 = 32;
+
+/// The kernel may keep names and attributes for long: nothing ever changes.
+const CONSTANT: Duration = Duration::from_secs(86_400);
+
+/// A file system behind a mount point.
+#[derive(Debug)]
+pub struct Adapter<S> {
+    fs: Arc<ImageFs<S>>,
+    tasks: Tasks,
+    owner: (u32, u32),
+}
+
+impl<S: Source> Adapter<S> {
+    /// Serves `fs` with tasks on `runtime`; its files belong to user and group `owner`.
+    #[must_use]
+    pub fn new(fs: Arc<ImageFs<S>>, runtime: Handle, owner: (u32, u32)) -> Self {
+        Self {
+            fs,
+            tasks: Tasks::new(runtime),
+            owner,
+        }
+    }
+
+    /// Mounts. The kernel's requests are answered once the session runs.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel or `fusermount3` refuses.
+    pub fn mount(
+        self,
+        mountpoint: &Path,
+        source: &str,
+        access: Access,
+    ) -> io::Result<Session<Self>> {
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::RO,
+            MountOption::NoAtime,
+            MountOption::NoExec,
+            MountOption::DefaultPermissions,
+            // A comma would end the option.
+            MountOption::FSName(source.replace(',', "%2C")),
+            MountOption::Subtype("circular".to_owned()),
+        ];
+        config.acl = match access {
+            Access::Owner => SessionACL::Owner,
+            Access::Everybody => SessionACL::All,
+        };
+        config.n_threads = Some(THREADS);
+        // A descriptor for each thread spares them a common lock; where /dev/fuse cannot be opened
+        // again (mounts by fusermount3 in some sandboxes) they share one.
+        config.clone_fd = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .is_ok();
+        Session::new(self, mountpoint, &config)
+    }
+
+    fn attributes(&self, node: Node) -> FileAttr {
+        let (time, size) = (self.fs.created(), self.fs.length(node));
+        let (kind, perm, nlink) = match node.kind() {
+            Kind::Directory => (FileType::Directory, 0o555, 2),
+            Kind::File => (FileType::RegularFile, 0o444, 1),
+        };
+        FileAttr {
+            ino: INodeNo(node.number()),
+            size,
+            blocks: size.div_ceil(512),
+            atime: time,
+            mtime: time,
+            ctime: time,
+            crtime: time,
+            kind,
+            perm,
+            nlink,
+            uid: self.owner.0,
+            gid: self.owner.1,
+            rdev: 0,
+            blksize: BLOCK_BYTES,
+            flags: 0,
+        }
+    }
+
+    /// How long the kernel may keep what it knows of `node`.
+    fn ttl(node: Node) -> Duration {
+        if node.is_constant() {
+            CONSTANT
+        } else {
+            Duration::ZERO
+        }
+    }
+}
+
+/// What a reader is told.
+///
+/// - a directory read as a file: `EISDIR`
+/// - too many open snapshots: `EMFILE`
+/// - the disk cannot be read there: `EIO`
+fn errno(error: &FsError) -> Errno {
+    match error {
+        FsError::IsDirectory => Errno::EISDIR,
+        FsError::TooManyOpen => Errno::EMFILE,
+        FsError::Read(_) => Errno::EIO,
+    }
+}
+
+impl<S: Source> Filesystem for Adapter<S> {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Without it a loop device with direct I/O has one request in flight instead of a dozen.
+        for wish in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
+            if config.add_capabilities(wish).is_err() {
+                tracing::debug!(?wish, "this kernel lacks a FUSE capability");
+            }
+        }
+        if let Err(most) = config.set_max_background(BACKGROUND_MAX) {
+            tracing::debug!(most, "this kernel allows fewer background requests");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = Node::of_number(parent.0);
+        match parent.and_then(|parent| parent.child(name.to_str()?)) {
+            Some(node) => reply.entry(&Self::ttl(node), &self.attributes(node), Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match Node::of_number(ino.0) {
+            Some(node) => reply.attr(&Self::ttl(node), &self.attributes(node)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let Some(node) = Node::of_number(ino.0) else {
+            return reply.error(Errno::ENOENT);
+        };
+        // Whatever length a snapshot has, direct I/O reads up to its end.
+        let flags = if node.is_constant() {
+            FopenFlags::FOPEN_KEEP_CACHE
+        } else {
+            FopenFlags::FOPEN_DIRECT_IO
+        };
+        match self.fs.open(node) {
+            Ok(handle) => reply.opened(FileHandle(handle), flags),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let Some(node) = Node::of_number(ino.0) else {
+            return reply.error(Errno::ENOENT);
+        };
+        let fs = Arc::clone(&self.fs);
+        self.tasks.spawn(async move {
+            match fs.read(node, fh.0, offset, size).await {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => {
+                    let cause: &dyn std::error::Error = &error;
+                    tracing::error!(offset, size, error = cause, "a read fails");
+                    reply.error(errno(&error));
+                }
+            }
+        });
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(fh.0);
+        reply.ok();
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let Some(node) = Node::of_number(ino.0) else {
+            return reply.error(Errno::ENOENT);
+        };
+        let dots = [(".", node), ("..", node.parent())];
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (position, (name, entry)) in (1..).zip(dots.iter().chain(node.children())).skip(skip) {
+            let kind = match entry.kind() {
+                Kind::Directory => FileType::Directory,
+                Kind::File => FileType::RegularFile,
+            };
+            if reply.add(INodeNo(entry.number()), position, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let blocks = self.fs.length(Node::Disk).div_ceil(u64::from(BLOCK_BYTES));
+        reply.statfs(blocks, 0, 0, 5, 0, BLOCK_BYTES, 255, BLOCK_BYTES);
+    }
+}

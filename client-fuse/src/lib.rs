@@ -1,0 +1,34 @@
+//! `circular-mount`: shows a published image as a local disk file.
+//!
+//! A read travels down, bytes travel up:
+//!
+//! ```text
+//! kernel ── fuse ─► fs ─► disk ─► chunks ─► memory ─► cache file ─► flight ─► fetcher ─► http
+//!                        (plan)            (verified)  (verified)            (plan, retry, verify)
+//!                         └─ readahead ─► chunks
+//! ```
+//!
+//! Decisions are pure and stand alone: [`disk::plan`] (bytes to chunks), [`fetch::plan`] (chunks to
+//! requests), [`fetch::retry`], [`readahead`]. What acts is kept at the edge: [`fuse`] is the only
+//! file that knows the kernel's interface, [`fetch::http`] the only one that talks to a server,
+//! [`cache::disk`] the only one that keeps a file. [`app`] nests them; [`open`] is where a reference
+//! becomes a disk, and where trust begins.
+
+pub mod app;
+pub mod cache;
+pub mod chunks;
+pub mod cli;
+pub mod config;
+pub mod disk;
+pub mod fetch;
+pub mod flight;
+pub mod fs;
+pub mod fuse;
+pub mod log;
+pub mod mount;
+pub mod open;
+pub mod place;
+pub mod process;
+pub mod readahead;
+pub mod stats;
+pub mod tasks;

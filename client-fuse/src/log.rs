@@ -1,0 +1,127 @@
+//! Where log lines go: the standard error stream, a file, or the kernel's log.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{Layer, fmt};
+
+use crate::config::{ProcessConfig, Role};
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum LogError {
+    #[error("cannot open log file {path}")]
+    Open { path: String, source: io::Error },
+    #[error("cannot install the log")]
+    Install(#[from] TryInitError),
+}
+
+/// Sets the log up: opened once here, never needed by name again.
+///
+/// # Errors
+///
+/// When the log file cannot be written. A missing kernel log is not an error.
+pub fn init(config: &ProcessConfig) -> Result<(), LogError> {
+    let filter = filter(config.log_level);
+    if let Some(path) = &config.log_file {
+        let open = OpenOptions::new().create(true).append(true).open(path);
+        let file = open.map_err(|source| LogError::Open {
+            path: path.display().to_string(),
+            source,
+        })?;
+        let layer = fmt::layer()
+            .with_ansi(false)
+            .with_target(false)
+            .with_writer(Arc::new(file));
+        return Ok(tracing_subscriber::registry()
+            .with(layer.with_filter(filter))
+            .try_init()?);
+    }
+    if config.role == Role::RootDisk
+        && let Ok(kernel) = OpenOptions::new().write(true).open("/dev/kmsg")
+    {
+        let layer = fmt::layer()
+            .with_ansi(false)
+            .with_target(false)
+            .with_level(false)
+            .without_time();
+        let layer = layer.with_writer(KernelLog(Arc::new(kernel)));
+        return Ok(tracing_subscriber::registry()
+            .with(layer.with_filter(filter))
+            .try_init()?);
+    }
+    let layer = fmt::layer()
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .with_writer(io::stderr);
+    Ok(tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .try_init()?)
+}
+
+/// Our own lines at `level`; of the libraries only what is wrong.
+fn filter(level: LevelFilter) -> Targets {
+    Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target("client_fuse", level)
+}
+
+/// Writes each line as a record of the kernel's log.
+#[derive(Clone, Debug)]
+struct KernelLog(Arc<File>);
+
+/// One record: its priority, then the line.
+struct Record {
+    file: Arc<File>,
+    priority: u8,
+}
+
+impl KernelLog {
+    fn record(&self, level: Level) -> Record {
+        let priority = match level {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        Record {
+            file: Arc::clone(&self.0),
+            priority,
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for KernelLog {
+    type Writer = Record;
+
+    fn make_writer(&'a self) -> Record {
+        self.record(Level::INFO)
+    }
+
+    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Record {
+        self.record(*meta.level())
+    }
+}
+
+impl Write for Record {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // A record is what one write call brings.
+        let mut record = format!("<{}>circular-mount: ", self.priority).into_bytes();
+        record.extend_from_slice(line);
+        (&*self.file).write_all(&record)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

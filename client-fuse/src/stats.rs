@@ -1,0 +1,86 @@
+//! Every counter: its name, unit and meaning; nothing else.
+//!
+//! Counters only grow. They are read without a lock, so that a snapshot taken under load is not
+//! exact to the last read.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// A number of something that happened.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts `n` more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Counts one more.
+    pub fn increment(&self) {
+        self.add(1);
+    }
+
+    /// The count so far.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Serialize for Counter {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.count())
+    }
+}
+
+/// What a mount has done since it began. Serialized as `.circular/stats.json`.
+#[derive(Debug, Default, Serialize)]
+pub struct Stats {
+    /// Reads of the disk by the kernel.
+    pub reads: Counter,
+    /// Bytes that they returned.
+    pub read_bytes: Counter,
+    /// Reads that ended in an error.
+    pub read_errors: Counter,
+    /// Pieces of chunks found in the memory cache.
+    pub memory_hits: Counter,
+    /// Pieces of chunks found in the disk cache.
+    pub disk_hits: Counter,
+    /// Pieces of chunks that had to be fetched.
+    pub misses: Counter,
+    /// Of these, pieces that another reader or read-ahead was fetching already.
+    pub shared_fetches: Counter,
+    /// Pieces of the disk cache that did not match their digest and were fetched anew.
+    pub disk_rejects: Counter,
+    /// Bytes written to the disk cache.
+    pub disk_fill_bytes: Counter,
+    /// HTTP requests, failed ones included.
+    pub requests: Counter,
+    /// Requests that were tried again.
+    pub retries: Counter,
+    /// Bodies received, by what they were.
+    pub fetched: Fetched,
+    /// Chunks fetched and verified.
+    pub chunks: Counter,
+    /// Chunks that were fetched although memory held them; always 0.
+    pub duplicate_chunks: Counter,
+    /// Chunks that read-ahead asked for.
+    pub ahead_chunks: Counter,
+    /// Objects and chunks that did not match their digest.
+    pub verify_failures: Counter,
+}
+
+/// Bytes of bodies received.
+#[derive(Debug, Default, Serialize)]
+pub struct Fetched {
+    /// Names, catalogue and manifest.
+    pub metadata_bytes: Counter,
+    /// Region tables.
+    pub table_bytes: Counter,
+    /// Pages of the index.
+    pub page_bytes: Counter,
+    /// Ranges of packs: chunks as stored, and the small gaps between them.
+    pub chunk_bytes: Counter,
+}

@@ -1,0 +1,141 @@
+//! What is taken from an HTTP server and what is not.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use client_fuse::config::NetworkConfig;
+use client_fuse::fetch::http::HttpSource;
+use client_fuse::fetch::retry::Fault;
+use client_fuse::fetch::{Freshness, Part, Request, Source, SourceError};
+use futures_util::TryStreamExt;
+use image_format::digest::ObjectRef;
+
+use crate::server::{Manner, serve};
+use crate::stack::IMPATIENT;
+use crate::store::{Store, mixed_disk};
+
+fn network() -> NetworkConfig {
+    NetworkConfig {
+        connections: 4,
+        timeout: Duration::from_secs(10),
+        retry: IMPATIENT,
+        retry_open: IMPATIENT,
+    }
+}
+
+/// The path of a file of about `bytes` bytes, and the file.
+fn file(store: &Store, large: bool) -> (String, Bytes) {
+    let mut files: Vec<_> = store.files.iter().collect();
+    files.sort_by_key(|(path, bytes)| (bytes.len(), (*path).clone()));
+    let (path, bytes) = if large {
+        files[files.len() - 1]
+    } else {
+        files[0]
+    };
+    assert_eq!(bytes.len() > 1 << 20, large);
+    (path.clone(), bytes.clone())
+}
+
+async fn get(base: &str, path: &str, part: Part) -> Result<Vec<u8>, SourceError> {
+    let source = HttpSource::new(base.parse().unwrap(), &network()).unwrap();
+    let body = source
+        .open(Request {
+            path: path.to_owned(),
+            part,
+            freshness: Freshness::Any,
+        })
+        .await?;
+    body.try_fold(Vec::new(), |mut all, part| async move {
+        all.extend_from_slice(&part);
+        Ok(all)
+    })
+    .await
+}
+
+fn range(bytes: &Bytes, start: u64, end: u64) -> Part {
+    Part::Range {
+        range: start..end,
+        object_bytes: bytes.len() as u64,
+    }
+}
+
+fn store() -> Arc<Store> {
+    Arc::new(Store::of(mixed_disk(900, 0)))
+}
+
+#[tokio::test]
+async fn whole_files_and_ranges_come_as_they_are() {
+    let store = store();
+    let base = serve(&store, Manner::Right);
+    let (path, bytes) = file(&store, true);
+    assert_eq!(get(&base, &path, Part::Whole).await.unwrap(), bytes);
+    assert_eq!(
+        get(&base, &path, range(&bytes, 100, 70_000)).await.unwrap(),
+        bytes[100..70_000]
+    );
+}
+
+#[tokio::test]
+async fn a_server_without_ranges_will_do_for_small_objects_only() {
+    let store = store();
+    let base = serve(&store, Manner::IgnoresRanges);
+    let (path, bytes) = file(&store, false);
+    assert_eq!(
+        get(&base, &path, range(&bytes, 3, 20)).await.unwrap(),
+        bytes[3..20]
+    );
+    let (path, bytes) = file(&store, true);
+    let error = get(&base, &path, range(&bytes, 3, 20)).await.unwrap_err();
+    assert!(matches!(error, SourceError::NoRanges { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn wrong_answers_are_refused_by_kind() {
+    let store = store();
+    let (path, bytes) = file(&store, true);
+    for (manner, fault) in [
+        (Manner::WrongRange, Fault::Wrong),
+        (Manner::Encoded, Fault::Wrong),
+        (Manner::Truncates, Fault::Transient),
+        (Manner::RedirectLoop, Fault::Permanent),
+        (Manner::RedirectToFile, Fault::Permanent),
+        (Manner::Unavailable, Fault::Transient),
+    ] {
+        let base = serve(&store, manner);
+        let error = get(&base, &path, range(&bytes, 10, 50_000))
+            .await
+            .unwrap_err();
+        assert_eq!(error.fault(), fault, "{manner:?}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_file_is_told_apart() {
+    let base = serve(&store(), Manner::Right);
+    let error = get(&base, &ObjectRef::of(b"").digest.object_path(), Part::Whole)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, SourceError::Missing { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_redirect_is_followed() {
+    let store = store();
+    let base = serve(&store, Manner::RedirectOnce);
+    let (path, bytes) = file(&store, true);
+    assert_eq!(
+        get(&base, &path, range(&bytes, 0, 9)).await.unwrap(),
+        bytes[..9]
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_unreachable() {
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}/", gone.local_addr().unwrap());
+    drop(gone);
+    let error = get(&base, "circular.json", Part::Whole).await.unwrap_err();
+    assert!(matches!(error, SourceError::Unreachable { .. }), "{error}");
+    assert_eq!(error.fault(), Fault::Transient);
+}

@@ -1,0 +1,17 @@
+//! The client's stack against stores made on the spot: counts, faults, a model, HTTP, a real mount.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails, and says what it skips"
+)]
+
+mod counts;
+mod faults;
+mod http;
+mod model;
+mod mount;
+mod open;
+mod server;
+mod source;
+mod stack;
+mod store;

@@ -1,0 +1,241 @@
+//! The program itself on a real mount. Skipped where there is no /dev/fuse.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::server::{Manner, serve};
+use crate::store::{Store, mixed_disk};
+
+/// A mount that is taken away when the test ends, however it ends.
+struct Mounted {
+    directory: tempfile::TempDir,
+}
+
+impl Mounted {
+    fn point(&self) -> PathBuf {
+        self.directory.path().join("mnt")
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.point().join("disk.raw")
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        mounts.contains(&*self.point().to_string_lossy())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.is_mounted() {
+            let _ = nix::mount::umount2(&self.point(), nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// Whether a mount can be tried here; `CIRCULAR_REQUIRE` makes "no" a failure.
+fn can_mount() -> bool {
+    let can = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .is_ok()
+        && nix::unistd::geteuid().is_root();
+    let required = std::env::var("CIRCULAR_REQUIRE")
+        .is_ok_and(|list| list.split(',').any(|word| word == "fuse"));
+    assert!(
+        can || !required,
+        "CIRCULAR_REQUIRE has fuse, but there is no /dev/fuse that we may use"
+    );
+    if !can {
+        println!("skipped: no /dev/fuse that we may use");
+    }
+    can
+}
+
+fn store() -> Arc<Store> {
+    Arc::new(Store::of(mixed_disk(3000, 789)))
+}
+
+fn mount_dir() -> Mounted {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("mnt")).unwrap();
+    Mounted { directory }
+}
+
+fn program(base: &str, point: &Path, extra: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_circular-mount"));
+    command
+        .arg(base)
+        .arg("lab/debian:12")
+        .arg(point)
+        .args(extra)
+        .env_remove("CIRCULAR_CACHE");
+    command
+}
+
+/// Mounts in the background and returns when the program does.
+fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
+    let cache = mounted.directory.path().join("cache");
+    let mut command = program(base, &mounted.point(), extra);
+    command
+        .arg("--cache")
+        .arg(cache)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn assert_ok(output: &Output) {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn a_kernel_mount_reads_as_the_disk_that_was_published() {
+    if !can_mount() {
+        return;
+    }
+    let (store, mounted) = (store(), mount_dir());
+    let base = serve(&store, Manner::Right);
+    assert_ok(&mount(&base, &mounted, &[]));
+    let metadata = fs::metadata(mounted.disk()).unwrap();
+    assert_eq!(metadata.len(), store.disk.len() as u64);
+    assert!(metadata.permissions().readonly());
+    assert!(
+        fs::read(mounted.disk()).unwrap() == store.disk,
+        "the disk reads differently"
+    );
+    let file = File::open(mounted.disk()).unwrap();
+    let mut byte = [0];
+    for at in (0..store.disk.len()).step_by(99_991) {
+        file.read_exact_at(&mut byte, at as u64).unwrap();
+        assert_eq!(byte[0], store.disk[at]);
+    }
+    let image = fs::read_to_string(mounted.point().join(".circular/image.json")).unwrap();
+    assert!(
+        image.contains("lab/debian:12@1") && image.contains(&store.disk_digest.to_string()),
+        "{image}"
+    );
+    let stats = fs::read_to_string(mounted.point().join(".circular/stats.json")).unwrap();
+    assert!(stats.contains("\"duplicate_chunks\": 0"), "{stats}");
+    assert!(
+        File::create(mounted.disk()).is_err() && File::create(mounted.point().join("new")).is_err()
+    );
+    drop(file);
+    nix::mount::umount(&mounted.point()).unwrap();
+    assert!(!mounted.is_mounted());
+}
+
+#[test]
+fn a_kernel_mount_finds_its_cache_again() {
+    if !can_mount() {
+        return;
+    }
+    let (store, mounted) = (store(), mount_dir());
+    let base = serve(&store, Manner::Right);
+    for chunks_are_fetched in [true, false] {
+        assert_ok(&mount(&base, &mounted, &[]));
+        assert!(fs::read(mounted.disk()).unwrap() == store.disk);
+        let stats = fs::read_to_string(mounted.point().join(".circular/stats.json")).unwrap();
+        assert_eq!(
+            !stats.contains("\"chunks\": 0,"),
+            chunks_are_fetched,
+            "{stats}"
+        );
+        nix::mount::umount(&mounted.point()).unwrap();
+    }
+}
+
+#[test]
+fn a_kernel_mount_in_the_foreground_ends_cleanly_by_signal() {
+    if !can_mount() {
+        return;
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mounted = mount_dir();
+        let base = serve(&store(), Manner::Right);
+        let (ready, sender) = std::io::pipe().unwrap();
+        let mut command = program(
+            &base,
+            &mounted.point(),
+            &["--foreground", "--no-cache", "--ready-fd", "0"],
+        );
+        // Standard input is descriptor 0, which is refused: a supervisor passes one above 2.
+        assert_eq!(
+            command.stdin(Stdio::null()).output().unwrap().status.code(),
+            Some(1)
+        );
+        let mut child = program(
+            &base,
+            &mounted.point(),
+            &["--foreground", "--no-cache", "--ready-fd"],
+        );
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&sender);
+        nix::fcntl::fcntl(
+            &sender,
+            nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
+        )
+        .unwrap();
+        let mut child = child
+            .arg(fd.to_string())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        drop(sender);
+        assert_eq!(std::io::read_to_string(ready).unwrap(), "READY\n");
+        assert!(mounted.is_mounted());
+        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert!(!mounted.is_mounted());
+    }
+}
+
+#[test]
+fn a_kernel_mount_that_cannot_be_says_why() {
+    let (store, mounted) = (store(), mount_dir());
+    let base = serve(&store, Manner::Right);
+    let told = |command: &mut Command| {
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let (code, message) = told(&mut program(&base, &mounted.point().join("missing"), &[]));
+    assert!(
+        code == Some(1) && message.contains("mkdir -p"),
+        "{code:?} {message}"
+    );
+    fs::write(mounted.point().join("file"), "").unwrap();
+    let (code, message) = told(&mut program(&base, &mounted.point(), &[]));
+    assert!(
+        code == Some(1) && message.contains("is not empty"),
+        "{code:?} {message}"
+    );
+    fs::remove_file(mounted.point().join("file")).unwrap();
+    let (code, message) = told(&mut program(
+        &format!("{base}elsewhere/"),
+        &mounted.point(),
+        &[],
+    ));
+    assert!(
+        code == Some(1) && message.contains("is no store"),
+        "{code:?} {message}"
+    );
+    let (code, message) = told(program(&base, &mounted.point(), &[]).arg("--no-such-option"));
+    assert!(
+        code == Some(2) && message.contains("--no-such-option"),
+        "{code:?} {message}"
+    );
+}

@@ -1,0 +1,113 @@
+//! Opening an image: what a user is told when it does not work.
+
+use std::sync::Arc;
+
+use client_fuse::cache::Caches;
+use client_fuse::cache::disk::DiskCache;
+use client_fuse::cache::memory::MemoryCache;
+use client_fuse::fetch::fetcher::Fetcher;
+use client_fuse::open::{OpenError, OpenImage, open};
+use client_fuse::stats::Stats;
+
+use crate::source::{Fault, Faults, MemorySource};
+use crate::stack::IMPATIENT;
+use crate::store::{Store, mixed_disk};
+
+async fn try_open(source: MemorySource, reference: &str) -> Result<OpenImage, OpenError> {
+    let caches = Arc::new(Caches {
+        memory: MemoryCache::new(0),
+        disk: DiskCache::off(),
+    });
+    let fetcher = Fetcher::new(source, 8, IMPATIENT, caches, Arc::new(Stats::default()));
+    open(
+        &fetcher,
+        &"http://store/".parse().unwrap(),
+        &reference.parse().unwrap(),
+    )
+    .await
+}
+
+fn store() -> Arc<Store> {
+    Arc::new(Store::of(mixed_disk(300, 5)))
+}
+
+#[tokio::test]
+async fn an_image_opens_by_tag_and_by_version() {
+    let store = store();
+    for reference in ["lab/debian:12", "lab/debian:12@1", "lab/debian@1"] {
+        let image = try_open(MemorySource::new(&store), reference)
+            .await
+            .unwrap();
+        assert_eq!(image.disk_digest(), store.disk_digest);
+        assert_eq!(image.reference.version.unwrap().number(), 1);
+    }
+}
+
+#[tokio::test]
+async fn unknown_things_are_answered_with_what_there_is() {
+    let store = store();
+    for (reference, told) in [
+        (
+            "debian",
+            "http://store/ has no image `debian`; it has: lab/debian",
+        ),
+        (
+            "lab/debian",
+            "image `lab/debian` has no tag `latest`; it has: 12",
+        ),
+        (
+            "lab/debian:12@7",
+            "image `lab/debian` has no version 7; the newest is 1",
+        ),
+    ] {
+        let error = try_open(MemorySource::new(&store), reference)
+            .await
+            .unwrap_err();
+        assert_eq!(error.to_string(), told);
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_a_store_is_told_apart() {
+    let faults: Faults = Arc::new(|_, _| Fault::Missing);
+    let error = try_open(MemorySource::faulty(&store(), faults), "lab/debian:12")
+        .await
+        .unwrap_err();
+    assert!(matches!(error, OpenError::NotAStore { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn every_damaged_step_is_named() {
+    for (step, what) in [(1, "catalogue"), (2, "manifest"), (3, "region table")] {
+        for fault in [
+            Fault::Flip,
+            Fault::Truncate,
+            Fault::Endless,
+            Fault::Refuse,
+            Fault::Missing,
+        ] {
+            let faults: Faults =
+                Arc::new(move |number, _| if number >= step { fault } else { Fault::None });
+            let error = try_open(MemorySource::faulty(&store(), faults), "lab/debian:12")
+                .await
+                .unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("cannot fetch the {what}"),
+                "{fault:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_list_of_names_opens_nothing() {
+    for fault in [Fault::Truncate, Fault::Endless] {
+        let faults: Faults = Arc::new(move |_, _| fault);
+        assert!(
+            try_open(MemorySource::faulty(&store(), faults), "lab/debian:12")
+                .await
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,90 @@
+//! The whole client but FUSE, on a source in memory.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client_fuse::cache::Caches;
+use client_fuse::cache::disk::DiskCache;
+use client_fuse::cache::memory::MemoryCache;
+use client_fuse::config::DiskCacheConfig;
+use client_fuse::disk::Disk;
+use client_fuse::fetch::fetcher::Fetcher;
+use client_fuse::fetch::retry::RetryPolicy;
+use client_fuse::open::{OpenImage, open};
+use client_fuse::stats::Stats;
+use tokio::runtime::Handle;
+
+use crate::source::MemorySource;
+
+/// A disk and what it counted.
+pub(crate) struct Stack {
+    pub(crate) disk: Arc<Disk<MemorySource>>,
+    pub(crate) stats: Arc<Stats>,
+}
+
+/// Waits of a thousandth, so that tests with faults are quick.
+pub(crate) const IMPATIENT: RetryPolicy = RetryPolicy {
+    deadline: Some(Duration::from_millis(300)),
+    first: Duration::from_micros(100),
+    last: Duration::from_millis(2),
+};
+
+/// How a stack is made.
+#[derive(Clone, Copy)]
+pub(crate) struct Setup<'a> {
+    pub(crate) memory_bytes: usize,
+    pub(crate) cache: Option<&'a Path>,
+    pub(crate) policy: RetryPolicy,
+}
+
+impl Setup<'_> {
+    pub(crate) const DEFAULT: Self = Self {
+        memory_bytes: 64 << 20,
+        cache: None,
+        policy: IMPATIENT,
+    };
+}
+
+/// Opens `lab/debian:12` and nests everything above it.
+pub(crate) async fn start(source: &MemorySource, setup: Setup<'_>) -> Stack {
+    let stats = Arc::new(Stats::default());
+    let image = open_image(source, &stats).await;
+    let length = image.table.disk_length();
+    let directory = setup.cache.map(|path| DiskCacheConfig {
+        directory: path.to_owned(),
+        bytes_max: None,
+    });
+    let disk_cache =
+        directory.map(|config| DiskCache::open(&config, image.disk_digest(), length).unwrap());
+    let caches = Arc::new(Caches {
+        memory: MemoryCache::new(setup.memory_bytes),
+        disk: disk_cache.unwrap_or_else(DiskCache::off),
+    });
+    let fetcher = Fetcher::new(
+        source.clone(),
+        8,
+        setup.policy,
+        Arc::clone(&caches),
+        Arc::clone(&stats),
+    );
+    let disk = Arc::new(Disk::new(
+        image.table,
+        Arc::new(fetcher),
+        caches,
+        &Handle::current(),
+    ));
+    Stack { disk, stats }
+}
+
+async fn open_image(source: &MemorySource, stats: &Arc<Stats>) -> OpenImage {
+    let caches = Arc::new(Caches {
+        memory: MemoryCache::new(0),
+        disk: DiskCache::off(),
+    });
+    let fetcher = Fetcher::new(source.clone(), 8, IMPATIENT, caches, Arc::clone(stats));
+    let base = "http://store/".parse().unwrap();
+    open(&fetcher, &base, &"lab/debian:12".parse().unwrap())
+        .await
+        .unwrap()
+}

@@ -1,0 +1,247 @@
+//! A published store in memory, made with the encoders of `image-format`.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use image_format::catalogue::{Catalogue, NAMES_PATH, Names, VersionEntry, catalogue_path};
+use image_format::chunk::ChunkId;
+use image_format::chunker::{ChunkerParams, Cut, End};
+use image_format::digest::{Digest, ObjectRef};
+use image_format::frame::Encoder;
+use image_format::geometry::BLOCK_LEN;
+use image_format::manifest::{Disk, Manifest};
+use image_format::pack::PACK_MAGIC;
+use image_format::page::{Location, PageBuilder};
+use image_format::reference::{ImageName, Tag, Version};
+use image_format::region_table::RegionTable;
+use image_format::{BLOCK_BYTES, REGION_BLOCKS};
+
+/// All files of a store, and the disk that was published into it.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub(crate) files: HashMap<String, Bytes>,
+    pub(crate) disk: Vec<u8>,
+    pub(crate) disk_digest: Digest,
+    pub(crate) n_chunks: u64,
+}
+
+/// The length of a region.
+const REGION_LEN: usize = REGION_BLOCKS as usize * BLOCK_LEN;
+
+/// Packs of the tests are small, so that small disks have several.
+const PACK_BYTES: usize = 2 << 20;
+
+/// A chunk that is cut but not yet in a finished pack.
+struct Pending {
+    region: usize,
+    block: u32,
+    blocks: u32,
+    id: ChunkId,
+    offset: u32,
+    length: u32,
+}
+
+impl Store {
+    /// Publishes `disk` as `lab/debian:12`, version 1.
+    pub(crate) fn of(disk: Vec<u8>) -> Self {
+        let regions: Vec<_> = disk.chunks(REGION_LEN).enumerate().collect();
+        let mut store = Self::sparse(disk.len() as u64, &regions);
+        store.disk = disk;
+        store
+    }
+
+    /// Publishes a disk of `length` bytes that is all hole but for these regions.
+    pub(crate) fn sparse(length: u64, regions: &[(usize, &[u8])]) -> Self {
+        let mut files = HashMap::new();
+        let mut publisher = Publisher::default();
+        for (region, bytes) in regions {
+            publisher.region(*region, bytes);
+        }
+        publisher.finish_pack();
+        let n_regions = usize::try_from(length).unwrap().div_ceil(REGION_LEN);
+        let mut pages: Vec<_> = (0..n_regions).map(|_| PageBuilder::default()).collect();
+        for (chunk, location) in &publisher.placed {
+            pages[chunk.region].push(chunk.block, chunk.blocks, chunk.id, *location);
+        }
+        let mut page_of = |page: PageBuilder| {
+            let page = page.finish().unwrap();
+            page.map(|page| put(&mut files, page.encode()).digest)
+        };
+        let pages: Vec<_> = pages.into_iter().map(&mut page_of).collect();
+        let table = RegionTable::encode(length, &pages);
+        for leaf in table.leaves {
+            put(&mut files, leaf);
+        }
+        let regions = put(&mut files, table.root);
+        for pack in publisher.packs {
+            put(&mut files, pack);
+        }
+        let n_chunks = publisher.placed.len() as u64;
+        catalogue(&mut files, length, regions, n_chunks);
+        Self {
+            files,
+            disk: Vec::new(),
+            disk_digest: regions.digest,
+            n_chunks,
+        }
+    }
+
+    /// What reading `len` bytes at `offset` must return.
+    pub(crate) fn flat(&self, offset: u64, len: u32) -> &[u8] {
+        let within = |at: u64| {
+            usize::try_from(at)
+                .unwrap_or(usize::MAX)
+                .min(self.disk.len())
+        };
+        &self.disk[within(offset)..within(offset.saturating_add(u64::from(len)))]
+    }
+}
+
+/// A disk of `blocks` blocks and `odd` bytes: files of noise, of numbers that compress, and holes.
+/// Files end in the middle of a block, as files do.
+pub(crate) fn mixed_disk(blocks: usize, odd: usize) -> Vec<u8> {
+    let mut random = Random(42);
+    let length = blocks * 4096 + odd;
+    let mut disk = Vec::with_capacity(length);
+    while disk.len() < length {
+        let run = 512 * (1 + usize::try_from(random.next() % 100).unwrap());
+        match random.next() % 5 {
+            0 => disk.resize(disk.len() + run, 0),
+            1 => disk.extend((0..run).flat_map(|_| (random.next() % 1000).to_be_bytes())),
+            _ => disk.extend((0..run / 8).flat_map(|_| random.next().to_le_bytes())),
+        }
+        disk.resize(disk.len().next_multiple_of(4096), 0);
+    }
+    disk.truncate(length);
+    disk
+}
+
+/// A small random number generator: the same numbers in every run.
+#[derive(Debug)]
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+#[derive(Default)]
+struct Publisher {
+    pack: Vec<u8>,
+    pending: Vec<Pending>,
+    packs: Vec<Vec<u8>>,
+    placed: Vec<(Pending, Location)>,
+    known: BTreeMap<ChunkId, Location>,
+}
+
+impl Publisher {
+    fn region(&mut self, region: usize, bytes: &[u8]) {
+        let block_bytes = BLOCK_BYTES as usize;
+        let mut bytes = bytes.to_vec();
+        bytes.resize(bytes.len().next_multiple_of(block_bytes), 0);
+        let (mut rest, mut block) = (&bytes[..], 0);
+        while !rest.is_empty() {
+            let blocks = match ChunkerParams::DEFAULT.cut(rest, End::Region) {
+                Cut::Zero { blocks } => blocks,
+                Cut::Chunk { blocks } => {
+                    self.chunk(region, block, &rest[..blocks * block_bytes]);
+                    blocks
+                }
+                Cut::More => panic!("the region ends here"),
+            };
+            rest = &rest[blocks * block_bytes..];
+            block += u32::try_from(blocks).unwrap();
+        }
+    }
+
+    fn chunk(&mut self, region: usize, block: u32, plain: &[u8]) {
+        let blocks = u32::try_from(plain.len()).unwrap() / BLOCK_BYTES;
+        let id = ChunkId::of(plain);
+        if self.pack.is_empty() {
+            self.pack.extend_from_slice(PACK_MAGIC);
+        }
+        let stored = Encoder::new(1).unwrap().encode(plain).unwrap();
+        let offset = u32::try_from(self.pack.len()).unwrap();
+        let length = u32::try_from(stored.len()).unwrap();
+        self.pack.extend_from_slice(&stored);
+        self.pending.push(Pending {
+            region,
+            block,
+            blocks,
+            id,
+            offset,
+            length,
+        });
+        if self.pack.len() >= PACK_BYTES {
+            self.finish_pack();
+        }
+    }
+
+    fn finish_pack(&mut self) {
+        if self.pack.is_empty() {
+            return;
+        }
+        let bytes = std::mem::take(&mut self.pack);
+        let pack = ObjectRef::of(&bytes);
+        self.packs.push(bytes);
+        for chunk in self.pending.drain(..) {
+            let location = Location {
+                pack,
+                offset: chunk.offset,
+                length: chunk.length,
+            };
+            let location = *self.known.entry(chunk.id).or_insert(location);
+            self.placed.push((chunk, location));
+        }
+    }
+}
+
+fn put(files: &mut HashMap<String, Bytes>, bytes: Vec<u8>) -> ObjectRef {
+    let object = ObjectRef::of(&bytes);
+    files.insert(object.digest.object_path(), bytes.into());
+    object
+}
+
+fn catalogue(files: &mut HashMap<String, Bytes>, length: u64, regions: ObjectRef, chunks: u64) {
+    let name: ImageName = "lab/debian".parse().unwrap();
+    let manifest = Manifest {
+        format: 1,
+        name: name.clone(),
+        version: Version::FIRST,
+        revision: 1,
+        disk: Disk {
+            length,
+            regions,
+            chunks,
+            data_bytes: 0,
+            stored_bytes: 0,
+        },
+        chunker: ChunkerParams::DEFAULT,
+        boot: None,
+    };
+    let manifest = put(files, manifest.encode());
+    let entry = VersionEntry {
+        manifest,
+        revision: 1,
+        created: 1_700_000_000,
+        disk: regions.digest,
+        length,
+        bootable: false,
+    };
+    let mut catalogue = Catalogue::empty(name.clone());
+    catalogue.versions.insert(Version::FIRST, entry);
+    catalogue
+        .tags
+        .insert("12".parse::<Tag>().unwrap(), Version::FIRST);
+    let bytes = catalogue.encode();
+    let object = ObjectRef::of(&bytes);
+    files.insert(catalogue_path(&name, &object.digest), bytes.into());
+    let mut names = Names::empty();
+    names.version = 1;
+    names.names.insert(name, object);
+    files.insert(NAMES_PATH.to_owned(), names.encode().into());
+}
