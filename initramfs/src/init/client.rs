@@ -1,0 +1,174 @@
+//! Starts the client, which serves the image as a file, and sees to it that it comes up.
+//!
+//! The client outlives this process's time as init: its name begins with `@`, so that systemd
+//! spares it when it ends all others, and everything it needs is open before the root changes.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
+        unix::process::CommandExt as _,
+    },
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
+    mount::{MntFlags, umount2},
+    poll::{PollFd, PollFlags, poll},
+    sys::statvfs::statvfs,
+    unistd::pipe2,
+};
+
+use super::{
+    cmdline::{Cache, OnFailure, Settings},
+    failure::{self, BootError},
+    log::Log,
+    mounts, sys,
+};
+use crate::layout;
+
+/// Where the client mounts the image.
+const MOUNT_POINT: &str = "/circular/disk";
+/// Where it keeps what it fetched.
+const CACHE: &str = "/circular/cache";
+/// Longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often to say that the client is not ready yet.
+const PROGRESS_MILLIS: u16 = 10_000;
+
+/// A client that serves.
+#[derive(Debug)]
+pub(super) struct Client;
+
+impl Client {
+    /// Returns the file that is the image's disk.
+    pub(super) fn disk(&self) -> PathBuf {
+        PathBuf::from(MOUNT_POINT).join("disk.raw")
+    }
+
+    /// Takes the mount out of sight once a loop device holds the disk, and returns what the client
+    /// says about the image. A mount that systemd can see, it unmounts by force at shutdown,
+    /// which ends the client while the root still needs it.
+    pub(super) fn hide(self) -> Option<Vec<u8>> {
+        let image = fs::read(format!("{MOUNT_POINT}/.circular/image.json")).ok();
+        unmount();
+        image
+    }
+}
+
+/// Starts the client and waits until it serves; tries again for ever when it ends before.
+///
+/// # Errors
+/// Fails if there is no client to start.
+pub(super) fn start(
+    log: &Log,
+    settings: &Settings,
+    on_failure: OnFailure,
+) -> Result<Client, BootError> {
+    if let Cache::Memory(size) = &settings.cache {
+        mounts::mount_memory(CACHE, size, "0700")?;
+    }
+    let mut pause = Duration::from_secs(1);
+    let mut offer_shell = on_failure.shell;
+    loop {
+        match try_once(log, settings).map_err(BootError::Client)? {
+            None => return Ok(Client),
+            Some(status) => log.error(&format!(
+                "the client ended before it served the disk ({status}); its messages are above"
+            )),
+        }
+        unmount();
+        if std::mem::take(&mut offer_shell) {
+            failure::shell(log);
+        }
+        log.info(&format!(
+            "starting the client again in {} s",
+            pause.as_secs()
+        ));
+        thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// A mount left by a client that ended would be in the way of the next; most often there is none.
+fn unmount() {
+    let _ = umount2(MOUNT_POINT, MntFlags::MNT_DETACH);
+}
+
+/// Starts the client; returns `None` once it serves, or how it ended.
+fn try_once(log: &Log, settings: &Settings) -> io::Result<Option<ExitStatus>> {
+    let (ready, ready_writer) = pipe2(OFlag::O_CLOEXEC)?;
+    // The client inherits this end; ours must go, or the pipe would not close with the client.
+    fcntl(&ready_writer, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    let child = spawn(settings, ready_writer.as_raw_fd());
+    drop(ready_writer);
+    let mut child = child?;
+    if wait_until_ready(log, settings, ready)? {
+        let pid = child.id();
+        log.info(&format!("the client serves the disk (process {pid})"));
+        spare_at_shutdown(log, pid);
+        return Ok(None);
+    }
+    child.wait().map(Some)
+}
+
+fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
+    let mut command = Command::new(layout::CLIENT);
+    command
+        .arg0("@circular-mount")
+        .args(["--initramfs", "--foreground"]);
+    match settings.cache {
+        Cache::Memory(_) => {
+            let size = cache_bytes()?.to_string();
+            command.args(["--cache", CACHE, "--cache-size", &size])
+        }
+        Cache::Off => command.arg("--no-cache"),
+    };
+    command
+        .args(["--ready-fd", &ready_fd.to_string()])
+        .args([&settings.base_url, &settings.image])
+        .arg(MOUNT_POINT)
+        .current_dir("/")
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Log::for_child())
+        .stderr(Log::for_child());
+    sys::in_own_session(&mut command).spawn()
+}
+
+/// Nearly all of the tmpfs is for chunks; the rest is for the cache's own notes.
+fn cache_bytes() -> io::Result<u64> {
+    let memory = statvfs(CACHE)?;
+    Ok(memory.blocks() * memory.fragment_size() / 10 * 9)
+}
+
+/// Says whether the client got ready; it did not if it closed the pipe without a word.
+fn wait_until_ready(log: &Log, settings: &Settings, ready: OwnedFd) -> io::Result<bool> {
+    loop {
+        let mut pipe = [PollFd::new(ready.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut pipe, PROGRESS_MILLIS) {
+            Ok(0) => log.info(&format!("waiting for the store at {}", settings.base_url)),
+            Ok(_) => break,
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut word = [0; 6];
+    let mut ready = fs::File::from(ready);
+    Ok(ready.read_exact(&mut word).is_ok() && word == *b"READY\n")
+}
+
+/// sysvinit's way to be told what not to end; systemd looks at the name.
+fn spare_at_shutdown(log: &Log, pid: u32) {
+    let directory = "/run/sendsigs.omit.d";
+    let written = fs::create_dir_all(directory)
+        .and_then(|()| fs::write(format!("{directory}/circular"), format!("{pid}\n")));
+    if let Err(error) = written {
+        log.warn(&format!("cannot write {directory}/circular: {error}"));
+    }
+}

@@ -1,0 +1,96 @@
+//! Makes a disk of the client's file, and looks at what is on it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read as _},
+    path::Path,
+};
+
+use super::{
+    failure::BootError,
+    root::{self, Candidate, RootSpec},
+    sys,
+};
+use crate::{
+    filesystem::{self, Superblock},
+    partition::{self, Partition},
+};
+
+/// 4 MiB: nine times the default's throughput on cold sequential reads over FUSE.
+const READ_AHEAD_SECTORS: u32 = 8192;
+
+/// A loop device that is the image's disk.
+#[derive(Debug)]
+pub(super) struct Disk {
+    device: String,
+}
+
+/// Attaches `file` to a free loop device.
+pub(super) fn attach(file: &Path) -> Result<Disk, BootError> {
+    let failed = |step: &'static str| move |source| BootError::Loop { step, source };
+    let file = File::open(file).map_err(failed("cannot open the file that the client serves"))?;
+    let control = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/loop-control");
+    let control = control.map_err(failed("cannot open /dev/loop-control"))?;
+    let number = sys::free_loop_device(&control).map_err(failed("no device is free"))?;
+    let device = format!("/dev/loop{number}");
+    let handle = OpenOptions::new().read(true).write(true).open(&device);
+    let handle = handle.map_err(failed("cannot open the device"))?;
+    sys::configure_loop_device(&handle, &file, sys::Io::Direct)
+        .or_else(|_| sys::configure_loop_device(&handle, &file, sys::Io::Buffered))
+        .map_err(failed("cannot configure the device"))?;
+    sys::set_read_ahead(&handle, READ_AHEAD_SECTORS).map_err(failed("cannot set read-ahead"))?;
+    Ok(Disk { device })
+}
+
+impl Disk {
+    /// Finds the root on the disk: what was `asked` for, else what was `recorded`, else what is there.
+    pub(super) fn find_root(
+        &self,
+        asked: Option<&RootSpec>,
+        recorded: Option<&RootSpec>,
+    ) -> Result<Candidate, BootError> {
+        let candidates = self.candidates()?;
+        let root = root::choose(asked, recorded, &candidates).cloned();
+        root.ok_or_else(|| BootError::NoRoot {
+            found: candidates.iter().map(Candidate::describe).collect(),
+        })
+    }
+
+    fn candidates(&self) -> Result<Vec<Candidate>, BootError> {
+        let table = read_head(&self.device, partition::HEAD_BYTES)?;
+        let mut candidates = vec![candidate(self.device.clone(), None)?];
+        for partition in partition::partitions(&table) {
+            let device = format!("{}p{}", self.device, partition.number);
+            // An extended partition, or one that reaches past the end, has no device.
+            if Path::new(&device).exists() {
+                candidates.push(candidate(device, Some(partition))?);
+            }
+        }
+        Ok(candidates)
+    }
+}
+
+fn candidate(device: String, partition: Option<Partition>) -> Result<Candidate, BootError> {
+    let head = read_head(&device, filesystem::HEAD_BYTES)?;
+    Ok(Candidate {
+        superblock: Superblock::detect(&head),
+        device,
+        partition,
+    })
+}
+
+fn read_head(device: &str, length: usize) -> Result<Vec<u8>, BootError> {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut head = Vec::with_capacity(length);
+        let limit = u64::try_from(length).map_err(io::Error::other)?;
+        File::open(device)?.take(limit).read_to_end(&mut head)?;
+        Ok(head)
+    };
+    read().map_err(|source| BootError::Read {
+        device: device.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,158 @@
+//! Tells the booted system what it must know and what it must leave alone.
+//!
+//! The root of the booted system hangs on the network interface that init brought up. Whatever
+//! manages networks in the image is told, in its own language, to keep the address; `fstab` must not
+//! make the boot wait for or check disks that are not as they were. Only notes for a system that
+//! the image has are written; files of the image change in the overlay only.
+//!
+//! A note that cannot be written is a warning, never the end of a boot.
+
+use std::{fs, io, path::Path};
+
+use self::new_root::NewRoot;
+use super::{
+    cmdline::Settings,
+    log::Log,
+    mounts::NEW_ROOT,
+    network::{Network, configuration::Configuration},
+};
+
+mod fstab;
+mod ifupdown;
+pub(super) mod new_root;
+mod units;
+
+/// Writes all notes.
+pub(super) fn prepare(
+    log: &Log,
+    settings: &Settings,
+    network: Option<&Network>,
+    image: Option<Vec<u8>>,
+) {
+    let say = |what: &str, result: io::Result<()>| {
+        if let Err(error) = result {
+            log.warn(&format!(
+                "cannot write {what} for the booted system: {error}"
+            ));
+        }
+    };
+    say("image.json", write_image(settings, network, image));
+    let root = match NewRoot::open(Path::new(NEW_ROOT)) {
+        Ok(root) => root,
+        Err(error) => return say("anything", Err(error)),
+    };
+    say(
+        "/etc/fstab",
+        rewrite(&root, "/etc/fstab", fstab::for_network_boot),
+    );
+    let Some(network) = network else {
+        return;
+    };
+    say("network units", write_units(&root, network));
+    say(
+        "/etc/network/interfaces",
+        keep_from_ifupdown(&root, network),
+    );
+    say("cloud-init's configuration", keep_from_cloud_init(&root));
+    if let Some(configuration) = &network.configuration {
+        say("/etc/resolv.conf", write_resolv_conf(&root, configuration));
+    }
+}
+
+/// `/run/circular/image.json`: what this machine booted, for people and programs in it.
+fn write_image(
+    settings: &Settings,
+    network: Option<&Network>,
+    image: Option<Vec<u8>>,
+) -> io::Result<()> {
+    let image: Option<serde_json::Value> = image
+        .map(|bytes| serde_json::from_slice(&bytes))
+        .transpose()?;
+    let note = serde_json::json!({
+        "reference": settings.image,
+        "base_url": settings.base_url,
+        "interface": network.map(|network| &network.device),
+        "image": image,
+    });
+    let mut text = serde_json::to_vec_pretty(&note)?;
+    text.push(b'\n');
+    fs::write("/run/circular/image.json", text)
+}
+
+fn write_units(root: &NewRoot, network: &Network) -> io::Result<()> {
+    let Some(mac) = network.mac else {
+        return Ok(());
+    };
+    let device = &network.device;
+    let has = |paths: &[&str]| paths.iter().any(|path| root.exists(path));
+    let mut notes = Vec::new();
+    if has(&[
+        "/usr/lib/systemd/systemd-udevd",
+        "/lib/systemd/systemd-udevd",
+        "/usr/bin/udevadm",
+    ]) {
+        let path = "/run/systemd/network/00-circular.link";
+        notes.push((path, units::udev_link(device, mac)));
+    }
+    if has(&[
+        "/usr/lib/systemd/systemd-networkd",
+        "/lib/systemd/systemd-networkd",
+    ]) {
+        let path = "/run/systemd/network/00-circular.network";
+        notes.push((path, units::networkd(mac, network.configuration.as_ref())));
+    }
+    if has(&["/usr/sbin/NetworkManager"]) {
+        let path = "/run/NetworkManager/conf.d/00-circular.conf";
+        notes.push((path, units::network_manager(mac)));
+    }
+    for (path, text) in notes {
+        if let Some(parent) = Path::new(path).parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(path, text)?;
+    }
+    Ok(())
+}
+
+fn keep_from_ifupdown(root: &NewRoot, network: &Network) -> io::Result<()> {
+    let manual = |text: &str| ifupdown::with_manual(text, &network.device);
+    rewrite(root, "/etc/network/interfaces", manual)?;
+    let directory = "/etc/network/interfaces.d";
+    for name in root.list(directory)? {
+        rewrite(root, &format!("{directory}/{name}"), manual)?;
+    }
+    Ok(())
+}
+
+fn keep_from_cloud_init(root: &NewRoot) -> io::Result<()> {
+    if !root.exists("/etc/cloud/cloud.cfg.d") {
+        return Ok(());
+    }
+    let path = "/etc/cloud/cloud.cfg.d/99-circular.cfg";
+    root.write(path, units::CLOUD_INIT.as_bytes())
+}
+
+/// Name servers for a system that has none; a link is the business of whatever it links to.
+fn write_resolv_conf(root: &NewRoot, configuration: &Configuration) -> io::Result<()> {
+    let path = "/etc/resolv.conf";
+    let present = root.read(path)?.unwrap_or_default();
+    let names_a_server = present
+        .split('\n')
+        .any(|line| line.trim_start().starts_with("nameserver"));
+    if names_a_server || root.is_link(path) || configuration.dns.is_empty() {
+        return Ok(());
+    }
+    root.write(path, configuration.resolv_conf().as_bytes())
+}
+
+/// Changes a text file of the image, if it is there and the change is one.
+fn rewrite(root: &NewRoot, path: &str, change: impl Fn(&str) -> String) -> io::Result<()> {
+    let Some(before) = root.read(path)? else {
+        return Ok(());
+    };
+    let after = change(&before);
+    if after == before {
+        return Ok(());
+    }
+    root.write(path, after.as_bytes())
+}

@@ -1,0 +1,93 @@
+//! What network managers are told, in their own languages. Texts only.
+
+use super::super::{address::MacAddress, network::configuration::Configuration};
+
+/// For cloud-init: the network is there already.
+pub(super) const CLOUD_INIT: &str = "\
+# The root of this machine hangs on the network that its initramfs brought up.
+network: {config: disabled}
+";
+
+/// For udev: the interface keeps its name and address. Renaming it would make it match
+/// configuration that was written for another boot.
+pub(super) fn udev_link(device: &str, mac: MacAddress) -> String {
+    format!(
+        "# The root of this machine hangs on this interface.\n\
+         [Match]\nMACAddress={mac}\n\n\
+         [Link]\nName={device}\nMACAddressPolicy=none\n"
+    )
+}
+
+/// For systemd-networkd: configure the interface as it is configured, never take that away.
+/// The name of the file sorts before those of images, and the first that matches counts.
+pub(super) fn networkd(mac: MacAddress, configuration: Option<&Configuration>) -> String {
+    let mut text = format!(
+        "# The root of this machine hangs on this interface.\n\
+         [Match]\nMACAddress={mac}\n\n\
+         [Network]\nKeepConfiguration=yes\n"
+    );
+    let Some(configuration) = configuration else {
+        return text;
+    };
+    if configuration.lease_seconds.is_some() {
+        // The client identifier of udhcpc, so that the server renews the same lease.
+        text.push_str("DHCP=ipv4\n\n[DHCPv4]\nClientIdentifier=mac\n");
+        return text;
+    }
+    text.push_str(&format!(
+        "Address={}/{}\n",
+        configuration.address, configuration.prefix
+    ));
+    for server in &configuration.dns {
+        text.push_str(&format!("DNS={server}\n"));
+    }
+    if let Some(gateway) = configuration.gateway {
+        text.push_str(&format!(
+            "\n[Route]\nGateway={gateway}\nGatewayOnLink=yes\nMetric=1024\n"
+        ));
+    }
+    text
+}
+
+/// For NetworkManager: hands off.
+pub(super) fn network_manager(mac: MacAddress) -> String {
+    format!(
+        "# The root of this machine hangs on this interface.\n\
+         [device-circular]\nmatch-device=mac:{mac}\nmanaged=0\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mac() -> MacAddress {
+        "52:54:00:12:34:56".parse().unwrap()
+    }
+
+    #[test]
+    fn networkd_renews_a_lease_and_repeats_a_static_address() {
+        let lease = Configuration::of_lease("ip=10.0.2.15\nlease=60\n").unwrap();
+        let text = networkd(mac(), Some(&lease));
+        assert!(text.contains("KeepConfiguration=yes\nDHCP=ipv4\n"));
+        let fixed = Configuration {
+            prefix: 24,
+            gateway: Some([10, 0, 2, 2].into()),
+            ..Configuration::of([10, 0, 2, 15].into())
+        };
+        let text = networkd(mac(), Some(&fixed));
+        assert!(text.contains("Address=10.0.2.15/24\n") && text.contains("Gateway=10.0.2.2\n"));
+        assert!(!text.contains("DHCP"));
+    }
+
+    #[test]
+    fn every_note_names_the_interface_by_its_address() {
+        for text in [
+            udev_link("eth0", mac()),
+            networkd(mac(), None),
+            network_manager(mac()),
+        ] {
+            assert!(text.contains("52:54:00:12:34:56"), "{text}");
+        }
+    }
+}

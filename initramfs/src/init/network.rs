@@ -1,0 +1,270 @@
+//! Brings the network up: picks an interface, gives it an address, writes down what was done.
+
+use std::{
+    fs, io, thread,
+    time::{Duration, Instant},
+};
+
+use self::{
+    configuration::Configuration,
+    link::{Link, Wanted},
+};
+use super::{
+    address::{MacAddress, Method},
+    cmdline::Settings,
+    command::busybox,
+    drivers::Drivers,
+    failure::BootError,
+    log::Log,
+};
+use crate::layout;
+
+pub mod configuration;
+pub mod link;
+
+/// A slow USB or firmware-laden card takes up to half of this.
+const INTERFACE_WAIT: Duration = Duration::from_secs(60);
+/// A switch that runs spanning tree holds a port back for 30 s.
+const CARRIER_WAIT: Duration = Duration::from_secs(40);
+/// How often to look again.
+const POLL: Duration = Duration::from_millis(100);
+/// How often to say that we still wait.
+const PROGRESS: Duration = Duration::from_secs(5);
+
+/// A network that is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The interface.
+    pub device: String,
+    /// Its Ethernet address.
+    pub mac: Option<MacAddress>,
+    /// What it was configured with; `None` if it was left as it was.
+    pub configuration: Option<Configuration>,
+}
+
+/// Brings the network up as `settings` say.
+///
+/// A static address is given to the first interface that fits, one with a carrier if there is any. DHCP asks on
+/// all that fit, in turn, for ever: a machine that is switched on before its server must come up in the end.
+pub(super) fn bring_up(
+    log: &Log,
+    drivers: &mut Drivers,
+    settings: &Settings,
+) -> Result<Option<Network>, BootError> {
+    drivers.load_for_devices(log);
+    if let Err(error) = busybox(&["ip", "link", "set", "dev", "lo", "up"]) {
+        log.warn(&error.to_string());
+    }
+    if settings.addressing.method == Method::Off {
+        log.info("ip=off: the network is left as it is");
+        return Ok(None);
+    }
+    let mut wanted = Wanted {
+        name: settings.addressing.device.clone(),
+        address: settings.boot_interface,
+    };
+    wait_for_interface(log, drivers, &mut wanted)?;
+    let network = match &settings.addressing.method {
+        Method::Static(configuration) => by_command_line(log, &wanted, configuration)?,
+        Method::Dhcp | Method::Off => by_dhcp(log, drivers, &wanted)?,
+    };
+    if let Some(configuration) = &network.configuration {
+        write_notes(log, &network.device, configuration);
+    }
+    Ok(Some(network))
+}
+
+/// Waits until an interface that fits is there. A certain one that does not come is given up
+/// for any other: a stale `BOOTIF=` must not keep a machine down.
+fn wait_for_interface(
+    log: &Log,
+    drivers: &mut Drivers,
+    wanted: &mut Wanted,
+) -> Result<(), BootError> {
+    loop {
+        let found = poll(log, INTERFACE_WAIT, "a network interface", || {
+            drivers.load_for_devices(log);
+            !wanted.candidates(&links()).is_empty()
+        });
+        if found {
+            return Ok(());
+        }
+        let names: Vec<String> = links().into_iter().map(|link| link.name).collect();
+        if !wanted.is_certain() || Wanted::default().candidates(&links()).is_empty() {
+            return Err(BootError::NoInterface {
+                seconds: INTERFACE_WAIT.as_secs(),
+                found: names.join(", "),
+            });
+        }
+        log.warn("the wanted network interface does not come up, taking any");
+        *wanted = Wanted::default();
+    }
+}
+
+/// Switches all fitting interfaces on and waits until one has a carrier; then returns them.
+fn with_carrier(log: &Log, wanted: &Wanted) -> Result<Vec<Link>, BootError> {
+    for link in wanted.candidates(&links()) {
+        ip(&link.name, &["link", "set", "dev", &link.name, "up"])?;
+    }
+    let first_has_carrier = || {
+        let links = links();
+        let candidates = wanted.candidates(&links);
+        candidates.first().is_some_and(|link| link.has_carrier)
+    };
+    if !poll(log, CARRIER_WAIT, "a network cable", first_has_carrier) {
+        log.warn("no network interface has a carrier, trying all the same");
+    }
+    let links = links();
+    Ok(wanted.candidates(&links).into_iter().cloned().collect())
+}
+
+fn by_command_line(
+    log: &Log,
+    wanted: &Wanted,
+    configuration: &Configuration,
+) -> Result<Network, BootError> {
+    let links = with_carrier(log, wanted)?;
+    let link = links
+        .into_iter()
+        .next()
+        .ok_or_else(|| BootError::NoInterface {
+            seconds: 0,
+            found: "none any more".to_owned(),
+        })?;
+    configure(log, link, configuration.clone())
+}
+
+fn by_dhcp(log: &Log, drivers: &mut Drivers, wanted: &Wanted) -> Result<Network, BootError> {
+    let mut round = 0_u64;
+    loop {
+        round += 1;
+        drivers.load_for_devices(log);
+        for link in with_carrier(log, wanted)? {
+            log.info(&format!(
+                "asking for an address on {} (round {round})",
+                link.name
+            ));
+            if let Some(configuration) = ask_dhcp(&link.name) {
+                return configure(log, link, configuration);
+            }
+        }
+        log.warn("no DHCP server answers, trying again");
+    }
+}
+
+/// Asks once, for about ten seconds.
+fn ask_dhcp(device: &str) -> Option<Configuration> {
+    let lease = format!("/run/circular/lease.{device}");
+    // Most often there is no older one.
+    let _ = fs::remove_file(&lease);
+    let asked = busybox(&[
+        "udhcpc",
+        "-f",
+        "-q",
+        "-n",
+        "-t",
+        "4",
+        "-T",
+        "2",
+        "-A",
+        "1",
+        "-O",
+        "mtu",
+        "-i",
+        device,
+        "-s",
+        layout::DHCP_SCRIPT,
+    ]);
+    asked.ok()?;
+    Configuration::of_lease(&fs::read_to_string(&lease).ok()?)
+}
+
+fn configure(log: &Log, link: Link, configuration: Configuration) -> Result<Network, BootError> {
+    let device = link.name;
+    for call in configuration.ip_calls(&device) {
+        let words: Vec<&str> = call.iter().map(String::as_str).collect();
+        ip(&device, &words)?;
+    }
+    let gateway = configuration
+        .gateway
+        .map(|gateway| format!(" via {gateway}"));
+    log.info(&format!(
+        "{device} has {}/{}{}",
+        configuration.address,
+        configuration.prefix,
+        gateway.unwrap_or_default(),
+    ));
+    Ok(Network {
+        device,
+        mac: link.address,
+        configuration: Some(configuration),
+    })
+}
+
+fn ip(device: &str, arguments: &[&str]) -> Result<(), BootError> {
+    let words: Vec<&str> = [&["ip"], arguments].concat();
+    busybox(&words).map_err(|source| BootError::Interface {
+        device: device.to_owned(),
+        source,
+    })
+}
+
+fn write_notes(log: &Log, device: &str, configuration: &Configuration) {
+    let klibc = format!("/run/net-{device}.conf");
+    let mut notes = vec![
+        (klibc, configuration.klibc_note(device)),
+        ("/etc/resolv.conf".to_owned(), configuration.resolv_conf()),
+    ];
+    if let Some(name) = &configuration.host_name {
+        notes.push(("/proc/sys/kernel/hostname".to_owned(), name.clone()));
+    }
+    for (path, text) in notes {
+        if let Err(error) = fs::write(&path, text) {
+            log.warn(&format!("cannot write {path}: {error}"));
+        }
+    }
+}
+
+/// The interfaces that the kernel has.
+fn links() -> Vec<Link> {
+    let Ok(entries) = fs::read_dir("/sys/class/net") else {
+        return Vec::new();
+    };
+    let links = entries.flatten().map(|entry| {
+        let path = entry.path();
+        let text = |name: &str| -> io::Result<String> {
+            Ok(fs::read_to_string(path.join(name))?.trim_end().to_owned())
+        };
+        let is_ethernet = text("type").is_ok_and(|kind| kind == "1");
+        Link {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            address: text("address")
+                .ok()
+                .filter(|_| is_ethernet)
+                .and_then(|address| address.parse().ok()),
+            is_device: path.join("device").exists(),
+            has_carrier: text("carrier").is_ok_and(|carrier| carrier == "1"),
+        }
+    });
+    links.collect()
+}
+
+/// Waits until `done`, at most for `limit`; says what it waits for. Returns whether it came.
+fn poll(log: &Log, limit: Duration, what: &str, mut done: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    let mut next_word = PROGRESS;
+    loop {
+        if done() {
+            return true;
+        }
+        let waited = start.elapsed();
+        if waited >= limit {
+            return false;
+        }
+        if waited >= next_word {
+            log.info(&format!("waiting for {what} ({} s)", waited.as_secs()));
+            next_word += PROGRESS;
+        }
+        thread::sleep(POLL);
+    }
+}

@@ -1,0 +1,86 @@
+//! Where things are inside the initramfs: the builder writes them there, init finds them there.
+
+/// `circular-init`; the kernel starts it by this name.
+pub const INIT: &str = "/init";
+/// The client that serves the disk.
+pub const CLIENT: &str = "/bin/circular-mount";
+/// Everything else that a person or init wants from a shell.
+pub const BUSYBOX: &str = "/bin/busybox";
+/// What `udhcpc` runs when it has a lease.
+pub const DHCP_SCRIPT: &str = "/etc/circular/dhcp.sh";
+/// The [`BuildRecord`](crate::record::BuildRecord).
+pub const BUILD_RECORD: &str = "/etc/circular/build.json";
+
+/// Names under which busybox can be called.
+///
+/// init needs `ip` and `udhcpc`; the rest is for the rescue shell.
+pub const APPLETS: &[&str] = &[
+    "blkid",
+    "cat",
+    "cp",
+    "dd",
+    "df",
+    "dmesg",
+    "echo",
+    "find",
+    "free",
+    "grep",
+    "head",
+    "hexdump",
+    "ifconfig",
+    "insmod",
+    "ip",
+    "kill",
+    "less",
+    "ln",
+    "losetup",
+    "ls",
+    "lsmod",
+    "mkdir",
+    "modprobe",
+    "more",
+    "mount",
+    "mv",
+    "nc",
+    "netstat",
+    "nslookup",
+    "ping",
+    "poweroff",
+    "ps",
+    "readlink",
+    "reboot",
+    "rm",
+    "route",
+    "sed",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sync",
+    "tail",
+    "top",
+    "udhcpc",
+    "umount",
+    "uname",
+    "vi",
+    "wget",
+];
+
+/// Empty directories that must exist before anything runs.
+pub const DIRECTORIES: &[&str] = &[
+    "/circular/cache",
+    "/circular/disk",
+    "/circular/lower",
+    "/circular/writes",
+    "/dev",
+    "/proc",
+    "/root",
+    "/run",
+    "/sys",
+    "/sysroot",
+    "/tmp",
+];
+
+/// Returns the directory of the modules of kernel `release`.
+pub fn modules_directory(release: &str) -> String {
+    format!("/lib/modules/{release}")
+}
