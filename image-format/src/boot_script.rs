@@ -5,6 +5,9 @@
 //! `${filename}` (the address that DHCP handed out). They pass it on as `circular.boot=`, from
 //! which the init in the guest derives the base URL of the store.
 //!
+//! The network is handed over too: where iPXE got a lease, the guest asks for one of its own, so that
+//! somebody renews it; where a person typed an address, the guest gets that.
+//!
 //! Every URI in them is relative to the script, and none contains a `:`, which iPXE would take for
 //! a scheme.
 
@@ -101,7 +104,7 @@ pub fn script(pinned: &ImageRef, boot: &Boot, base_url: Option<&str>) -> String 
     if let Some(root) = &boot.root {
         let _ = write!(args, " root={root}");
     }
-    args.push_str(" BOOTIF=01-${netX/mac:hexhyp} ip=${netX/ip}::${netX/gateway}:${netX/netmask}:::none:${netX/dns}");
+    args.push_str(" BOOTIF=01-${netX/mac:hexhyp} ip=${circular-ip}");
     if !boot.cmdline.is_empty() {
         let _ = write!(args, " {}", boot.cmdline);
     }
@@ -109,6 +112,8 @@ pub fn script(pinned: &ImageRef, boot: &Boot, base_url: Option<&str>) -> String 
         "#!ipxe\n\
          # Boots {pinned}. Written by circular publish; changes here are lost with the next one.\n\
          isset ${{cwuri}} && set circular-boot ${{cwuri}} || set circular-boot ${{filename}}\n\
+         isset ${{netX/dhcp-server}} && set circular-ip dhcp || \
+         set circular-ip ${{netX/ip}}::${{netX/gateway}}:${{netX/netmask}}:::none:${{netX/dns}}\n\
          imgfree\n\
          kernel --name vmlinuz ../{kernel} {args} || goto failed\n\
          initrd --name initrd.img ../{initramfs} || goto failed\n\
