@@ -1,0 +1,23 @@
+//! The harness of the tests that take more than one crate: real programs, real mounts, real machines.
+//!
+//! Everything is driven from outside, through the command lines and HTTP, as a user would.
+//! Each piece is a guard: dropping it ends the process, the mount or the machine that it stands for.
+//!
+//! Reading order: [`require`] (may this test run here?) → [`binaries`] → [`daemon`] → [`store`],
+//! [`server`], [`nginx`], [`mount`] → [`proxy`] (counts requests) → [`console`] and [`machine`].
+//! [`images`] makes the disks.
+//!
+//! No guard sleeps until something is ready: each waits for a line, a byte or a connection, and
+//! a deadline is only there so that a hang becomes a failure.
+
+pub mod binaries;
+pub mod console;
+pub mod daemon;
+pub mod images;
+pub mod machine;
+pub mod mount;
+pub mod nginx;
+pub mod proxy;
+pub mod require;
+pub mod server;
+pub mod store;

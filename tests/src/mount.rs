@@ -1,0 +1,99 @@
+//! `circular-mount` in the foreground, on a directory of its own.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::binaries;
+use crate::daemon::Daemon;
+
+/// Longest mount and longest unmount before the test counts as hung.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What a test may want of a mount.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where the disk cache is; `None`: nothing is kept on disk.
+    pub cache: Option<PathBuf>,
+    /// More arguments.
+    pub arguments: Vec<String>,
+}
+
+/// A mounted disk.
+#[derive(Debug)]
+pub struct Mount {
+    daemon: Daemon,
+    directory: TempDir,
+}
+
+impl Mount {
+    /// Mounts `reference` of the store at `url` with no disk cache.
+    ///
+    /// # Errors
+    /// It cannot be mounted; the message has what the client said.
+    pub fn start(url: &str, reference: &str) -> Result<Self> {
+        Self::start_with(url, reference, &Options::default())
+    }
+
+    /// Mounts `reference` of the store at `url`.
+    ///
+    /// # Errors
+    /// It cannot be mounted; the message has what the client said.
+    pub fn start_with(url: &str, reference: &str, options: &Options) -> Result<Self> {
+        let directory =
+            TempDir::with_prefix("circular-mount-").context("cannot make a directory")?;
+        // The shell gives it descriptor 3 to say that the mount is there: our end of its output.
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "exec \"$@\" 3>&1", "sh"])
+            .arg(binaries::host("circular-mount")?)
+            .args(["--foreground", "--ready-fd", "3"])
+            .args(&options.arguments);
+        match &options.cache {
+            Some(cache) => command.arg("--cache").arg(cache),
+            None => command.arg("--no-cache"),
+        };
+        command.args([url, reference]).arg(directory.path());
+        let mut daemon = Daemon::start(&mut command)?;
+        daemon.wait_for(DEADLINE, |line| (line == "READY").then_some(()))?;
+        Ok(Self { daemon, directory })
+    }
+
+    /// Returns the disk.
+    pub fn disk(&self) -> PathBuf {
+        self.directory.path().join("disk.raw")
+    }
+
+    /// Returns what the client said so far.
+    pub fn output(&mut self) -> String {
+        self.daemon.output()
+    }
+
+    /// Unmounts as a signal does and returns how the client ended.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn stop(mut self) -> Result<ExitStatus> {
+        self.daemon.signal(Signal::SIGTERM)?;
+        self.daemon.wait(DEADLINE)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Not waiting here would leave a mounted directory behind, one that cannot be removed.
+        // A client that was stopped has unmounted already.
+        let ended = self
+            .daemon
+            .signal(Signal::SIGTERM)
+            .and_then(|()| self.daemon.wait(DEADLINE));
+        if ended.is_err() {
+            let _ = umount2(self.directory.path(), MntFlags::MNT_DETACH);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! A proxy that notes every request before it passes it on: tests count with it.
+//!
+//! It changes nothing. A request is in the list before the server sees it, so whoever has the
+//! answer also finds the request.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{HOST, RANGE};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+
+/// One request and what came of it so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// `GET` or `HEAD`.
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// The `Range` header.
+    pub range: Option<String>,
+    /// Status of the answer, once there is one.
+    pub status: Option<u16>,
+    /// Bytes of the body that have passed.
+    pub bytes: u64,
+}
+
+impl Exchange {
+    /// Returns whether this asked for an object: a page, chunks of a pack, a manifest, a kernel.
+    pub fn is_object(&self) -> bool {
+        self.path.starts_with("/objects/")
+    }
+}
+
+/// A running proxy.
+#[derive(Debug)]
+pub struct Proxy {
+    url: String,
+    exchanges: Exchanges,
+    _runtime: Runtime,
+}
+
+impl Proxy {
+    /// Listens on a free port and passes everything on to `upstream`, which ends in a slash.
+    ///
+    /// # Errors
+    /// There is no port, no thread, or no client.
+    pub fn start(upstream: &str) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .context("cannot start a runtime")?;
+        let listener = runtime
+            .block_on(TcpListener::bind("127.0.0.1:0"))
+            .context("no free port")?;
+        let address: SocketAddr = listener.local_addr()?;
+        let exchanges = Exchanges::default();
+        let relay = Relay {
+            upstream: upstream.trim_end_matches('/').to_owned(),
+            client: reqwest::Client::builder()
+                .no_proxy()
+                .build()
+                .context("no HTTP client")?,
+            exchanges: exchanges.clone(),
+        };
+        runtime.spawn(accept(listener, relay));
+        Ok(Self {
+            url: format!("http://{address}/"),
+            exchanges,
+            _runtime: runtime,
+        })
+    }
+
+    /// Returns the address to use in place of the server's.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Returns all requests since the start or the last [`Self::take`].
+    pub fn exchanges(&self) -> Vec<Exchange> {
+        self.exchanges.lock().clone()
+    }
+
+    /// Returns all requests and starts counting anew.
+    pub fn take(&self) -> Vec<Exchange> {
+        self.exchanges.restart()
+    }
+
+    /// Returns how many bytes of bodies have passed.
+    pub fn bytes(&self) -> u64 {
+        self.exchanges
+            .lock()
+            .iter()
+            .map(|exchange| exchange.bytes)
+            .sum()
+    }
+}
+
+/// The list, and how often it was restarted: answers to requests of an earlier list go nowhere.
+#[derive(Clone, Debug, Default)]
+struct Exchanges {
+    list: Arc<Mutex<Vec<Exchange>>>,
+    generation: Arc<Mutex<u64>>,
+}
+
+/// The place of one exchange in its list.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    generation: u64,
+    index: usize,
+}
+
+impl Exchanges {
+    fn lock(&self) -> MutexGuard<'_, Vec<Exchange>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn generation(&self) -> MutexGuard<'_, u64> {
+        self.generation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn restart(&self) -> Vec<Exchange> {
+        *self.generation() += 1;
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn push(&self, exchange: Exchange) -> Place {
+        let generation = *self.generation();
+        let mut list = self.lock();
+        list.push(exchange);
+        Place {
+            generation,
+            index: list.len() - 1,
+        }
+    }
+
+    fn update(&self, place: Place, change: impl FnOnce(&mut Exchange)) {
+        if *self.generation() == place.generation
+            && let Some(exchange) = self.lock().get_mut(place.index)
+        {
+            change(exchange);
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Relay {
+    upstream: String,
+    client: reqwest::Client,
+    exchanges: Exchanges,
+}
+
+type Body = BoxBody<Bytes, reqwest::Error>;
+
+async fn accept(listener: TcpListener, relay: Relay) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let relay = relay.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let relay = relay.clone();
+                async move { Ok::<_, Infallible>(relay.pass(request).await) }
+            });
+            // A connection that breaks is the client's to notice.
+            let _ = auto::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+impl Relay {
+    /// Passes one request on and its answer back.
+    async fn pass(&self, request: Request<Incoming>) -> Response<Body> {
+        let path = request
+            .uri()
+            .path_and_query()
+            .map_or("/", |path| path.as_str())
+            .to_owned();
+        let range = request.headers().get(RANGE);
+        let place = self.exchanges.push(Exchange {
+            method: request.method().to_string(),
+            path: path.clone(),
+            range: range.map(|range| String::from_utf8_lossy(range.as_bytes()).into_owned()),
+            status: None,
+            bytes: 0,
+        });
+        let mut headers = request.headers().clone();
+        headers.remove(HOST);
+        let sent = self
+            .client
+            .request(request.method().clone(), format!("{}{path}", self.upstream))
+            .headers(headers)
+            .send()
+            .await;
+        let (status, answer) = match sent {
+            Ok(answer) => (answer.status(), self.answer(place, answer)),
+            Err(error) => (StatusCode::BAD_GATEWAY, unreachable_upstream(&error)),
+        };
+        self.exchanges
+            .update(place, |exchange| exchange.status = Some(status.as_u16()));
+        answer
+    }
+
+    fn answer(&self, place: Place, answer: reqwest::Response) -> Response<Body> {
+        let exchanges = self.exchanges.clone();
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let frames = answer.bytes_stream().map_ok(move |bytes| {
+            exchanges.update(place, |exchange| exchange.bytes += bytes.len() as u64);
+            Frame::data(bytes)
+        });
+        let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        response
+    }
+}
+
+fn unreachable_upstream(error: &reqwest::Error) -> Response<Body> {
+    let text = Full::from(format!("{error:?}\n")).map_err(|never| match never {});
+    let mut response = Response::new(text.boxed());
+    *response.status_mut() = StatusCode::BAD_GATEWAY;
+    response
+}

@@ -1,0 +1,146 @@
+//! A Debian boots over HTTP on a machine without a disk, and it is the Debian that was published.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use circular_tests::console::Console;
+use circular_tests::machine::{Machine, Options};
+use circular_tests::proxy::Proxy;
+use circular_tests::require::{self, Need};
+use circular_tests::server::Server;
+use circular_tests::store::TestStore;
+use circular_tests::{binaries, images};
+
+/// A boot under emulation takes half a minute on two idle cores; a hang takes for ever.
+const BOOT: Duration = Duration::from_secs(240);
+
+/// Longest command in the machine.
+const COMMAND: Duration = Duration::from_secs(120);
+
+/// What a boot needs of this machine.
+const NEEDS: &[Need] = &[Need::Qemu, Need::Debian, Need::Guest];
+
+/// Of all that was fetched and is on the disk, a boot may take this part at most.
+const FETCHED_PART_MAX: u64 = 8;
+
+/// Words that no healthy boot or shutdown shows.
+const TROUBLE: &[&str] = &[
+    "BUG:",
+    "Oops",
+    "WARNING: CPU",
+    "blocked for more than",
+    "I/O error",
+    "EXT4-fs error",
+    "Failed unmounting",
+    "Failed to unmount",
+    "Failed to start",
+];
+
+#[test]
+fn machine_boots_the_whole_disk_image() -> Result<()> {
+    if require::missing(NEEDS)? {
+        return Ok(());
+    }
+    boots("debian.raw", "boot-debian")
+}
+
+#[test]
+fn machine_boots_the_partitioned_image() -> Result<()> {
+    if require::missing(NEEDS)? {
+        return Ok(());
+    }
+    boots("debian-gpt.raw", "boot-debian-gpt")
+}
+
+/// Publishes, serves, boots, looks around, writes, and switches off.
+fn boots(image: &str, name: &str) -> Result<()> {
+    let store = TestStore::new()?;
+    let image = images::debian(image)?;
+    store.publish_bootable(&image, "debian:12")?;
+    let server = Server::start(&store.path())?;
+    let proxy = Proxy::start(server.url())?;
+
+    let mut machine = Machine::boot(proxy.url(), "boot/debian=12.ipxe", &Options::named(name))?;
+    let console = &mut machine.console;
+    console.wait_for("Reached target graphical.target", BOOT)?;
+    log_in(console)?;
+    let fetched = proxy.bytes();
+    root_is_the_image(console)?;
+    writes_go_to_the_overlay(console)?;
+    kernel_is_content(console)?;
+    console.send("systemctl poweroff")?;
+    console.wait_for("reboot: Power down", BOOT)?;
+    let status = machine.wait_until_off(COMMAND)?;
+
+    ensure!(status.success(), "QEMU ended with {status}");
+    let text = machine.console.text();
+    for word in TROUBLE {
+        ensure!(
+            !text.contains(word),
+            "{word:?} is on the console, see {}",
+            machine.log().display()
+        );
+    }
+    let whole = fs::metadata(&image)?.len();
+    ensure!(
+        fetched < whole / FETCHED_PART_MAX,
+        "the boot fetched {fetched} bytes of a disk of {whole}"
+    );
+    Ok(())
+}
+
+/// The console logs root in; all that is left is to wait for the prompt and quieten the kernel.
+fn log_in(console: &mut Console) -> Result<()> {
+    console.wait_for("root@debian:~# ", BOOT)?;
+    let outcome = console.run("dmesg --console-off", COMMAND)?;
+    ensure!(outcome.status == 0, "{outcome:?}");
+    Ok(())
+}
+
+fn root_is_the_image(console: &mut Console) -> Result<()> {
+    let hash_files = binaries::checkout().join("tests/image/hash-files.sh");
+    let command = fs::read_to_string(hash_files).context("cannot read hash-files.sh")?;
+    let expected = fs::read_to_string(images::debian("debian.hashes")?)?;
+    let outcome = console.run(command.trim_end(), COMMAND)?;
+    ensure!(
+        outcome.text == expected.trim_end(),
+        "the files in the machine are not those of the image: {outcome:?}"
+    );
+    let disks = console.run("ls /sys/block | grep -v -e loop -e ram -e zram", COMMAND)?;
+    ensure!(
+        disks.text.is_empty(),
+        "the machine has a disk: {}",
+        disks.text
+    );
+    Ok(())
+}
+
+fn writes_go_to_the_overlay(console: &mut Console) -> Result<()> {
+    let root = console.run("findmnt -n -o FSTYPE /", COMMAND)?;
+    ensure!(root.text == "overlay", "the root is {root:?}");
+    let written = console.run(
+        "head -c 5000000 /dev/urandom > /root/new && sync && a=$(sha256sum < /root/new) \
+         && echo 3 > /proc/sys/vm/drop_caches && b=$(sha256sum < /root/new) && [ \"$a\" = \"$b\" ] \
+         && echo changed >> /etc/hostname && tail -n 1 /etc/hostname && rm /etc/motd && ls /etc/motd",
+        COMMAND,
+    )?;
+    ensure!(written.text.starts_with("changed\n"), "{written:?}");
+    ensure!(
+        written.text.contains("No such file"),
+        "a removed file is still there: {written:?}"
+    );
+    Ok(())
+}
+
+/// Neither the kernel nor systemd has anything to complain about.
+fn kernel_is_content(console: &mut Console) -> Result<()> {
+    let failed = console.run("systemctl --failed --no-legend --plain", COMMAND)?;
+    ensure!(failed.text.is_empty(), "units failed: {}", failed.text);
+    let log = console.run(
+        "dmesg --level=emerg,alert,crit,err,warn | grep -i -e fuse -e loop -e overlay -e ext4 -e circular",
+        COMMAND,
+    )?;
+    ensure!(log.text.is_empty(), "the kernel complains: {}", log.text);
+    Ok(())
+}
