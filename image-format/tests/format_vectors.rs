@@ -89,7 +89,10 @@ fn page() -> Page {
     };
     builder.push(0, 2, ChunkId::of(b"one"), place(8, 500));
     builder.push(7, 64, ChunkId::of(b"two"), place(508, 90_000));
-    builder.finish().expect("a vector is well-formed").expect("a vector is well-formed")
+    builder
+        .finish()
+        .expect("a vector is well-formed")
+        .expect("a vector is well-formed")
 }
 
 fn computed(key: &str) -> String {
@@ -97,7 +100,10 @@ fn computed(key: &str) -> String {
     match kind {
         "digest" => Digest::of(input.as_bytes()).to_string(),
         "object-path" => Digest::of(input.as_bytes()).object_path(),
-        "safe-form" => input.parse::<ImageRef>().expect("a vector is well-formed").to_file_safe(),
+        "safe-form" => input
+            .parse::<ImageRef>()
+            .expect("a vector is well-formed")
+            .to_file_safe(),
         "cuts" => cuts(input),
         "block-digest" => {
             let (kind, number) = input.split_once(' ').expect("a vector is well-formed");
