@@ -15,6 +15,10 @@ pub const CATALOGUE_BYTES_MAX: usize = 1024 * 1024;
 /// The longest list of names, in bytes: some 4,000 names.
 pub const NAMES_BYTES_MAX: usize = 1024 * 1024;
 
+/// The highest version, of an image or of the list of names: every JSON reader knows the number
+/// exactly, and no publish gets there.
+pub const VERSION_MAX: u64 = 1 << 53;
+
 /// Where the list of names lies in a store: the one document that tells what is current.
 pub const NAMES_PATH: &str = "metadata/timestamp.json";
 
@@ -54,6 +58,9 @@ impl Names {
                 what: WHAT,
                 version: u64::from(names.format),
             });
+        }
+        if names.version > VERSION_MAX {
+            return Err(DecodeError::invalid(WHAT, "its version is too high"));
         }
         if names
             .names
@@ -171,6 +178,12 @@ impl Catalogue {
             .all(|version| catalogue.versions.contains_key(version))
         {
             return Err(DecodeError::invalid(WHAT, "a tag points to no version"));
+        }
+        if catalogue
+            .newest()
+            .is_some_and(|newest| newest.number() > VERSION_MAX)
+        {
+            return Err(DecodeError::invalid(WHAT, "a version is too high"));
         }
         let too_long = |entry: &VersionEntry| entry.manifest.length > MANIFEST_BYTES_MAX as u64;
         if catalogue.versions.values().any(too_long) {
@@ -290,6 +303,20 @@ mod tests {
         let mut catalogue = catalogue();
         catalogue.tags.insert(Tag::latest(), "9".parse().unwrap());
         assert!(Catalogue::decode_any(&catalogue.encode()).is_err());
+    }
+
+    #[test]
+    fn versions_that_cannot_be_counted_on_from_are_refused() {
+        let mut catalogue = catalogue();
+        let entry = catalogue.versions[&Version::FIRST];
+        let highest = VERSION_MAX.to_string().parse().unwrap();
+        catalogue.versions.insert(highest, entry);
+        assert!(Catalogue::decode_any(&catalogue.encode()).is_ok());
+        catalogue.versions.insert(highest.next(), entry);
+        assert!(Catalogue::decode_any(&catalogue.encode()).is_err());
+        let mut names = Names::empty();
+        names.version = u64::MAX;
+        assert!(Names::decode(&names.encode()).is_err());
     }
 
     #[test]

@@ -46,12 +46,19 @@ fn tagged(catalogue: &Catalogue, tag: &Tag) -> ImageRef {
     }
 }
 
-/// Lists every tag that can be booted; the one published last is the default.
+/// Lists every tag that can be booted, as far as its catalogue can be read; the one published last is the default.
 async fn menu(store: &Store, names: &Names) -> Result<String, StoreError> {
     let mut items = Vec::new();
     let mut newest = (0, 0);
     for name in names.names.keys() {
-        let catalogue = store.catalogue(names, name).await?;
+        let catalogue = match store.catalogue(names, name).await {
+            Ok(catalogue) => catalogue,
+            // Damage to one image is no reason to fail the publish of another, visible by now.
+            Err(error) => {
+                tracing::warn!(%name, %error, "left out of the boot menu");
+                continue;
+            }
+        };
         for (tag, version) in &catalogue.tags {
             let entry = &catalogue.versions[version];
             if !entry.bootable {

@@ -6,10 +6,12 @@
 
 use std::fs::File;
 
-use image_format::catalogue::{self, Catalogue, VersionEntry};
+use image_format::catalogue::{
+    self, CATALOGUE_BYTES_MAX, Catalogue, NAMES_BYTES_MAX, VersionEntry,
+};
 use image_format::chunker::ChunkerParams;
 use image_format::manifest::{Boot, Manifest};
-use image_format::{ImageRef, ObjectRef, Version};
+use image_format::{ImageName, ImageRef, ObjectRef, Version};
 
 use crate::boot_files;
 use crate::index::{ChunkIndexes, IndexError};
@@ -28,6 +30,14 @@ pub enum PublishError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Index(#[from] IndexError),
+    #[error(
+        "the catalogue of `{name}` is full: no more than {CATALOGUE_BYTES_MAX} bytes of versions and tags; nothing was published. Publish under a new name"
+    )]
+    CatalogueFull { name: ImageName },
+    #[error(
+        "the store is full: no more than {NAMES_BYTES_MAX} bytes of names; nothing was published. Publish into another store"
+    )]
+    NamesFull,
     #[error("pack {} of an earlier publish is missing or damaged; nothing was published. Run `circular verify` to see which images it harms", .pack.digest)]
     PackGone { pack: ObjectRef },
 }
@@ -56,7 +66,8 @@ pub enum PublishedAs {
     NewVersion,
     /// The disk was there; how it is booted is new.
     NewRevision,
-    /// All of it was there; only the tag may have moved.
+    /// All of it was there, or more: a publish that cannot boot takes nothing from a version that
+    /// can. Only the tag may have moved.
     Unchanged,
 }
 
@@ -94,8 +105,15 @@ impl Publication {
         after
             .tags
             .insert(self.reference.tag_or_latest(), manifest.version);
-        if after != before || self.written.index.is_some() {
+        // Publishers of one image at the same time all make the same index.
+        let index = self.written.index;
+        let index = index.filter(|index| !names.chunk_indexes.contains(index));
+        if after != before || index.is_some() {
             let bytes = after.encode();
+            // Readers refuse what is longer, so it must not become visible.
+            if bytes.len() > CATALOGUE_BYTES_MAX {
+                return Err(PublishError::CatalogueFull { name: name.clone() });
+            }
             let object = ObjectRef::of(&bytes);
             store
                 .create(
@@ -104,15 +122,17 @@ impl Publication {
                 )
                 .await?;
             names.names.insert(name.clone(), object);
-            names.chunk_indexes.extend(self.written.index);
+            names.chunk_indexes.extend(index);
             if names.chunk_indexes.len() > CHUNK_INDEXES_MAX {
                 let merged = store.chunk_indexes(&names.chunk_indexes).await?.merge()?;
                 names.chunk_indexes = vec![store.put_file(merged).await?];
             }
             names.version += 1;
-            store
-                .replace(catalogue::NAMES_PATH, names.encode().into())
-                .await?;
+            let bytes = names.encode();
+            if bytes.len() > NAMES_BYTES_MAX {
+                return Err(PublishError::NamesFull);
+            }
+            store.replace(catalogue::NAMES_PATH, bytes.into()).await?;
         }
         boot_files::write(store, &names, &after, self.base_url.as_deref()).await?;
         let tagged = ImageRef {
@@ -155,7 +175,7 @@ impl Publication {
                 .await;
         };
         let manifest = store.manifest(&entry.manifest).await?;
-        if manifest.boot == self.boot {
+        if self.boot.is_none() || manifest.boot == self.boot {
             return Ok((manifest, *entry, PublishedAs::Unchanged));
         }
         let revision = manifest.revision.saturating_add(1);
@@ -193,14 +213,22 @@ impl Publication {
 
 impl Store {
     /// Opens the chunk indexes in this list, each held against its digest first: a damaged index
-    /// would lead a publish to the wrong bytes.
+    /// would lead a publish to the wrong bytes. One that is missing or damaged is left out: what
+    /// only it knows is stored again.
     ///
     /// # Errors
-    /// One is missing or damaged.
+    /// One cannot be read.
     pub async fn chunk_indexes(&self, list: &[ObjectRef]) -> Result<ChunkIndexes, PublishError> {
         let mut indexes = ChunkIndexes::default();
         for object in list {
-            self.verify_object(object).await?;
+            match self.verify_object(object).await {
+                Ok(()) => {}
+                Err(error @ (StoreError::Missing { .. } | StoreError::Damaged { .. })) => {
+                    tracing::warn!(%error, "chunk index left out; known chunks may be stored again");
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            }
             let path = self.root().join(object.digest.object_path());
             let file = File::open(path).map_err(|source| IndexError::Read {
                 index: object.digest,

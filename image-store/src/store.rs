@@ -126,9 +126,12 @@ impl Store {
             .map(|entry| entry.file_name())
             .any(|name| {
                 let name = name.to_string_lossy();
-                !name.starts_with('.') && !name.starts_with(MARKER_PATH)
+                !name.starts_with('.')
+                    && !name.starts_with(MARKER_PATH)
+                    && !["metadata", "lost+found"].contains(&&*name)
             });
-        if foreign {
+        // Another publisher may have made the store since it was looked for.
+        if foreign && !root.join(MARKER_PATH).is_file() {
             return Err(StoreError::NotEmpty {
                 path: root.to_owned(),
             });
@@ -138,6 +141,10 @@ impl Store {
             root: root.to_owned(),
             marker: Marker::DEFAULT,
         };
+        // The marker comes last: a store that has one without a list of names lost that list.
+        store
+            .create(catalogue::NAMES_PATH, Names::empty().encode().into())
+            .await?;
         store
             .create(MARKER_PATH, Marker::DEFAULT.encode().into())
             .await?;
@@ -162,17 +169,12 @@ impl Store {
     /// Reads the list of names. A store without any publish has an empty one.
     ///
     /// # Errors
-    /// It cannot be read or decoded.
+    /// It is missing, or cannot be read or decoded.
     pub async fn names(&self) -> Result<Names, StoreError> {
         let path = catalogue::NAMES_PATH;
-        let bytes = match self
+        let bytes = self
             .fetch(path, Bound::AtMost(catalogue::NAMES_BYTES_MAX))
-            .await
-        {
-            Ok(bytes) => bytes,
-            Err(StoreError::Missing { .. }) => return Ok(Names::empty()),
-            Err(error) => return Err(error),
-        };
+            .await?;
         Names::decode(&bytes).map_err(decode(path))
     }
 
@@ -334,11 +336,12 @@ impl Store {
         object: ObjectRef,
         bytes: Bytes,
     ) -> Result<(), StoreError> {
-        match self.object_length(&object.digest).await? {
-            Some(length) if length == object.length => Ok(()),
-            // A shorter or longer file of that name is damage: the right bytes replace it.
-            Some(_) => self.replace(&object.digest.object_path(), bytes).await,
-            None => self.create(&object.digest.object_path(), bytes).await,
+        let path = object.digest.object_path();
+        match self.verify_object(&object).await {
+            Err(StoreError::Missing { .. }) => self.create(&path, bytes).await,
+            // The right bytes replace it: publishing an image again mends what it can.
+            Err(StoreError::Damaged { .. }) => self.replace(&path, bytes).await,
+            verified => verified,
         }
     }
 

@@ -16,6 +16,9 @@ use initramfs::{FileSystem, ModuleSource};
 /// Longest kernel taken out of an image, in bytes.
 const KERNEL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// Longest module, or list of modules, taken out of an image, in bytes.
+const MODULE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// Why an image cannot be made bootable. A publish goes on without.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages are the docs")]
@@ -140,7 +143,12 @@ impl std::fmt::Debug for Kernel {
 impl ModuleSource for Kernel {
     fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
         let path = format!("/lib/modules/{}/{path}", self.release);
-        match self.modules.read(path.as_str()) {
+        let bounded = |length| match length {
+            0..=MODULE_BYTES_MAX => self.modules.read(path.as_str()),
+            _ => Err(Ext4Error::FileTooLarge),
+        };
+        let found = self.modules.metadata(path.as_str());
+        match found.and_then(|found| bounded(found.len())) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(Ext4Error::NotFound) => Ok(None),
             Err(error) => Err(io::Error::other(error)),

@@ -47,9 +47,7 @@ struct Exported {
 pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     let store = Store::open(&common.store).await?;
     let resolved = store.resolve(&args.reference).await?;
-    if args.file.exists() && !args.force {
-        bail!("`{}` exists; --force writes over it", args.file.display());
-    }
+    check_target(&args)?;
     let reader = ImageReader::open(store, &resolved.manifest).await?;
     let parent = match args.file.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -77,10 +75,20 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         .inspect(|_| bar.inc(REGION_BYTES))
         .try_collect::<()>()
         .await
-        .with_context(writing)?;
+        .with_context(|| {
+            format!(
+                "cannot export {} to `{}`",
+                resolved.reference,
+                args.file.display()
+            )
+        })?;
     bar.finish_and_clear();
     temporary.as_file().sync_all().with_context(writing)?;
-    temporary.persist(&args.file).with_context(writing)?;
+    let placed = match args.force {
+        true => temporary.persist(&args.file),
+        false => temporary.persist_noclobber(&args.file),
+    };
+    placed.with_context(writing)?;
     let exported = Exported {
         reference: resolved.reference,
         file: args.file,
@@ -95,6 +103,21 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         )
     })?;
     Ok(())
+}
+
+/// Checks that the file may be put in place: it replaces what bears its name, so never a device.
+fn check_target(args: &Args) -> anyhow::Result<()> {
+    match args.file.metadata() {
+        Ok(meta) if !meta.is_file() => bail!(
+            "`{}` is no regular file, and is not replaced: export to a file; \
+             `dd` or `qemu-img convert` brings that to a device",
+            args.file.display()
+        ),
+        Ok(_) if !args.force => {
+            bail!("`{}` exists; --force writes over it", args.file.display())
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn write_region(reader: &ImageReader, region: u32, out: &Arc<File>) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! `circular completions` and `circular man`.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -24,9 +24,11 @@ pub struct ManArgs {
 /// Prints a completion script.
 ///
 /// # Errors
-/// Never; a closed standard output is the shell's concern.
+/// Standard output is closed or full.
 pub fn completions(args: &CompletionArgs, mut command: clap::Command) -> anyhow::Result<()> {
-    clap_complete::generate(args.shell, &mut command, "circular", &mut io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command, "circular", &mut script);
+    io::stdout().write_all(&script)?;
     Ok(())
 }
 

@@ -43,7 +43,7 @@ pub struct Args {
 #[command(next_help_heading = "Booting")]
 struct BootArgs {
     /// Publish a disk that is mounted only: look for no kernel
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["cmdline", "root", "kernel"])]
     no_boot: bool,
     /// Kernel command line of the image
     #[arg(long, value_name = "ARGS", default_value = "")]
@@ -104,6 +104,7 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         );
     }
     check_base_url(args.boot.base_url.as_deref())?;
+    boot::check_cmdline(&args.boot.cmdline, args.boot.root.as_deref())?;
     let probe = if args.raw {
         Probe::TakeAsRaw
     } else {
@@ -297,7 +298,11 @@ fn text(summary: &Summary) -> String {
         );
     }
     if let Some(reason) = &summary.not_bootable {
-        let _ = writeln!(out, "  boots      no: {reason}");
+        let how = match summary.boot {
+            Some(_) => "as it did before",
+            None => "no",
+        };
+        let _ = writeln!(out, "  boots      {how}: {reason}");
     }
     let image = ImageRef {
         version: None,

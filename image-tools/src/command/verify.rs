@@ -1,11 +1,11 @@
 //! `circular verify`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 
 use anyhow::bail;
 use futures_util::{StreamExt as _, stream};
 use image_format::geometry::{BlockRun, REGION_BLOCKS};
-use image_format::{Digest, ImageRef, ObjectRef, REGION_BYTES};
+use image_format::{Digest, ImageName, ImageRef, ObjectRef, REGION_BYTES, Version};
 use image_store::{ImageReader, Store};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -32,20 +32,26 @@ struct Verified {
     chunks: u64,
     data_bytes: u64,
     packs: usize,
+    chunk_indexes: usize,
     problems: Vec<Problem>,
 }
 
 #[derive(Debug, Serialize)]
 struct Problem {
-    image: ImageRef,
+    /// The image that it harms; none for what only publishers read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<ImageRef>,
     problem: String,
 }
 
-/// What was checked already, so that versions that share it do not pay again.
+/// What is wrong with something; a problem that is met twice counts once.
+type Found = BTreeSet<String>;
+
+/// What was checked already, and found: versions that share it do not pay again, but share it.
 #[derive(Default)]
 struct Seen {
-    pages: HashSet<Digest>,
-    objects: HashSet<ObjectRef>,
+    pages: HashMap<Digest, Found>,
+    objects: HashMap<ObjectRef, Found>,
     packs: usize,
     chunks: u64,
     data_bytes: u64,
@@ -58,27 +64,43 @@ struct Seen {
 /// Something is missing or damaged, or the store cannot be read.
 pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     let store = Store::open(&common.store).await?;
-    let references = match args.references.is_empty() {
-        true => every_version(&store).await?,
-        false => args.references,
-    };
     let mut seen = Seen::default();
     let mut problems = Vec::new();
-    for reference in &references {
-        let mut found = Vec::new();
-        if let Err(error) = check(&store, reference, &mut seen, &mut found, ui).await {
-            found.push(format!("{error:#}"));
-        }
+    let mut report = |image: Option<&ImageRef>, found: Found| {
         problems.extend(found.into_iter().map(|problem| Problem {
-            image: reference.clone(),
+            image: image.cloned(),
             problem,
         }));
+    };
+    let (mut references, mut chunk_indexes) = (args.references, 0);
+    if references.is_empty() {
+        let names = store.names().await?;
+        chunk_indexes = names.chunk_indexes.len();
+        for index in &names.chunk_indexes {
+            report(None, check_object(&store, *index, &mut seen).await);
+        }
+        for name in names.names.keys() {
+            match store.catalogue(&names, name).await {
+                Ok(catalogue) => references.extend(
+                    (catalogue.versions.keys()).map(|version| name_at(name.clone(), *version)),
+                ),
+                Err(error) => report(Some(&name.clone().into()), described(error)),
+            }
+        }
+    }
+    for reference in &references {
+        let mut found = Found::new();
+        if let Err(error) = check(&store, reference, &mut seen, &mut found, ui).await {
+            found.extend(described(error));
+        }
+        report(Some(reference), found);
     }
     let verified = Verified {
         images: references.len(),
         chunks: seen.chunks,
         data_bytes: seen.data_bytes,
         packs: seen.packs,
+        chunk_indexes,
         problems,
     };
     ui.result(&verified, text)?;
@@ -91,77 +113,67 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     }
 }
 
-async fn every_version(store: &Store) -> anyhow::Result<Vec<ImageRef>> {
-    let names = store.names().await?;
-    let mut references = Vec::new();
-    for name in names.names.keys() {
-        let catalogue = store.catalogue(&names, name).await?;
-        references.extend(
-            catalogue
-                .versions
-                .keys()
-                .map(|version| ImageRef::from(name.clone()).pinned(*version)),
-        );
-    }
-    Ok(references)
+fn name_at(name: ImageName, version: Version) -> ImageRef {
+    ImageRef::from(name).pinned(version)
+}
+
+fn described(error: impl Into<anyhow::Error>) -> Found {
+    Found::from([format!("{:#}", error.into())])
 }
 
 async fn check(
     store: &Store,
     reference: &ImageRef,
     seen: &mut Seen,
-    problems: &mut Vec<String>,
+    found: &mut Found,
     ui: &Ui,
 ) -> anyhow::Result<()> {
     let resolved = store.resolve(reference).await?;
     if let Some(boot) = &resolved.manifest.boot {
         for object in [boot.kernel, boot.initramfs] {
-            check_object(store, object, seen, problems).await;
+            found.extend(check_object(store, object, seen).await);
         }
     }
     let reader = ImageReader::open(store.clone(), &resolved.manifest).await?;
     let bar = ui.progress("verifying", reader.length());
     for region in 0..reader.n_regions() {
-        check_region(store, &reader, region, seen, problems).await;
+        found.extend(check_region(store, &reader, region, seen).await);
         bar.inc(REGION_BYTES);
     }
     ProgressBar::finish_and_clear(&bar);
     Ok(())
 }
 
-async fn check_object(
-    store: &Store,
-    object: ObjectRef,
-    seen: &mut Seen,
-    problems: &mut Vec<String>,
-) {
-    if seen.objects.insert(object)
-        && let Err(error) = store.verify_object(&object).await
-    {
-        problems.push(format!("{:#}", anyhow::Error::from(error)));
+async fn check_object(store: &Store, object: ObjectRef, seen: &mut Seen) -> Found {
+    if let Some(known) = seen.objects.get(&object) {
+        return known.clone();
     }
+    let found = store
+        .verify_object(&object)
+        .await
+        .map_or_else(described, |()| Found::new());
+    seen.objects.insert(object, found.clone());
+    found
 }
 
-async fn check_region(
-    store: &Store,
-    reader: &ImageReader,
-    region: u32,
-    seen: &mut Seen,
-    problems: &mut Vec<String>,
-) {
-    let page = match reader.page(region).await {
-        Ok(page) => page,
-        Err(error) => return problems.push(format!("{:#}", anyhow::Error::from(error))),
+async fn check_region(store: &Store, reader: &ImageReader, region: u32, seen: &mut Seen) -> Found {
+    let digest = match reader.page_digest(region).await {
+        Ok(Some(digest)) => digest,
+        Ok(None) => return Found::new(),
+        Err(error) => return described(error),
     };
-    let (Some(page), Ok(Some(digest))) = (page, reader.page_digest(region).await) else {
-        return;
-    };
-    if !seen.pages.insert(digest) {
-        return;
+    if let Some(known) = seen.pages.get(&digest) {
+        return known.clone();
     }
+    let page = match reader.page(region).await {
+        Ok(Some(page)) => page,
+        Ok(None) => return Found::new(),
+        Err(error) => return described(error),
+    };
+    let mut found = Found::new();
     for pack in page.packs() {
         let before = seen.objects.len();
-        check_object(store, *pack, seen, problems).await;
+        found.extend(check_object(store, *pack, seen).await);
         seen.packs += seen.objects.len() - before;
     }
     let steps = (0..REGION_BLOCKS).step_by(STEP_BLOCKS as usize);
@@ -176,7 +188,7 @@ async fn check_region(
         .buffered(REGIONS_AT_ONCE);
     while let Some(result) = results.next().await {
         if let Err(error) = result {
-            problems.push(format!("{:#}", anyhow::Error::from(error)));
+            found.extend(described(error));
         }
     }
     seen.chunks += page.entries().len() as u64;
@@ -185,13 +197,18 @@ async fn check_region(
         .iter()
         .map(|entry| entry.plain_len() as u64)
         .sum::<u64>();
+    seen.pages.insert(digest, found.clone());
+    found
 }
 
 fn text(verified: &Verified) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
     for problem in &verified.problems {
-        let _ = writeln!(out, "{}: {}", problem.image, problem.problem);
+        let _ = match &problem.image {
+            Some(image) => writeln!(out, "{image}: {}", problem.problem),
+            None => writeln!(out, "{}", problem.problem),
+        };
     }
     let _ = writeln!(
         out,

@@ -96,14 +96,7 @@ pub async fn build(
     source: &Source,
     config: BootConfig,
 ) -> Result<BootBuilt, BootError> {
-    if !manifest::is_cmdline(&config.cmdline)
-        || config
-            .root
-            .as_deref()
-            .is_some_and(|root| !manifest::is_cmdline(root))
-    {
-        return Err(BootError::Cmdline);
-    }
+    check_cmdline(&config.cmdline, config.root.as_deref())?;
     let disk = source
         .file()
         .try_clone()
@@ -124,6 +117,22 @@ pub async fn build(
         report: made.initramfs.report,
         needs_recovery: made.needs_recovery,
     })
+}
+
+/// Checks what the publisher gives for the kernel command line: it becomes part of boot scripts.
+///
+/// # Errors
+/// It cannot stand there.
+pub fn check_cmdline(cmdline: &str, root: Option<&str>) -> Result<(), BootError> {
+    if [Some(cmdline), root]
+        .into_iter()
+        .flatten()
+        .all(manifest::is_cmdline)
+    {
+        Ok(())
+    } else {
+        Err(BootError::Cmdline)
+    }
 }
 
 struct Made {

@@ -1,0 +1,142 @@
+//! What a store promises to publishers, on real directories: nothing is lost, nothing is torn, and
+//! no byte that comes back is another one than was published.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod commits;
+mod damage;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use image_format::chunker::ChunkerParams;
+use image_format::geometry::BLOCK_LEN;
+use image_format::manifest::Boot;
+use image_format::{BLOCK_BYTES, ChunkId, ImageRef, ObjectRef};
+use image_store::publication::PublishError;
+use image_store::{
+    ImageReader, ImageWriter, Prepared, Publication, Published, Store, WriteStats, WrittenDisk,
+};
+use tempfile::TempDir;
+
+/// Blocks of each chunk of a test disk.
+const CHUNK_BLOCKS: usize = 4;
+
+/// A directory for a store, removed on drop.
+pub(crate) struct Scratch(TempDir);
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.0.path().join("store")
+    }
+
+    pub(crate) async fn store(&self) -> Store {
+        Store::open_or_create(&self.root()).await.unwrap()
+    }
+
+    /// Every file of the store, by its path.
+    pub(crate) fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        collect(&self.root(), &mut files);
+        files
+    }
+}
+
+fn collect(directory: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else {
+            let bytes = std::fs::read(&path).unwrap();
+            files.insert(path, bytes);
+        }
+    }
+}
+
+/// A disk of `chunks` chunks that differ from each other; disks of one seed share none with others.
+pub(crate) fn disk(seed: u8, chunks: u8) -> Vec<u8> {
+    (0..chunks)
+        .flat_map(|number| {
+            let mut chunk = vec![seed | 1; CHUNK_BLOCKS * BLOCK_LEN];
+            chunk[..2].copy_from_slice(&[seed, number]);
+            chunk
+        })
+        .collect()
+}
+
+/// Writes a disk without making it visible: as far as a publish gets that is killed.
+pub(crate) async fn write(store: &Store, content: &[u8]) -> Result<WrittenDisk, PublishError> {
+    let names = store.names().await?;
+    let known = Arc::new(store.chunk_indexes(&names.chunk_indexes).await?);
+    let mut writer = ImageWriter::new(store.clone(), known.clone());
+    let mut block = 0;
+    for plain in content.chunks(CHUNK_BLOCKS * BLOCK_LEN) {
+        let chunk = ChunkId::of(plain);
+        let prepared = match known.find(chunk)? {
+            Some(place) => Prepared::Known(place),
+            None => Prepared::Encoded(plain.to_vec()),
+        };
+        let blocks = u32::try_from(plain.len()).unwrap() / BLOCK_BYTES;
+        writer.push(block, blocks, chunk, prepared).await.unwrap();
+        block += u64::from(blocks);
+    }
+    Ok(writer.finish(content.len() as u64).await.unwrap())
+}
+
+pub(crate) fn publication(reference: &str, written: WrittenDisk) -> Publication {
+    Publication {
+        reference: reference.parse().unwrap(),
+        created: 1_700_000_000,
+        written,
+        chunker: ChunkerParams::DEFAULT,
+        boot: None,
+        base_url: None,
+    }
+}
+
+pub(crate) fn boot() -> Boot {
+    Boot {
+        kernel: ObjectRef::of(b"kernel"),
+        initramfs: ObjectRef::of(b"initramfs"),
+        kernel_release: "6.1".to_owned(),
+        cmdline: String::new(),
+        root: None,
+    }
+}
+
+pub(crate) async fn publish(
+    store: &Store,
+    reference: &str,
+    content: &[u8],
+) -> Result<(Published, WriteStats), PublishError> {
+    let written = write(store, content).await?;
+    let stats = written.stats;
+    let published = publication(reference, written).commit(store).await?;
+    Ok((published, stats))
+}
+
+/// Reads a whole disk as a stranger would: the store is opened for it.
+pub(crate) async fn read(root: &Path, reference: &ImageRef) -> Result<Vec<u8>, String> {
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let store = Store::open(root).await.map_err(|error| text(&error))?;
+    let resolved = store
+        .resolve(reference)
+        .await
+        .map_err(|error| text(&error))?;
+    let reader = ImageReader::open(store, &resolved.manifest)
+        .await
+        .map_err(|error| text(&error))?;
+    let length = usize::try_from(reader.length()).unwrap();
+    let bytes = reader.read(0, length).await.map_err(|error| text(&error))?;
+    Ok(bytes.to_vec())
+}
+
+/// Reads what must be there.
+pub(crate) async fn read_back(root: &Path, reference: &str) -> Vec<u8> {
+    read(root, &reference.parse().unwrap()).await.unwrap()
+}
