@@ -93,11 +93,9 @@ pub fn menu(items: &[MenuItem], default: usize) -> String {
 }
 
 /// Returns the script that boots `pinned` (with its version) as `boot` says.
-///
-/// `base_url`, where given, overrides the address that the guest would derive from the script's.
-pub fn script(pinned: &ImageRef, boot: &Boot, base_url: Option<&str>) -> String {
+pub fn script(pinned: &ImageRef, boot: &Boot) -> String {
     let mut args = String::from("initrd=initrd.img circular.boot=${circular-boot}");
-    if let Some(url) = base_url {
+    if let Some(url) = &boot.base_url {
         let _ = write!(args, " circular.url={url}");
     }
     let _ = write!(args, " circular.image={pinned}");
@@ -143,12 +141,13 @@ mod tests {
             kernel_release: "6.1".to_owned(),
             cmdline: "console=ttyS0".to_owned(),
             root: Some("PARTUUID=1234".to_owned()),
+            base_url: None,
         }
     }
 
     #[test]
     fn a_script_pins_its_version_and_has_only_relative_paths() {
-        let text = script(&"lab/debian:12@3".parse().unwrap(), &boot(), None);
+        let text = script(&"lab/debian:12@3".parse().unwrap(), &boot());
         assert!(text.starts_with("#!ipxe\n"));
         assert!(
             text.contains("circular.image=lab/debian:12@3 root=PARTUUID=1234 "),
@@ -163,11 +162,11 @@ mod tests {
 
     #[test]
     fn a_base_url_overrides() {
-        let text = script(
-            &"a@1".parse().unwrap(),
-            &boot(),
-            Some("http://cdn.example/s/"),
-        );
+        let boot = Boot {
+            base_url: Some("http://cdn.example/s/".to_owned()),
+            ..boot()
+        };
+        let text = script(&"a@1".parse().unwrap(), &boot);
         assert!(
             text.contains(" circular.url=http://cdn.example/s/ "),
             "{text}"

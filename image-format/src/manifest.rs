@@ -72,6 +72,9 @@ pub struct Boot {
     /// Where the root file system is, as in the kernel's `root=`; none when it fills the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
+    /// Address of the store that boot scripts name; none when they pass on their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<String>,
 }
 
 impl Manifest {
@@ -106,9 +109,12 @@ impl Manifest {
             if boot.kernel.length.max(boot.initramfs.length) > BOOT_OBJECT_BYTES_MAX {
                 return bad("the kernel or the initramfs is too long");
             }
-            if !is_cmdline(&boot.cmdline)
-                || boot.root.as_deref().is_some_and(|root| !is_cmdline(root))
-            {
+            let texts = [
+                Some(&boot.cmdline),
+                boot.root.as_ref(),
+                boot.base_url.as_ref(),
+            ];
+            if !texts.into_iter().flatten().all(|text| is_cmdline(text)) {
                 return bad("the kernel command line is too long or has odd characters");
             }
             if !is_release(&boot.kernel_release) {
@@ -165,6 +171,7 @@ mod tests {
                 kernel_release: "6.1.0-40-cloud-amd64".to_owned(),
                 cmdline: "console=ttyS0".to_owned(),
                 root: None,
+                base_url: None,
             }),
         }
     }

@@ -11,7 +11,6 @@ pub(crate) async fn write(
     store: &Store,
     names: &Names,
     catalogue: &Catalogue,
-    base_url: Option<&str>,
 ) -> Result<(), StoreError> {
     for (tag, version) in &catalogue.tags {
         let entry = &catalogue.versions[version];
@@ -27,7 +26,7 @@ pub(crate) async fn write(
         for path in paths {
             match &boot {
                 Some(boot) => {
-                    let text = boot_script::script(&reference.pinned(*version), boot, base_url);
+                    let text = boot_script::script(&reference.pinned(*version), boot);
                     store.replace(&path, text.into()).await?;
                 }
                 None => store.remove(&path).await?,

@@ -38,6 +38,8 @@ pub enum PublishError {
         "the store is full: no more than {NAMES_BYTES_MAX} bytes of names; nothing was published. Publish into another store"
     )]
     NamesFull,
+    #[error("the image is published, but its boot scripts could not be written: publish it again")]
+    BootFiles { source: StoreError },
     #[error("pack {} of an earlier publish is missing or damaged; nothing was published. Run `circular verify` to see which images it harms", .pack.digest)]
     PackGone { pack: ObjectRef },
 }
@@ -55,8 +57,6 @@ pub struct Publication {
     pub chunker: ChunkerParams,
     /// How to boot it.
     pub boot: Option<Boot>,
-    /// An address that boot scripts hand to the guest instead of their own.
-    pub base_url: Option<String>,
 }
 
 /// What a publish came to.
@@ -134,7 +134,9 @@ impl Publication {
             }
             store.replace(catalogue::NAMES_PATH, bytes.into()).await?;
         }
-        boot_files::write(store, &names, &after, self.base_url.as_deref()).await?;
+        boot_files::write(store, &names, &after)
+            .await
+            .map_err(|source| PublishError::BootFiles { source })?;
         let tagged = ImageRef {
             tag: Some(self.reference.tag_or_latest()),
             ..self.reference.clone()

@@ -50,6 +50,8 @@ pub enum StoreError {
     },
     #[error("store has no image `{name}`; {known}")]
     UnknownImage { name: ImageName, known: String },
+    #[error("the catalogue lists another manifest than that of {reference}: the store is damaged")]
+    OtherManifest { reference: ImageRef },
     #[error(transparent)]
     Resolve(#[from] ResolveError),
     #[error("cannot write a temporary file")]
@@ -207,11 +209,20 @@ impl Store {
         let names = self.names().await?;
         let catalogue = self.catalogue(&names, &reference.name).await?;
         let (version, entry) = catalogue.resolve(reference)?;
+        let manifest = self.manifest(&entry.manifest).await?;
+        let listed = manifest.name == reference.name
+            && (manifest.version, manifest.revision) == (version, entry.revision)
+            && (manifest.disk.regions.digest, manifest.disk.length) == (entry.disk, entry.length);
+        if !listed {
+            return Err(StoreError::OtherManifest {
+                reference: reference.pinned(version),
+            });
+        }
         Ok(Resolved {
             reference: reference.pinned(version),
             version,
             entry: *entry,
-            manifest: self.manifest(&entry.manifest).await?,
+            manifest,
         })
     }
 

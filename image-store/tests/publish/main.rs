@@ -95,7 +95,6 @@ pub(crate) fn publication(reference: &str, written: WrittenDisk) -> Publication 
         written,
         chunker: ChunkerParams::DEFAULT,
         boot: None,
-        base_url: None,
     }
 }
 
@@ -106,6 +105,7 @@ pub(crate) fn boot() -> Boot {
         kernel_release: "6.1".to_owned(),
         cmdline: String::new(),
         root: None,
+        base_url: None,
     }
 }
 

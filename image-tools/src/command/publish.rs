@@ -125,7 +125,6 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         written,
         chunker: store.marker().chunker,
         boot: built.as_ref().map(|built| built.boot.clone()),
-        base_url: args.boot.base_url,
     }
     .commit(&store)
     .await?;
@@ -194,6 +193,7 @@ async fn make_bootable(
             },
             root: args.root.clone(),
             cmdline: args.cmdline.clone(),
+            base_url: args.base_url.clone(),
             programs: paths.find()?,
         };
         boot::build(store, source, config).await

@@ -45,6 +45,8 @@ pub struct BootConfig {
     pub root: Option<String>,
     /// Kernel command line.
     pub cmdline: String,
+    /// Address of the store that boot scripts name.
+    pub base_url: Option<String>,
     /// What goes into the initramfs.
     pub programs: GuestPrograms,
 }
@@ -102,6 +104,7 @@ pub async fn build(
         .try_clone()
         .map_err(|source| InsideError::Read { source })?;
     let cmdline = config.cmdline.clone();
+    let base_url = config.base_url.clone();
     let made = tokio::task::spawn_blocking(move || build_blocking(&disk, config))
         .await
         .map_err(|_| BootError::Died)??;
@@ -111,6 +114,7 @@ pub async fn build(
         kernel_release: made.release,
         cmdline,
         root: made.root,
+        base_url,
     };
     Ok(BootBuilt {
         boot,
