@@ -68,7 +68,8 @@ enum Command {
 /// The image that a subcommand is about.
 #[derive(Debug, clap::Args)]
 pub struct ReferenceArg {
-    /// Image: NAME[:TAG][@VERSION]
+    /// Image to show
+    #[arg(value_name = "NAME[:TAG][@VERSION]")]
     pub reference: ImageRef,
 }
 

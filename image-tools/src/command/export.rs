@@ -24,7 +24,8 @@ const REGIONS_AT_ONCE: usize = 4;
 /// Arguments of `circular export`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Image: NAME[:TAG][@VERSION]
+    /// Image to write out
+    #[arg(value_name = "NAME[:TAG][@VERSION]")]
     reference: ImageRef,
     /// File to write; holes of the disk become holes of the file
     file: PathBuf,

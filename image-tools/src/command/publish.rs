@@ -23,7 +23,8 @@ use crate::ui::{self, Ui};
 pub struct Args {
     /// Disk image (raw) or block device
     image: PathBuf,
-    /// Name to publish under: NAME[:TAG]; the tag is `latest` if not given
+    /// Name to publish under; the tag is `latest` if not given
+    #[arg(value_name = "NAME[:TAG]")]
     reference: ImageRef,
     /// zstd level, 1 to 22
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=22))]

@@ -1,7 +1,7 @@
 //! The parallel part of a publish: hash, look up, compress, on all cores, in order.
 //!
 //! Jobs go to the workers through one queue; their results come back in the order of the jobs
-//! through another, whose length bounds what is in memory: [`batches_at_once`] windows.
+//! through another, whose length bounds what is in memory: `batches_at_once` windows.
 
 use std::io;
 use std::num::NonZeroUsize;
