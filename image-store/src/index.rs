@@ -2,7 +2,7 @@
 //!
 //! An index is a file of sorted, fixed-width entries whose keys are spread evenly, so a search
 //! guesses the place and reads a window around it: mostly one small read, whatever the size.
-//! [`IndexBuilder`] collects new chunks in bounded memory: what is too much becomes a sorted run in
+//! `IndexBuilder` collects new chunks in bounded memory: what is too much becomes a sorted run in
 //! a temporary file, searched in the same way, and merged at the end.
 
 use std::cmp::Reverse;
