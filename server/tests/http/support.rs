@@ -112,7 +112,6 @@ impl Site {
             written: writer.finish(flat.len() as u64).await.unwrap(),
             chunker: ChunkerParams::DEFAULT,
             boot: None,
-            base_url: None,
         };
         publication.commit(&store).await.unwrap()
     }
