@@ -46,6 +46,8 @@ mirror() {
 
 work=$(mktemp -d "$out/.debian.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
+# Asked to stop, the step at hand ends first: nothing is removed under a running program.
+trap 'exit 143' INT TERM
 root=$work/root
 
 # The image mentions no clock and no random number, so that the same packages give the same disk.
@@ -64,7 +66,9 @@ options=(--mode=root --variant=minbase --skip=cleanup/reproducible/machine-id
     --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*')
 eval "$(apt-config shell proxy Acquire::http::Proxy)"
 [ -z "${proxy:-}" ] || options+=("--aptopt=Acquire::http::Proxy \"$proxy\"")
-mmdebstrap --quiet "${options[@]}" bookworm "$root" $(mirror)
+# What it mounts into the tree stays in a mount namespace of its own: however it ends, no device
+# of this machine lies in what is removed afterwards.
+unshare --mount --propagation private mmdebstrap --quiet "${options[@]}" bookworm "$root" $(mirror)
 
 echo debian >"$root/etc/hostname"
 printf '127.0.0.1\tlocalhost debian\n::1\tlocalhost\n' >"$root/etc/hosts"
