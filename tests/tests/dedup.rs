@@ -14,10 +14,12 @@ const MIB: u64 = 1 << 20;
 /// Chunks of 64 KiB wherever they lie: a mask of 63 bits never cuts by content.
 const FIXED: &str = r#"{"circular_store":1,"chunker":{"min_blocks":16,"mask_bits":63,"max_blocks":16,"tail_bytes":0,"seed":0}}"#;
 
-/// Returns a store that cuts as `marker` says.
+/// Returns a store that cuts as `marker` says: the publish that makes a store gives it the defaults.
 fn store_with(marker: &str) -> Result<TestStore> {
     let store = TestStore::new()?;
-    fs::create_dir(store.path())?;
+    let first = store.beside("first.raw");
+    fs::write(&first, noise(1, 4096))?;
+    new_bytes(&store, &first)?;
     fs::write(store.path().join("circular.json"), marker)?;
     Ok(store)
 }
