@@ -77,8 +77,12 @@ impl Page {
         self.packs[usize::from(entry.pack)]
     }
 
-    /// Returns the chunks that have blocks in `first .. end`, relative to the region.
+    /// Returns the chunks that have blocks in `first .. end`, relative to the region; none for an
+    /// empty range.
     pub fn overlapping(&self, first: u32, end: u32) -> &[Entry] {
+        if first >= end {
+            return &[];
+        }
         let from = self.entries.partition_point(|entry| entry.end() <= first);
         let to = self.entries.partition_point(|entry| entry.block < end);
         self.entries.get(from..to).unwrap_or_default()
