@@ -1,4 +1,4 @@
-//! What a store offers: a list of names, and for each name a catalogue of tags and versions.
+//! What one name of a store offers: a catalogue of tags and versions.
 
 use std::collections::BTreeMap;
 
@@ -12,64 +12,37 @@ use crate::reference::{ImageName, ImageRef, Tag, Version};
 /// The longest catalogue, in bytes: some 3,000 versions.
 pub const CATALOGUE_BYTES_MAX: usize = 1024 * 1024;
 
-/// The longest list of names, in bytes: some 4,000 names.
-pub const NAMES_BYTES_MAX: usize = 1024 * 1024;
+/// The longest list of chunk indexes, in bytes.
+pub const CHUNK_INDEX_LIST_BYTES_MAX: usize = 16 * 1024;
 
-/// The highest version, of an image or of the list of names: every JSON reader knows the number
-/// exactly, and no publish gets there.
+/// The highest version of an image: every JSON reader knows the number exactly, and no publish
+/// gets there.
 pub const VERSION_MAX: u64 = 1 << 53;
 
-/// Where the list of names lies in a store: the one document that tells what is current.
-pub const NAMES_PATH: &str = "metadata/timestamp.json";
-
-/// What a store offers at one moment: every name, and the current catalogue of each.
+/// The chunk indexes that together list every chunk of a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Names {
+pub struct ChunkIndexList {
     /// Version of this format; 1.
     pub format: u32,
-    /// Counts the commits to the store, from 1 on.
-    pub version: u64,
-    /// The catalogue of each name.
-    pub names: BTreeMap<ImageName, ObjectRef>,
-    /// The chunk indexes that together list every chunk of the store.
+    /// The indexes, oldest first.
     pub chunk_indexes: Vec<ObjectRef>,
 }
 
-impl Names {
-    /// Returns what a store without any image offers.
-    pub const fn empty() -> Self {
-        Self {
-            format: 1,
-            version: 0,
-            names: BTreeMap::new(),
-            chunk_indexes: Vec::new(),
-        }
-    }
-
-    /// Decodes and checks a list of names.
+impl ChunkIndexList {
+    /// Decodes and checks a list.
     ///
     /// # Errors
     /// The bytes are no such list.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        const WHAT: &str = "list of names";
-        let names: Self = codec::json(WHAT, bytes, NAMES_BYTES_MAX)?;
-        if names.format != 1 {
+        const WHAT: &str = "list of chunk indexes";
+        let list: Self = codec::json(WHAT, bytes, CHUNK_INDEX_LIST_BYTES_MAX)?;
+        if list.format != 1 {
             return Err(DecodeError::Version {
                 what: WHAT,
-                version: u64::from(names.format),
+                version: u64::from(list.format),
             });
         }
-        if names.version > VERSION_MAX {
-            return Err(DecodeError::invalid(WHAT, "its version is too high"));
-        }
-        if names
-            .names
-            .values()
-            .any(|catalogue| catalogue.length > CATALOGUE_BYTES_MAX as u64)
-        {
-            return Err(DecodeError::invalid(WHAT, "a catalogue is too long"));
-        }
-        Ok(names)
+        Ok(list)
     }
 
     /// Encodes the list.
@@ -78,9 +51,14 @@ impl Names {
     }
 }
 
+/// Returns where the target `name` with this digest lies: `targets/<sha-256>.<name>`.
+pub fn target_path(name: &str, digest: &Digest) -> String {
+    format!("targets/{digest}.{name}")
+}
+
 /// Returns where the catalogue of `name` with this digest lies: `targets/<sha-256>.<safe name>`.
 pub fn catalogue_path(name: &ImageName, catalogue: &Digest) -> String {
-    format!("targets/{catalogue}.{}", name.to_file_safe())
+    target_path(&name.to_file_safe(), catalogue)
 }
 
 /// All that one name offers.
@@ -314,21 +292,18 @@ mod tests {
         assert!(Catalogue::decode_any(&catalogue.encode()).is_ok());
         catalogue.versions.insert(highest.next(), entry);
         assert!(Catalogue::decode_any(&catalogue.encode()).is_err());
-        let mut names = Names::empty();
-        names.version = u64::MAX;
-        assert!(Names::decode(&names.encode()).is_err());
     }
 
     #[test]
-    fn names_round_trip_and_newer_formats_are_refused() {
-        let mut names = Names::empty();
-        names
-            .names
-            .insert("lab/debian".parse().unwrap(), ObjectRef::of(b"x"));
-        assert_eq!(Names::decode(&names.encode()).unwrap(), names);
-        names.format = 2;
+    fn chunk_index_lists_round_trip_and_newer_formats_are_refused() {
+        let mut list = ChunkIndexList {
+            format: 1,
+            chunk_indexes: vec![ObjectRef::of(b"x")],
+        };
+        assert_eq!(ChunkIndexList::decode(&list.encode()).unwrap(), list);
+        list.format = 2;
         assert!(matches!(
-            Names::decode(&names.encode()),
+            ChunkIndexList::decode(&list.encode()),
             Err(DecodeError::Version { .. })
         ));
     }

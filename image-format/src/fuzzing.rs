@@ -47,8 +47,11 @@ pub fn documents(data: &[u8]) {
             Some(catalogue)
         );
     }
-    if let Ok(names) = catalogue::Names::decode(data) {
-        assert_eq!(catalogue::Names::decode(&names.encode()).ok(), Some(names));
+    if let Ok(list) = catalogue::ChunkIndexList::decode(data) {
+        assert_eq!(
+            catalogue::ChunkIndexList::decode(&list.encode()).ok(),
+            Some(list)
+        );
     }
     let _ = marker::Marker::decode(data);
 }

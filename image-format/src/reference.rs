@@ -69,6 +69,20 @@ impl ImageName {
     pub fn to_file_safe(&self) -> String {
         self.0.replace('/', ",")
     }
+
+    /// Parses the file-safe form.
+    ///
+    /// # Errors
+    /// The text is the file-safe form of no name.
+    pub fn from_file_safe(text: &str) -> Result<Self, ReferenceError> {
+        if text.contains('/') {
+            return Err(ReferenceError::Word {
+                text: text.to_owned(),
+                word: "/".to_owned(),
+            });
+        }
+        text.replace(',', "/").parse()
+    }
 }
 
 impl FromStr for ImageName {

@@ -1,10 +1,11 @@
 //! Writes the boot scripts of a store: the menu, and a script for each tag of the name published.
 
 use image_format::boot_script::{self, MenuItem};
-use image_format::catalogue::{Catalogue, Names};
+use image_format::catalogue::Catalogue;
 use image_format::{ImageRef, Tag};
 
 use crate::store::{Store, StoreError};
+use crate::trust::Names;
 
 /// Writes what follows from `catalogue`, just committed, and `names`.
 pub(crate) async fn write(

@@ -8,12 +8,9 @@
 //! Invariants:
 //! - Objects are created, never changed: a publish that is killed at any point leaves every
 //!   published version as it was.
-//! - The commit order is objects, catalogue, list of names, boot files; the list of names
-//!   (`metadata/timestamp.json`) is the one file whose change makes a publish visible.
+//! - The commit order is objects, catalogue, numbered metadata, `timestamp.json`, boot files;
+//!   `timestamp.json` is the one file whose change makes a publish visible.
 //! - Writers hold the commit lock only while they change what is visible.
-//!
-//! The signed TUF metadata will stand where [`image_format::catalogue::Names`] stands now: only
-//! [`store`] and [`publication`] know that document.
 #![forbid(unsafe_code)]
 
 mod boot_files;
@@ -22,10 +19,13 @@ mod lock;
 pub mod publication;
 pub mod reader;
 pub mod store;
+pub mod trust;
 pub mod writer;
 
 pub use index::{ChunkIndexes, IndexError};
 pub use publication::{Publication, Published, PublishedAs};
 pub use reader::{ImageReader, ReadError};
 pub use store::{Resolved, Store, StoreError};
+pub use trust::keys::KeyRing;
+pub use trust::sign::{Lifetimes, Signer};
 pub use writer::{ImageWriter, Prepared, WriteStats, WrittenDisk};

@@ -1,14 +1,12 @@
 //! Makes a written disk visible: one atomic commit under the lock.
 //!
-//! Order: the objects are there already; then manifest, catalogue, list of names (the switch), boot
-//! files. A publish that dies before the switch has changed nothing; one that dies after it left
+//! Order: the objects are there already; then manifest, catalogue, numbered metadata, timestamp (the
+//! switch), boot files. A publish that dies before the switch has changed nothing; one that dies after it left
 //! boot files of the version before, which still boot, and which the next publish rewrites.
 
 use std::fs::File;
 
-use image_format::catalogue::{
-    self, CATALOGUE_BYTES_MAX, Catalogue, NAMES_BYTES_MAX, VersionEntry,
-};
+use image_format::catalogue::{self, CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VersionEntry};
 use image_format::chunker::ChunkerParams;
 use image_format::manifest::{Boot, Manifest};
 use image_format::{ImageName, ImageRef, ObjectRef, Version};
@@ -17,6 +15,9 @@ use crate::boot_files;
 use crate::index::{ChunkIndexes, IndexError};
 use crate::lock::CommitLock;
 use crate::store::{Store, StoreError};
+use crate::trust::CHUNK_INDEXES_TARGET;
+use crate::trust::keys::KeyError;
+use crate::trust::sign::Signer;
 use crate::writer::WrittenDisk;
 
 /// Above this many chunk indexes, a publish merges them into one: each costs a search per chunk.
@@ -30,14 +31,12 @@ pub enum PublishError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Index(#[from] IndexError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error(
         "the catalogue of `{name}` is full: no more than {CATALOGUE_BYTES_MAX} bytes of versions and tags; nothing was published. Publish under a new name"
     )]
     CatalogueFull { name: ImageName },
-    #[error(
-        "the store is full: no more than {NAMES_BYTES_MAX} bytes of names; nothing was published. Publish into another store"
-    )]
-    NamesFull,
     #[error("the image is published, but its boot scripts could not be written: publish it again")]
     BootFiles { source: StoreError },
     #[error("pack {} of an earlier publish is missing or damaged; nothing was published. Run `circular verify` to see which images it harms", .pack.digest)]
@@ -90,10 +89,15 @@ impl Publication {
     ///
     /// # Cancel safety
     /// Dropped before it ends, the publish is visible or not, never in part.
-    pub async fn commit(self, store: &Store) -> Result<Published, PublishError> {
+    pub async fn commit(
+        self,
+        store: &Store,
+        signer: &Signer<'_>,
+    ) -> Result<Published, PublishError> {
         let _lock = CommitLock::acquire(store).await?;
         self.check_packs(store).await?;
-        let mut names = store.names().await?;
+        let current = store.current(&signer.keys.root()?).await?;
+        let mut names = store.names_of(&current).await?;
         let name = &self.reference.name;
         let before = match names.names.contains_key(name) {
             true => store.catalogue(&names, name).await?,
@@ -114,25 +118,21 @@ impl Publication {
             if bytes.len() > CATALOGUE_BYTES_MAX {
                 return Err(PublishError::CatalogueFull { name: name.clone() });
             }
-            let object = ObjectRef::of(&bytes);
-            store
-                .create(
-                    &catalogue::catalogue_path(name, &object.digest),
-                    bytes.into(),
-                )
-                .await?;
-            names.names.insert(name.clone(), object);
-            names.chunk_indexes.extend(index);
-            if names.chunk_indexes.len() > CHUNK_INDEXES_MAX {
-                let merged = store.chunk_indexes(&names.chunk_indexes).await?.merge()?;
-                names.chunk_indexes = vec![store.put_file(merged).await?];
+            let mut set = vec![put_target(store, name.to_file_safe(), bytes).await?];
+            names.names.insert(name.clone(), set[0].1);
+            if let Some(index) = index {
+                names.chunk_indexes.push(index);
+                if names.chunk_indexes.len() > CHUNK_INDEXES_MAX {
+                    let merged = store.chunk_indexes(&names.chunk_indexes).await?.merge()?;
+                    names.chunk_indexes = vec![store.put_file(merged).await?];
+                }
+                let list = ChunkIndexList {
+                    format: 1,
+                    chunk_indexes: names.chunk_indexes.clone(),
+                };
+                set.push(put_target(store, CHUNK_INDEXES_TARGET.to_owned(), list.encode()).await?);
             }
-            names.version += 1;
-            let bytes = names.encode();
-            if bytes.len() > NAMES_BYTES_MAX {
-                return Err(PublishError::NamesFull);
-            }
-            store.replace(catalogue::NAMES_PATH, bytes.into()).await?;
+            signer.advance(store, &current, &set).await?;
         }
         boot_files::write(store, &names, &after)
             .await
@@ -211,6 +211,19 @@ impl Publication {
         };
         Ok((manifest, entry, published_as))
     }
+}
+
+/// Stores a target under its name and digest.
+async fn put_target(
+    store: &Store,
+    name: String,
+    bytes: Vec<u8>,
+) -> Result<(String, ObjectRef), StoreError> {
+    let object = ObjectRef::of(&bytes);
+    store
+        .create(&catalogue::target_path(&name, &object.digest), bytes.into())
+        .await?;
+    Ok((name, object))
 }
 
 impl Store {

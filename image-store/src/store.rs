@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use image_format::catalogue::{self, Catalogue, Names, ResolveError, VersionEntry};
+use image_format::catalogue::{self, Catalogue, ChunkIndexList, ResolveError, VersionEntry};
 use image_format::digest::{Hasher, ObjectMismatch};
 use image_format::manifest::Manifest;
 use image_format::marker::{MARKER_PATH, Marker};
@@ -18,6 +18,8 @@ use image_format::{DecodeError, Digest, DigestMismatch, ImageName, ImageRef, Obj
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
+
+use crate::trust::{self, Current, Names, TrustError, load};
 
 /// How much of a temporary file is read and written at once.
 const FILE_PART_BYTES: usize = 1024 * 1024;
@@ -54,6 +56,8 @@ pub enum StoreError {
     OtherManifest { reference: ImageRef },
     #[error(transparent)]
     Resolve(#[from] ResolveError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     #[error("cannot write a temporary file")]
     Temporary { source: io::Error },
 }
@@ -143,10 +147,6 @@ impl Store {
             root: root.to_owned(),
             marker: Marker::DEFAULT,
         };
-        // The marker comes last: a store that has one without a list of names lost that list.
-        store
-            .create(catalogue::NAMES_PATH, Names::empty().encode().into())
-            .await?;
         store
             .create(MARKER_PATH, Marker::DEFAULT.encode().into())
             .await?;
@@ -168,16 +168,69 @@ impl Store {
         &self.marker
     }
 
-    /// Reads the list of names. A store without any publish has an empty one.
+    /// Reads the signed metadata that is current, held against a trusted root.
     ///
     /// # Errors
-    /// It is missing, or cannot be read or decoded.
+    /// It is missing, or not signed as the root demands.
+    pub async fn current(&self, root: &[u8]) -> Result<Current, StoreError> {
+        Ok(load::load(self.backend.clone(), root).await?)
+    }
+
+    /// Reads the first root of the store, which vouches for no more than that the store is whole.
+    ///
+    /// # Errors
+    /// It is missing.
+    pub async fn first_root(&self) -> Result<Bytes, StoreError> {
+        let max = usize::try_from(trust::ROLE_BYTES_MAX).unwrap_or(usize::MAX);
+        self.fetch(trust::FIRST_ROOT_PATH, Bound::AtMost(max)).await
+    }
+
+    /// Reads the first root; `None` for a store that was never published to. The root is the last
+    /// file that the first publish writes before any target, so a store that has targets and no
+    /// root has lost it.
+    ///
+    /// # Errors
+    /// The root was lost, or cannot be read.
+    pub async fn root_if_signed(&self) -> Result<Option<Bytes>, StoreError> {
+        let missing = match self.first_root().await {
+            Err(StoreError::Missing { path }) => StoreError::Missing { path },
+            root => return root.map(Some),
+        };
+        let targets = object_path(trust::TARGETS_DIRECTORY);
+        match self.backend.list(Some(&targets)).next().await {
+            None => Ok(None),
+            Some(_) => Err(missing),
+        }
+    }
+
+    /// Reads what the store offers, as far as its own first root vouches for it; a store that was
+    /// never published to offers nothing.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not signed as it should be.
     pub async fn names(&self) -> Result<Names, StoreError> {
-        let path = catalogue::NAMES_PATH;
-        let bytes = self
-            .fetch(path, Bound::AtMost(catalogue::NAMES_BYTES_MAX))
-            .await?;
-        Names::decode(&bytes).map_err(decode(path))
+        let Some(root) = self.root_if_signed().await? else {
+            return Ok(Names::default());
+        };
+        self.names_of(&self.current(&root).await?).await
+    }
+
+    /// Reads what `current` offers.
+    ///
+    /// # Errors
+    /// A target is no image, or the list of chunk indexes is damaged.
+    pub async fn names_of(&self, current: &Current) -> Result<Names, StoreError> {
+        let chunk_indexes = match current.chunk_index_list() {
+            None => Vec::new(),
+            Some(object) => {
+                let path = catalogue::target_path(trust::CHUNK_INDEXES_TARGET, &object.digest);
+                let bytes = self.fetch(&path, Bound::Object(&object)).await?;
+                ChunkIndexList::decode(&bytes)
+                    .map_err(decode(&path))?
+                    .chunk_indexes
+            }
+        };
+        Ok(current.names(chunk_indexes)?)
     }
 
     /// Reads the catalogue of `name` that `names` lists.
@@ -349,7 +402,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let path = object.digest.object_path();
         match self.verify_object(&object).await {
-            Err(StoreError::Missing { .. }) => self.create(&path, bytes).await,
+            Err(StoreError::Missing { .. }) => self.create(&path, bytes).await.map(drop),
             // The right bytes replace it: publishing an image again mends what it can.
             Err(StoreError::Damaged { .. }) => self.replace(&path, bytes).await,
             verified => verified,
@@ -392,8 +445,8 @@ impl Store {
         Ok(ObjectRef { digest, length })
     }
 
-    /// Writes a file that must not exist; if it does, it has the same name and so the same bytes.
-    pub(crate) async fn create(&self, path: &str, bytes: Bytes) -> Result<(), StoreError> {
+    /// Writes a file that must not exist, in one step; tells whether it did not.
+    pub(crate) async fn create(&self, path: &str, bytes: Bytes) -> Result<Created, StoreError> {
         let options = PutOptions::from(PutMode::Create);
         let payload = PutPayload::from_bytes(bytes);
         match self
@@ -401,7 +454,8 @@ impl Store {
             .put_opts(&object_path(path), payload, options)
             .await
         {
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            Ok(_) => Ok(Created::Yes),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(Created::Existed),
             Err(source) => Err(access(path, source)),
         }
     }
@@ -426,6 +480,15 @@ impl Store {
     async fn fetch(&self, path: &str, bound: Bound<'_>) -> Result<Bytes, StoreError> {
         fetch(&*self.backend, path, bound).await
     }
+}
+
+/// Whether a file was written, or was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Created {
+    /// It was written.
+    Yes,
+    /// There was one of that name; it was left as it is.
+    Existed,
 }
 
 /// What is known of a file before it is read.

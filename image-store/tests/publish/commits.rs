@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use image_format::catalogue::{CATALOGUE_BYTES_MAX, Catalogue, NAMES_PATH, Names, catalogue_path};
-use image_format::{ObjectRef, Version};
+use image_format::catalogue::{CATALOGUE_BYTES_MAX, Catalogue, catalogue_path};
+use image_format::{ImageName, ObjectRef, Version};
 use image_store::publication::PublishError;
+use image_store::trust::{FIRST_ROOT_PATH, Names, TIMESTAMP_PATH};
 use image_store::{PublishedAs, Store, StoreError};
 
-use crate::{Scratch, boot, disk, publication, publish, read_back, write};
+use crate::{Scratch, boot, disk, publication, publish, read_back, ring, signer, write};
 
 #[tokio::test]
 async fn publishing_twice_adds_nothing() {
@@ -85,8 +86,14 @@ async fn one_image_published_twice_at_once_is_indexed_once() {
         write(&store, &disk(1, 3)).await.unwrap(),
         write(&store, &disk(1, 3)).await.unwrap(),
     );
-    let first = publication("a", one).commit(&store).await.unwrap();
-    let second = publication("a", two).commit(&store).await.unwrap();
+    let first = publication("a", one)
+        .commit(&store, &signer(&ring(&store)))
+        .await
+        .unwrap();
+    let second = publication("a", two)
+        .commit(&store, &signer(&ring(&store)))
+        .await
+        .unwrap();
     assert_eq!(first.reference, second.reference);
     assert_eq!(store.names().await.unwrap().chunk_indexes.len(), 1);
 }
@@ -126,7 +133,10 @@ async fn a_publish_that_cannot_boot_takes_no_boot_away() {
     let store = scratch.store().await;
     let mut bootable = publication("a:1", write(&store, &disk(1, 2)).await.unwrap());
     bootable.boot = Some(boot());
-    bootable.commit(&store).await.unwrap();
+    bootable
+        .commit(&store, &signer(&ring(&store)))
+        .await
+        .unwrap();
     let (again, _) = publish(&store, "a:2", &disk(1, 2)).await.unwrap();
     assert_eq!(again.manifest.boot, Some(boot()));
     assert!(scratch.root().join("boot/a=1.ipxe").is_file());
@@ -135,8 +145,8 @@ async fn a_publish_that_cannot_boot_takes_no_boot_away() {
 
 /// Makes `name` one whose catalogue has as many versions as fit.
 async fn fill_catalogue(store: &Store, name: &str) -> usize {
-    let mut names = store.names().await.unwrap();
-    let name = name.parse().unwrap();
+    let names = store.names().await.unwrap();
+    let name: ImageName = name.parse().unwrap();
     let mut catalogue = store.catalogue(&names, &name).await.unwrap();
     let entry = catalogue.versions[&Version::FIRST];
     let length = |catalogue: &Catalogue| catalogue.encode().len();
@@ -157,8 +167,10 @@ async fn fill_catalogue(store: &Store, name: &str) -> usize {
         bytes,
     )
     .unwrap();
-    names.names.insert(name, object);
-    std::fs::write(store.root().join(NAMES_PATH), names.encode()).unwrap();
+    let ring = ring(store);
+    let current = store.current(&ring.root().unwrap()).await.unwrap();
+    let set = [(name.to_file_safe(), object)];
+    signer(&ring).advance(store, &current, &set).await.unwrap();
     catalogue.versions.len()
 }
 
@@ -198,12 +210,21 @@ async fn a_store_is_made_only_in_an_empty_directory() {
 async fn a_new_store_offers_nothing_and_one_that_lost_its_list_is_damaged() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
-    assert_eq!(store.names().await.unwrap(), Names::empty());
+    assert_eq!(store.names().await.unwrap(), Names::default());
     publish(&store, "a", &disk(1, 2)).await.unwrap();
-    std::fs::remove_file(scratch.root().join(NAMES_PATH)).unwrap();
-    let refused = publish(&store, "b", &disk(2, 2)).await;
+    let timestamp = scratch.root().join(TIMESTAMP_PATH);
+    let kept = std::fs::read(&timestamp).unwrap();
+    std::fs::remove_file(&timestamp).unwrap();
     assert!(matches!(
-        refused,
-        Err(PublishError::Store(StoreError::Missing { .. }))
+        publish(&store, "b", &disk(2, 2)).await,
+        Err(PublishError::Store(StoreError::Trust(_)))
     ));
+    std::fs::write(&timestamp, kept).unwrap();
+    std::fs::remove_file(scratch.root().join(FIRST_ROOT_PATH)).unwrap();
+    assert!(matches!(
+        store.names().await,
+        Err(StoreError::Missing { .. })
+    ));
+    let ring = ring(&store);
+    assert!(signer(&ring).establish(&store).await.is_err());
 }

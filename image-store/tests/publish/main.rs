@@ -15,7 +15,8 @@ use image_format::manifest::Boot;
 use image_format::{BLOCK_BYTES, ChunkId, ImageRef, ObjectRef};
 use image_store::publication::PublishError;
 use image_store::{
-    ImageReader, ImageWriter, Prepared, Publication, Published, Store, WriteStats, WrittenDisk,
+    ImageReader, ImageWriter, KeyRing, Lifetimes, Prepared, Publication, Published, Signer, Store,
+    WriteStats, WrittenDisk,
 };
 use tempfile::TempDir;
 
@@ -34,8 +35,16 @@ impl Scratch {
         self.0.path().join("store")
     }
 
+    /// Opens the store; the first time it is made, with keys beside it.
     pub(crate) async fn store(&self) -> Store {
-        Store::open_or_create(&self.root()).await.unwrap()
+        let store = Store::open_or_create(&self.root()).await.unwrap();
+        let keys = keys_of(&store);
+        let ring = match keys.exists() {
+            true => KeyRing::open(&keys).unwrap(),
+            false => KeyRing::generate(&keys).unwrap(),
+        };
+        signer(&ring).establish(&store).await.unwrap();
+        store
     }
 
     /// Every file of the store, by its path.
@@ -43,6 +52,22 @@ impl Scratch {
         let mut files = BTreeMap::new();
         collect(&self.root(), &mut files);
         files
+    }
+}
+
+fn keys_of(store: &Store) -> PathBuf {
+    store.root().with_file_name("keys")
+}
+
+pub(crate) fn ring(store: &Store) -> KeyRing {
+    KeyRing::open(&keys_of(store)).unwrap()
+}
+
+pub(crate) fn signer(ring: &KeyRing) -> Signer<'_> {
+    Signer {
+        keys: ring,
+        lifetimes: Lifetimes::DEFAULT,
+        now: 1_700_000_000,
     }
 }
 
@@ -116,7 +141,10 @@ pub(crate) async fn publish(
 ) -> Result<(Published, WriteStats), PublishError> {
     let written = write(store, content).await?;
     let stats = written.stats;
-    let published = publication(reference, written).commit(store).await?;
+    let ring = ring(store);
+    let published = publication(reference, written)
+        .commit(store, &signer(&ring))
+        .await?;
     Ok((published, stats))
 }
 

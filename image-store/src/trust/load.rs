@@ -1,0 +1,144 @@
+//! Reads the current metadata of a store and holds it against a trusted root.
+
+use std::sync::Arc;
+
+use image_format::{Digest, ImageName, ObjectRef};
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt as _};
+use tough::schema::Target;
+use tough::{
+    ExpirationEnforcement, Limits, RepositoryLoader, Transport, TransportError, TransportErrorKind,
+    TransportStream, async_trait,
+};
+use url::Url;
+
+use super::{CHUNK_INDEXES_TARGET, Current, Names, ROLE_BYTES_MAX, TARGETS_BYTES_MAX, TrustError};
+
+/// What stands for the store in URLs that never leave this process.
+const BASE: &str = "circular-store:///";
+
+/// The bounds of what is read before it is trusted.
+const LIMITS: Limits = Limits {
+    max_root_size: ROLE_BYTES_MAX,
+    max_targets_size: TARGETS_BYTES_MAX,
+    max_timestamp_size: ROLE_BYTES_MAX,
+    max_snapshot_size: ROLE_BYTES_MAX,
+    max_root_updates: 1024,
+};
+
+/// Loads what `backend` says is current, as far as `root`, a trusted root document, vouches for it.
+///
+/// Expired metadata is accepted here: whoever stands beside the store renews it; clients enforce.
+///
+/// # Errors
+/// Something is missing, or not signed as the root demands.
+pub async fn load(backend: Arc<dyn ObjectStore>, root: &[u8]) -> Result<Current, TrustError> {
+    let url = |directory: &str| Url::parse(&format!("{BASE}{directory}/")).expect("a constant");
+    let repository = RepositoryLoader::new(&root, url("metadata"), url("targets"))
+        .transport(StoreTransport { backend })
+        .limits(LIMITS)
+        .expiration_enforcement(ExpirationEnforcement::Unsafe)
+        .load()
+        .await
+        .map_err(|error| TrustError::Load(Box::new(error)))?;
+    Ok(Current {
+        root: repository.root().clone(),
+        timestamp: repository.timestamp().clone(),
+        snapshot: repository.snapshot().clone(),
+        targets: repository.targets().clone(),
+    })
+}
+
+impl Current {
+    /// Returns the catalogues by name.
+    ///
+    /// # Errors
+    /// A target is neither an image nor the list of chunk indexes.
+    pub fn catalogues(
+        &self,
+    ) -> Result<std::collections::BTreeMap<ImageName, ObjectRef>, TrustError> {
+        let targets = self.targets.signed.targets.iter();
+        targets
+            .filter(|(name, _)| name.raw() != CHUNK_INDEXES_TARGET)
+            .map(|(name, target)| {
+                let unknown = || TrustError::Target {
+                    name: name.raw().to_owned(),
+                };
+                let image = ImageName::from_file_safe(name.raw()).map_err(|_| unknown())?;
+                Ok((image, object(target).ok_or_else(unknown)?))
+            })
+            .collect()
+    }
+
+    /// Returns the target that lists the chunk indexes; none before the first publish.
+    pub fn chunk_index_list(&self) -> Option<ObjectRef> {
+        let mut targets = self.targets.signed.targets.iter();
+        let (_, target) = targets.find(|(name, _)| name.raw() == CHUNK_INDEXES_TARGET)?;
+        object(target)
+    }
+
+    /// Returns what is offered, given the list of chunk indexes.
+    ///
+    /// # Errors
+    /// A target is no image.
+    pub fn names(&self, chunk_indexes: Vec<ObjectRef>) -> Result<Names, TrustError> {
+        Ok(Names {
+            names: self.catalogues()?,
+            chunk_indexes,
+        })
+    }
+}
+
+fn object(target: &Target) -> Option<ObjectRef> {
+    let digest: &[u8] = &target.hashes.sha256;
+    Some(ObjectRef {
+        digest: Digest::from_bytes(digest.try_into().ok()?),
+        length: target.length,
+    })
+}
+
+/// Lets `tough` read from a store's back end.
+#[derive(Clone, Debug)]
+struct StoreTransport {
+    backend: Arc<dyn ObjectStore>,
+}
+
+#[async_trait]
+impl Transport for StoreTransport {
+    async fn fetch(&self, url: Url) -> Result<TransportStream, TransportError> {
+        let path = ObjectPath::from(url.path());
+        let failed = |error: object_store::Error| {
+            let kind = match error {
+                object_store::Error::NotFound { .. } => TransportErrorKind::FileNotFound,
+                _ => TransportErrorKind::Other,
+            };
+            TransportError::new_with_cause(kind, url.as_str(), error)
+        };
+        let bytes = match self.backend.get(&path).await {
+            // tough stops reading at its own limit; nothing larger is held here first.
+            Ok(result) if result.meta.size > TARGETS_BYTES_MAX => {
+                return Err(TransportError::new_with_cause(
+                    TransportErrorKind::Other,
+                    url.as_str(),
+                    "the file is longer than any metadata",
+                ));
+            }
+            Ok(result) => result.bytes().await.map_err(failed)?,
+            Err(error) => return Err(failed(error)),
+        };
+        Ok(futures_util::stream::iter([Ok(bytes)]).boxed_sync())
+    }
+}
+
+/// Boxes a stream that may be shared between threads, as `tough` wants it.
+trait BoxedSync {
+    fn boxed_sync(self) -> TransportStream;
+}
+
+impl<S: futures_util::Stream<Item = Result<bytes::Bytes, TransportError>> + Send + Sync + 'static>
+    BoxedSync for S
+{
+    fn boxed_sync(self) -> TransportStream {
+        Box::pin(self)
+    }
+}
