@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use image_format::ImageRef;
 
-use crate::command::{self, export, inspect, list, manual, publish, verify};
+use crate::command::{self, export, init, inspect, list, manual, publish, refresh, verify};
 use crate::ui::Ui;
 
 const EXAMPLES: &str = "\
@@ -49,6 +49,8 @@ pub struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a store, and the keys that sign what it offers
+    Init(init::Args),
     /// Publish a disk image: cut it, store what is new, move the tag
     Publish(Box<publish::Args>),
     /// List names, tags and versions
@@ -59,6 +61,8 @@ enum Command {
     Export(export::Args),
     /// Read everything again and check it against its digests
     Verify(verify::Args),
+    /// Sign what the store offers again, before it expires
+    Refresh(refresh::Args),
     /// Print a completion script for a shell
     Completions(manual::CompletionArgs),
     /// Write manual pages
@@ -109,6 +113,8 @@ fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     runtime.block_on(async {
         match args.command {
             Command::Publish(args) => publish::run(&common, *args, ui).await,
+            Command::Init(args) => init::run(&common, args, ui).await,
+            Command::Refresh(args) => refresh::run(&common, args, ui).await,
             Command::List(args) => list::run(&common, args, ui).await,
             Command::Inspect(args) => inspect::run(&common, args, ui).await,
             Command::Export(args) => export::run(&common, args, ui).await,

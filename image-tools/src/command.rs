@@ -3,10 +3,12 @@
 use std::io;
 
 pub mod export;
+pub mod init;
 pub mod inspect;
 pub mod list;
 pub mod manual;
 pub mod publish;
+pub mod refresh;
 pub mod verify;
 
 /// Tells whether a program that we write to has gone: no error of ours.

@@ -2,11 +2,12 @@
 //!
 //! [`cli`] says what can be typed; [`command`] has one module for each subcommand; [`publish`] is
 //! the pipeline from a disk image to chunks in a store; [`inside`] looks into an image for what it
-//! needs to boot; [`ui`] is the only module that prints.
+//! needs to boot; [`keys`] knows where signing keys are kept; [`ui`] is the only module that prints.
 #![forbid(unsafe_code)]
 
 pub mod cli;
 pub mod command;
 pub mod inside;
+pub mod keys;
 pub mod publish;
 pub mod ui;

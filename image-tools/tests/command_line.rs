@@ -40,6 +40,8 @@ impl Scratch {
             .args(args)
             .current_dir(self.0.path())
             .env_remove("CIRCULAR_STORE")
+            .env_remove("CIRCULAR_KEYS")
+            .env("XDG_CONFIG_HOME", self.path("config"))
             .output()
             .unwrap()
     }

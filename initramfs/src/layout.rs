@@ -11,6 +11,9 @@ pub const DHCP_SCRIPT: &str = "/etc/circular/dhcp.sh";
 /// The [`BuildRecord`](crate::record::BuildRecord).
 pub const BUILD_RECORD: &str = "/etc/circular/build.json";
 
+/// The root that the client trusts, as TUF metadata: what the publisher's keys signed.
+pub const TRUSTED_ROOT: &str = "/etc/circular/root.json";
+
 /// Names under which busybox can be called.
 ///
 /// init needs `ip` and `udhcpc`; the rest is for the rescue shell.

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use image_format::manifest::{Boot, Disk};
@@ -13,6 +13,7 @@ use image_store::{Publication, Published, PublishedAs, Store, WriteStats, Writte
 use serde::Serialize;
 
 use crate::cli::Common;
+use crate::keys::{self, KeyArgs};
 use crate::publish::boot::{self, BootBuilt, BootConfig, KernelSource, ProgramPaths};
 use crate::publish::prepare::{self, PrepareConfig};
 use crate::publish::source::{Probe, Source};
@@ -37,6 +38,8 @@ pub struct Args {
     raw: bool,
     #[command(flatten)]
     boot: BootArgs,
+    #[command(flatten)]
+    keys: KeyArgs,
 }
 
 /// How the disk boots.
@@ -113,21 +116,26 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     };
     let source = Arc::new(Source::open(&args.image, probe)?);
     let store = Store::open_or_create(&common.store).await?;
+    let tell = |directory: &Path| {
+        ui.note(&format!(
+            "Made signing keys in {}: back them up, and keep them from others.",
+            directory.display()
+        ));
+    };
+    let ring = args.keys.open_or_make(&store, tell).await?;
     let written = write_disk(&store, &source, &args, ui).await?;
     let stats = written.stats;
-    let (built, not_bootable) = make_bootable(&store, &source, &args.boot, ui).await?;
+    let (built, not_bootable) =
+        make_bootable(&store, &source, &args.boot, ring.root()?, ui).await?;
     source.check_unchanged()?;
-    let created = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
     let published = Publication {
         reference: args.reference,
-        created,
+        created: keys::now(),
         written,
         chunker: store.marker().chunker,
         boot: built.as_ref().map(|built| built.boot.clone()),
     }
-    .commit(&store)
+    .commit(&store, &args.keys.signer(&ring))
     .await?;
     let summary = Summary {
         seconds: begun.elapsed().as_secs_f64(),
@@ -172,6 +180,7 @@ async fn make_bootable(
     store: &Store,
     source: &Source,
     args: &BootArgs,
+    root: Vec<u8>,
     ui: &Ui,
 ) -> anyhow::Result<(Option<BootBuilt>, Option<String>)> {
     if args.no_boot {
@@ -196,6 +205,7 @@ async fn make_bootable(
             cmdline: args.cmdline.clone(),
             base_url: args.base_url.clone(),
             programs: paths.find()?,
+            trusted_root: root,
         };
         boot::build(store, source, config).await
     };

@@ -1,12 +1,14 @@
 //! Makes a disk bootable: kernel and modules out of the image, an initramfs around our client.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use image_format::manifest::{self, Boot};
 use image_store::{Store, StoreError};
-use initramfs::{BuildError, DirectoryModules, FileSystem, ModuleSource, Report, Spec};
+use initramfs::layout::TRUSTED_ROOT;
+use initramfs::{BuildError, DirectoryModules, ExtraFile, FileSystem, ModuleSource, Report, Spec};
 
 use super::source::Source;
 use crate::inside::{self, InsideError, Volume};
@@ -49,6 +51,8 @@ pub struct BootConfig {
     pub base_url: Option<String>,
     /// What goes into the initramfs.
     pub programs: GuestPrograms,
+    /// The root that the machine shall trust.
+    pub trusted_root: Vec<u8>,
 }
 
 /// Why a disk could not be made bootable.
@@ -147,22 +151,25 @@ struct Made {
     needs_recovery: bool,
 }
 
-fn build_blocking(disk: &std::fs::File, config: BootConfig) -> Result<Made, BootError> {
-    match config.kernel {
+/// A kernel, wherever it came from, and the file system that is its root.
+struct FoundKernel<'a> {
+    bytes: Vec<u8>,
+    release: String,
+    modules: &'a dyn ModuleSource,
+    volume: Option<&'a Volume>,
+}
+
+fn build_blocking(disk: &File, config: BootConfig) -> Result<Made, BootError> {
+    match config.kernel.clone() {
         KernelSource::Image => {
             let mut kernel = inside::find_kernel(disk)?;
-            let bytes = std::mem::take(&mut kernel.bytes);
-            let release = kernel.release.clone();
-            let volume = kernel.volume.clone();
-            finish(
-                disk,
-                bytes,
-                release,
-                &kernel,
-                Some(&volume),
-                config.root,
-                config.programs,
-            )
+            let found = FoundKernel {
+                bytes: std::mem::take(&mut kernel.bytes),
+                release: kernel.release.clone(),
+                modules: &kernel,
+                volume: Some(&kernel.volume),
+            };
+            finish(disk, found, config)
         }
         KernelSource::Files { kernel, modules } => {
             let bytes = std::fs::read(&kernel).map_err(|source| BootError::Kernel {
@@ -177,50 +184,45 @@ fn build_blocking(disk: &std::fs::File, config: BootConfig) -> Result<Made, Boot
                     path: modules.clone(),
                 })?;
             let volumes = inside::volumes(disk)?;
-            let found = match &config.root {
-                Some(root) => volumes
-                    .iter()
-                    .find(|volume| volume.root.as_ref() == Some(root)),
-                None => volumes.first(),
-            };
-            let source = DirectoryModules::new(modules);
-            finish(
-                disk,
+            let found = FoundKernel {
                 bytes,
                 release,
-                &source,
-                found,
-                config.root,
-                config.programs,
-            )
+                modules: &DirectoryModules::new(modules),
+                volume: match &config.root {
+                    Some(root) => volumes
+                        .iter()
+                        .find(|volume| volume.root.as_ref() == Some(root)),
+                    None => volumes.first(),
+                },
+            };
+            finish(disk, found, config)
         }
     }
 }
 
-fn finish(
-    disk: &std::fs::File,
-    kernel: Vec<u8>,
-    release: String,
-    modules: &dyn ModuleSource,
-    volume: Option<&Volume>,
-    root: Option<String>,
-    programs: GuestPrograms,
-) -> Result<Made, BootError> {
-    let root = root.or_else(|| volume.and_then(|volume| volume.root.clone()));
+fn finish(disk: &File, found: FoundKernel<'_>, config: BootConfig) -> Result<Made, BootError> {
+    let volume = found.volume;
+    let root = config
+        .root
+        .or_else(|| volume.and_then(|volume| volume.root.clone()));
     let initramfs = initramfs::build(&Spec {
-        kernel_release: release.clone(),
-        modules,
+        kernel_release: found.release.clone(),
+        modules: found.modules,
         filesystem: volume.map_or(FileSystem::Ext4, |volume| volume.superblock.filesystem),
         root: root.clone(),
-        client: programs.client,
-        init: programs.init,
-        busybox: programs.busybox,
+        client: config.programs.client,
+        init: config.programs.init,
+        busybox: config.programs.busybox,
         extra_modules: Vec::new(),
-        extra_files: Vec::new(),
+        extra_files: vec![ExtraFile {
+            path: TRUSTED_ROOT.to_owned(),
+            bytes: config.trusted_root,
+            mode: 0o644,
+        }],
     })?;
     Ok(Made {
-        kernel: Bytes::from(kernel),
-        release,
+        kernel: Bytes::from(found.bytes),
+        release: found.release,
         root,
         initramfs,
         needs_recovery: match volume {

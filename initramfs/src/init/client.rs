@@ -121,7 +121,8 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
     let mut command = Command::new(layout::CLIENT);
     command
         .arg0("@circular-mount")
-        .args(["--initramfs", "--foreground"]);
+        .args(["--initramfs", "--foreground"])
+        .args(["--root", layout::TRUSTED_ROOT]);
     match settings.cache {
         Cache::Memory(_) => {
             let size = cache_bytes()?.to_string();
