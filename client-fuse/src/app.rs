@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use crate::cache::Caches;
 use crate::cache::disk::DiskCache;
 use crate::cache::memory::MemoryCache;
-use crate::config::{Config, Role};
+use crate::config::{Config, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
@@ -20,6 +20,7 @@ use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::process::{self, Readiness, Side};
 use crate::stats::Stats;
+use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
 const BLOCKING_THREADS_EXTRA: usize = 4;
@@ -107,15 +108,35 @@ async fn open_image(
         disk: DiskCache::off(),
     });
     let network = &config.network;
-    let fetcher = Fetcher::new(
+    let fetcher = Arc::new(Fetcher::new(
         source.clone(),
         network.connections,
         network.retry_open,
         none,
         Arc::clone(stats),
-    );
-    let image = open(&fetcher, &config.base, &config.reference).await;
+    ));
+    let trust = trust(&config.trust)?;
+    let image = open(&fetcher, &config.base, &config.reference, &trust).await;
     image.with_context(|| format!("cannot open `{}`", config.reference))
+}
+
+/// Reads what the configuration says about trust; the clock is read here.
+fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
+    let anchor = match &config.root {
+        RootConfig::File(path) => {
+            let root = read_bounded(path, ROLE_BYTES_MAX)
+                .with_context(|| format!("cannot read the trusted root {}", path.display()))?;
+            Anchor::Given(root)
+        }
+        RootConfig::FirstUse => Anchor::FirstUse,
+        RootConfig::Remembered => Anchor::Remembered,
+    };
+    Ok(Trust {
+        anchor,
+        state: config.state.clone(),
+        expiry: config.expiry,
+        now: jiff::Timestamp::now(),
+    })
 }
 
 /// The disk cache, or none: whatever is wrong with it, the mount works without.

@@ -11,14 +11,14 @@ use tracing::level_filters::LevelFilter;
 
 use crate::app;
 use crate::config::{
-    Access, BaseUrl, ByteSize, Config, DiskCacheConfig, MountConfig, NetworkConfig, ProcessConfig,
-    Role, Style,
+    Access, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, MountConfig, NetworkConfig,
+    ProcessConfig, Role, RootConfig, Style, TrustConfig,
 };
 use crate::fetch::retry::RetryPolicy;
 
 const EXAMPLES: &str = "\
 Examples:
-  circular-mount http://host:8080/ debian:12 /mnt
+  circular-mount --root root.json http://host:8080/ debian:12 /mnt
   losetup --find --show --partscan --read-only /mnt/disk.raw
   umount /mnt        (or, not being root: fusermount3 -u /mnt)
 
@@ -50,6 +50,36 @@ pub struct Args {
     /// Carry the root disk of this machine: never give up, never be killed, log to the kernel
     #[arg(long)]
     pub initramfs: bool,
+
+    /// Trusted root: root.json, which the publisher has beside the signing keys
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "CIRCULAR_ROOT",
+        help_heading = "Trust",
+        conflicts_with = "trust_on_first_use"
+    )]
+    pub root: Option<PathBuf>,
+    /// Trust the first root that the store shows, and no other from then on
+    #[arg(long, help_heading = "Trust", conflicts_with = "no_state")]
+    pub trust_on_first_use: bool,
+    /// Directory that remembers what was seen, to notice when a store goes back in time
+    /// [default: /var/lib/circular for root, else ~/.local/state/circular; with --initramfs: none]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "CIRCULAR_STATE",
+        help_heading = "Trust",
+        conflicts_with = "no_state"
+    )]
+    pub state: Option<PathBuf>,
+    /// Remember nothing
+    #[arg(long, help_heading = "Trust")]
+    pub no_state: bool,
+    /// What to make of signed metadata that is out of date
+    /// [default: enforce; with --initramfs: warn, because a machine may have no clock]
+    #[arg(long, value_name = "enforce|warn", help_heading = "Trust")]
+    pub expiry: Option<Expiry>,
 
     /// Directory of the disk cache [default: /var/cache/circular for root, else ~/.cache/circular]
     #[arg(
@@ -112,16 +142,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    app::run(&args.into_config(default_cache())).unwrap_or_else(|error| {
+    let defaults = Directories::of_user();
+    app::run(&args.into_config(defaults)).unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "circular-mount: {error:#}");
         ExitCode::FAILURE
     })
 }
 
 impl Args {
-    /// Checks what was typed together. `default_cache` is used when nothing was said about a cache.
+    /// Checks what was typed together. `defaults` are used when no directories were given.
     #[must_use]
-    pub fn into_config(self, default_cache: Option<PathBuf>) -> Config {
+    pub fn into_config(self, defaults: Directories) -> Config {
         let role = if self.initramfs {
             Role::RootDisk
         } else {
@@ -137,8 +168,13 @@ impl Args {
             Role::Plain => NetworkConfig::RETRY_OPEN,
         };
         // The file system of an initramfs is memory: a cache is used there only when it is asked for.
-        let default_cache = default_cache.filter(|_| role == Role::Plain);
-        let cache = self.cache.or(default_cache).filter(|_| !self.no_cache);
+        // What it remembered would be forgotten at the next boot.
+        let defaults = match role {
+            Role::Plain => defaults,
+            Role::RootDisk => Directories::default(),
+        };
+        let cache = self.cache.or(defaults.cache).filter(|_| !self.no_cache);
+        let state = self.state.or(defaults.state).filter(|_| !self.no_state);
         Config {
             base: self.url,
             reference: self.image,
@@ -149,6 +185,18 @@ impl Args {
                 } else {
                     Access::Owner
                 },
+            },
+            trust: TrustConfig {
+                root: match self.root {
+                    Some(file) => RootConfig::File(file),
+                    None if self.trust_on_first_use => RootConfig::FirstUse,
+                    None => RootConfig::Remembered,
+                },
+                state,
+                expiry: self.expiry.unwrap_or(match role {
+                    Role::Plain => Expiry::Enforce,
+                    Role::RootDisk => Expiry::Warn,
+                }),
             },
             network: NetworkConfig {
                 connections: self.connections,
@@ -176,19 +224,39 @@ impl Args {
     }
 }
 
-/// Where the cache is when nothing was said.
-fn default_cache() -> Option<PathBuf> {
-    if nix::unistd::geteuid().is_root() {
-        return Some(PathBuf::from("/var/cache/circular"));
+/// Directories for when nothing was said.
+#[derive(Debug, Default)]
+pub struct Directories {
+    /// Of the disk cache.
+    pub cache: Option<PathBuf>,
+    /// Of what was seen of stores.
+    pub state: Option<PathBuf>,
+}
+
+impl Directories {
+    /// Those of the user that runs this.
+    fn of_user() -> Self {
+        if nix::unistd::geteuid().is_root() {
+            return Self {
+                cache: Some(PathBuf::from("/var/cache/circular")),
+                state: Some(PathBuf::from("/var/lib/circular")),
+            };
+        }
+        let directory = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
+        let base = |name, below_home| {
+            let base =
+                directory(name).or_else(|| directory("HOME").map(|home| home.join(below_home)));
+            base.map(|base| base.join("circular"))
+        };
+        Self {
+            cache: base("XDG_CACHE_HOME", ".cache"),
+            state: base("XDG_STATE_HOME", ".local/state"),
+        }
     }
-    let directory = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    let cache = directory("XDG_CACHE_HOME")
-        .or_else(|| directory("HOME").map(|home| home.join(".cache")))?;
-    Some(cache.join("circular"))
 }
 
 #[cfg(test)]
@@ -205,7 +273,10 @@ mod tests {
             "/mnt",
         ];
         let args = Args::try_parse_from(base.iter().chain(extra)).unwrap();
-        args.into_config(Some(PathBuf::from("/var/cache/circular")))
+        args.into_config(Directories {
+            cache: Some(PathBuf::from("/var/cache/circular")),
+            state: Some(PathBuf::from("/var/lib/circular")),
+        })
     }
 
     #[test]
@@ -236,12 +307,40 @@ mod tests {
     }
 
     #[test]
+    fn trust_begins_with_one_thing() {
+        assert_eq!(config(&[]).trust.root, RootConfig::Remembered);
+        let given = config(&["--root", "root.json"]).trust.root;
+        assert_eq!(given, RootConfig::File(PathBuf::from("root.json")));
+        let first = config(&["--trust-on-first-use"]).trust.root;
+        assert_eq!(first, RootConfig::FirstUse);
+    }
+
+    #[test]
+    fn a_machine_that_boots_remembers_nothing_and_may_have_no_clock() {
+        let plain = config(&[]).trust;
+        assert_eq!(plain.state, Some(PathBuf::from("/var/lib/circular")));
+        assert_eq!(plain.expiry, Expiry::Enforce);
+        assert_eq!(config(&["--no-state"]).trust.state, None);
+        let boot = config(&["--initramfs"]).trust;
+        assert_eq!(boot.state, None);
+        assert_eq!(boot.expiry, Expiry::Warn);
+        let told = config(&["--initramfs", "--expiry", "enforce", "--state", "/s"]).trust;
+        assert_eq!(told.state, Some(PathBuf::from("/s")));
+        assert_eq!(told.expiry, Expiry::Enforce);
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         let parse =
             |args: &[&str]| Args::try_parse_from([&["circular-mount"], args].concat()).is_err();
         assert!(parse(&["ftp://host/", "debian", "/mnt"]));
         assert!(parse(&["http://host/", "../debian", "/mnt"]));
         assert!(parse(&["http://host/", "debian"]));
+        let trust = |extra: &[&str]| parse(&[&["http://host/", "debian", "/mnt"], extra].concat());
+        assert!(trust(&["--root", "root.json", "--trust-on-first-use"]));
+        assert!(trust(&["--no-state", "--trust-on-first-use"]));
+        assert!(trust(&["--no-state", "--state", "/s"]));
+        assert!(trust(&["--expiry", "never"]));
         assert!(parse(&[
             "http://host/",
             "debian",

@@ -20,6 +20,8 @@ pub struct Config {
     pub reference: ImageRef,
     /// The mount.
     pub mount: MountConfig,
+    /// Whom to trust.
+    pub trust: TrustConfig,
     /// The network.
     pub network: NetworkConfig,
     /// The disk cache; `None`: off.
@@ -47,6 +49,56 @@ pub enum Access {
     /// Everybody; a hypervisor that runs as its own user needs it.
     Everybody,
 }
+
+/// Whom to trust with what the disk contains.
+#[derive(Clone, Debug)]
+pub struct TrustConfig {
+    /// Where trust begins.
+    pub root: RootConfig,
+    /// Directory that remembers what was seen, so that nothing older is taken later; made if it is
+    /// missing. `None`: nothing is remembered.
+    pub state: Option<PathBuf>,
+    /// What to make of metadata that is out of date.
+    pub expiry: Expiry,
+}
+
+/// Where trust begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootConfig {
+    /// With the root document in this file.
+    File(PathBuf),
+    /// With whatever root the store shows first; it is remembered.
+    FirstUse,
+    /// With what was remembered of a first use; nothing else was said.
+    Remembered,
+}
+
+/// What to make of metadata that is out of date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// Nothing is opened: somebody may keep newer versions from us.
+    Enforce,
+    /// It is logged. Right where nobody sets a clock, or where not to boot is worse than to boot
+    /// what may be old.
+    Warn,
+}
+
+impl FromStr for Expiry {
+    type Err = ExpiryError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "enforce" => Ok(Self::Enforce),
+            "warn" => Ok(Self::Warn),
+            _ => Err(ExpiryError),
+        }
+    }
+}
+
+/// Text that does not say what to make of metadata that is out of date.
+#[derive(Debug, thiserror::Error)]
+#[error("not one of: enforce, warn")]
+pub struct ExpiryError;
 
 /// How to talk to the server.
 #[derive(Clone, Copy, Debug)]

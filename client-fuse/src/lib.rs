@@ -11,8 +11,8 @@
 //! Decisions are pure and stand alone: [`disk::plan`] (bytes to chunks), [`fetch::plan`] (chunks to
 //! requests), [`fetch::retry`], [`readahead`]. What acts is kept at the edge: [`fuse`] is the only
 //! file that knows the kernel's interface, [`fetch::http`] the only one that talks to a server,
-//! [`cache::disk`] the only one that keeps a file. [`app`] nests them; [`open`] is where a reference
-//! becomes a disk, and where trust begins.
+//! [`cache::disk`] and [`trust`] the only ones that keep files. [`app`] nests them; [`open`] is where
+//! a reference becomes a disk, [`trust`] decides what of a store is believed.
 
 pub mod app;
 pub mod cache;
@@ -32,3 +32,4 @@ pub mod process;
 pub mod readahead;
 pub mod stats;
 pub mod tasks;
+pub mod trust;

@@ -1,12 +1,14 @@
 //! Opens an image: from a reference to the region table of its disk.
 //!
-//! List of names → catalogue of the name → manifest of the version → region table: four small files,
+//! Signed metadata → catalogue of the name → manifest of the version → region table: small files,
 //! each bounded before it is fetched and, from the catalogue on, held against the digest that the
-//! one before it gave. What is believed of the list of names is decided here and nowhere else.
+//! one before it gave. What is believed of the metadata is decided in [`trust`] and nowhere else.
+
+use std::sync::Arc;
 
 use image_format::DecodeError;
 use image_format::catalogue::{
-    Catalogue, NAMES_BYTES_MAX, NAMES_PATH, Names, ResolveError, VersionEntry, catalogue_path,
+    CATALOGUE_BYTES_MAX, Catalogue, ResolveError, VersionEntry, catalogue_path,
 };
 use image_format::digest::{Digest, ObjectRef};
 use image_format::manifest::Manifest;
@@ -17,6 +19,7 @@ use crate::config::BaseUrl;
 use crate::fetch::fetcher::{Expect, Fetcher, Whole};
 use crate::fetch::{FetchError, Source};
 use crate::stats::Counter;
+use crate::trust::{self, Trust, TrustError, Trusted};
 
 /// How many names an error message lists.
 const NAMES_LISTED_MAX: usize = 20;
@@ -49,7 +52,7 @@ impl OpenImage {
 #[expect(missing_docs, reason = "the messages are the docs")]
 pub enum OpenError {
     #[error(
-        "{base} is no store: it has no {NAMES_PATH} (check the address; it ends where circular.json lies)"
+        "{base} is no store: it has no metadata/timestamp.json (check the address; it ends where circular.json lies)"
     )]
     NotAStore { base: String },
     #[error("{base} has no image `{name}`; it has: {known}")]
@@ -58,6 +61,8 @@ pub enum OpenError {
         name: ImageName,
         known: String,
     },
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     #[error(transparent)]
     Unresolved(#[from] ResolveError),
     #[error("cannot fetch the {what}")]
@@ -77,21 +82,28 @@ pub enum OpenError {
     },
 }
 
-/// Opens the image that `reference` means in the store at `base`.
+/// Opens the image that `reference` means in the store at `base`, as far as `trust` goes.
 ///
 /// # Errors
 ///
 /// Says which step failed on what, and what there is instead.
 pub async fn open<S: Source>(
-    fetcher: &Fetcher<S>,
+    fetcher: &Arc<Fetcher<S>>,
     base: &BaseUrl,
     reference: &ImageRef,
+    trust: &Trust,
 ) -> Result<OpenImage, OpenError> {
-    let names = fetch_names(fetcher, base).await?;
-    let object = *names
+    let trusted = trust::load(fetcher, base, trust).await.map_err(|error| {
+        if error.is_no_store() {
+            let base = base.to_string();
+            return OpenError::NotAStore { base };
+        }
+        OpenError::Trust(error)
+    })?;
+    let object = *trusted
         .names
         .get(&reference.name)
-        .ok_or_else(|| unknown(base, &reference.name, &names))?;
+        .ok_or_else(|| unknown(base, &reference.name, &trusted))?;
     let catalogue = fetch_catalogue(fetcher, &reference.name, object).await?;
     let (version, entry) = catalogue.resolve(reference)?;
     let manifest = fetch_manifest(fetcher, &reference.name, version, entry).await?;
@@ -105,32 +117,17 @@ pub async fn open<S: Source>(
     })
 }
 
-async fn fetch_names<S: Source>(fetcher: &Fetcher<S>, base: &BaseUrl) -> Result<Names, OpenError> {
-    const WHAT: &str = "list of names";
-    let whole = Whole {
-        path: NAMES_PATH.to_owned(),
-        expect: Expect::Bound(NAMES_BYTES_MAX as u64),
-    };
-    let bytes = fetcher
-        .whole(&whole, metadata(fetcher))
-        .await
-        .map_err(|source| {
-            if source.is_missing() {
-                return OpenError::NotAStore {
-                    base: base.to_string(),
-                };
-            }
-            OpenError::Fetch { what: WHAT, source }
-        })?;
-    Names::decode(&bytes).map_err(|source| OpenError::Decode { what: WHAT, source })
-}
-
 async fn fetch_catalogue<S: Source>(
     fetcher: &Fetcher<S>,
     name: &ImageName,
     object: ObjectRef,
 ) -> Result<Catalogue, OpenError> {
     const WHAT: &str = "catalogue";
+    let max = CATALOGUE_BYTES_MAX as u64;
+    if object.length > max {
+        let source = DecodeError::TooLong { what: WHAT, max };
+        return Err(OpenError::Decode { what: WHAT, source });
+    }
     let whole = Whole {
         path: catalogue_path(name, &object.digest),
         expect: Expect::Object(object),
@@ -200,14 +197,14 @@ fn metadata<S: Source>(fetcher: &Fetcher<S>) -> &Counter {
     &fetcher.stats().fetched.metadata_bytes
 }
 
-fn unknown(base: &BaseUrl, name: &ImageName, names: &Names) -> OpenError {
-    let mut known: Vec<_> = names
+fn unknown(base: &BaseUrl, name: &ImageName, trusted: &Trusted) -> OpenError {
+    let mut known: Vec<_> = trusted
         .names
         .keys()
         .take(NAMES_LISTED_MAX)
         .map(ImageName::as_str)
         .collect();
-    match names.names.len() {
+    match trusted.names.len() {
         0 => known.push("nothing yet"),
         n if n > NAMES_LISTED_MAX => known.push("…"),
         _ => {}

@@ -75,7 +75,7 @@ pub struct Stats {
 /// Bytes of bodies received.
 #[derive(Debug, Default, Serialize)]
 pub struct Fetched {
-    /// Names, catalogue and manifest.
+    /// Signed metadata, catalogue and manifest.
     pub metadata_bytes: Counter,
     /// Region tables.
     pub table_bytes: Counter,

@@ -67,8 +67,12 @@ pub enum Expect {
     Object(ObjectRef),
     /// Its digest and a bound.
     Digest(Digest, u64),
-    /// A bound only; a cached copy may be out of date.
+    /// A bound only; whoever reads it checks it. No copy of it is ever out of date.
+    Fixed(u64),
+    /// The same, but a cached copy may be out of date.
     Bound(u64),
+    /// The same, and that there is no such file is an answer like any other.
+    Optional(u64),
 }
 
 impl Whole {
@@ -93,15 +97,23 @@ impl Whole {
     const fn bytes_max(&self) -> u64 {
         match self.expect {
             Expect::Object(object) => object.length,
-            Expect::Digest(_, bytes_max) | Expect::Bound(bytes_max) => bytes_max,
+            Expect::Digest(_, bytes_max)
+            | Expect::Fixed(bytes_max)
+            | Expect::Bound(bytes_max)
+            | Expect::Optional(bytes_max) => bytes_max,
         }
     }
 
     const fn freshness(&self) -> Freshness {
         match self.expect {
-            Expect::Object(_) | Expect::Digest(..) => Freshness::Any,
-            Expect::Bound(_) => Freshness::Revalidate,
+            Expect::Object(_) | Expect::Digest(..) | Expect::Fixed(_) => Freshness::Any,
+            Expect::Bound(_) | Expect::Optional(_) => Freshness::Revalidate,
         }
+    }
+
+    /// Whether the answer is good, though it is an error to the source.
+    fn is_answered_by(&self, error: &FetchError) -> bool {
+        matches!(self.expect, Expect::Optional(_)) && error.is_missing()
     }
 
     /// Checks what came.
@@ -118,7 +130,7 @@ impl Whole {
             }
             Expect::Object(object) => object.digest,
             Expect::Digest(digest, _) => digest,
-            Expect::Bound(_) => return Ok(()),
+            Expect::Fixed(_) | Expect::Bound(_) | Expect::Optional(_) => return Ok(()),
         };
         let actual = Digest::of(bytes);
         if actual != expected {
@@ -191,6 +203,10 @@ impl<S: Source> Fetcher<S> {
                 Ok(bytes) => {
                     self.outage.ended(seen);
                     return Ok(bytes);
+                }
+                Err(error) if whole.is_answered_by(&error) => {
+                    self.outage.ended(seen);
+                    return Err(error);
                 }
                 Err(error) => error,
             };

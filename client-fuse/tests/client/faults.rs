@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use client_fuse::fetch::{Freshness, Part, Request};
 
+use crate::counts::OPENING;
 use crate::source::{Fault, Faults, MemorySource};
 use crate::stack::{Setup, Stack, start};
 use crate::store::{Store, mixed_disk};
@@ -31,10 +32,16 @@ async fn every_fault_that_ends_is_survived() {
     use Fault::{Break, Endless, Flip, Missing, Refuse, Truncate, Unavailable};
     for fault in [Refuse, Unavailable, Missing, Break, Truncate, Flip, Endless] {
         let store = store();
-        // Every other request fails, beginning with the first for chunks.
+        // Every other request fails, beginning with the first for chunks, after that for the page.
         let (_, stack) = faulty(
             &store,
-            on_chunks(move |n| if n % 2 == 1 { fault } else { Fault::None }),
+            on_chunks(move |n| {
+                if (n - OPENING) % 2 == 1 {
+                    fault
+                } else {
+                    Fault::None
+                }
+            }),
         )
         .await;
         let bytes = stack
@@ -87,7 +94,13 @@ async fn damaged_chunks_are_asked_for_again_past_every_cache() {
     let store = store();
     let (source, stack) = faulty(
         &store,
-        on_chunks(|n| if n == 5 { Fault::Flip } else { Fault::None }),
+        on_chunks(|n| {
+            if n == OPENING + 1 {
+                Fault::Flip
+            } else {
+                Fault::None
+            }
+        }),
     )
     .await;
     stack.disk.read(0, 1 << 20).await.unwrap();
@@ -115,7 +128,7 @@ async fn a_damaged_page_is_an_error_and_heals() {
     let page_is_bad = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let bad = Arc::clone(&page_is_bad);
     let faults: Faults = Arc::new(move |number, request| {
-        let flip = number >= 4
+        let flip = number >= OPENING
             && request.part == Part::Whole
             && bad.load(std::sync::atomic::Ordering::Relaxed);
         if flip { Fault::Flip } else { Fault::None }
@@ -136,7 +149,7 @@ async fn a_reader_that_leaves_takes_nothing_from_the_others() {
     let (first, second) = (Arc::clone(&stack.disk), Arc::clone(&stack.disk));
     let first = tokio::spawn(async move { first.read(0, 1 << 20).await });
     let second = tokio::spawn(async move { second.read(0, 1 << 20).await });
-    while source.requests().len() < 6 {
+    while source.requests().len() < OPENING + 2 {
         tokio::task::yield_now().await;
     }
     first.abort();

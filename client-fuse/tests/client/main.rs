@@ -1,4 +1,4 @@
-//! The client's stack against stores made on the spot: counts, faults, a model, HTTP, a real mount.
+//! The client's stack against stores made on the spot: counts, faults, a model, HTTP, trust, a real mount.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -11,7 +11,9 @@ mod http;
 mod model;
 mod mount;
 mod open;
+mod publisher;
 mod server;
 mod source;
 mod stack;
 mod store;
+mod trust;

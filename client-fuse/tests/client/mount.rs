@@ -22,6 +22,10 @@ impl Mounted {
         self.directory.path().join("mnt")
     }
 
+    fn root(&self) -> PathBuf {
+        self.directory.path().join("root.json")
+    }
+
     fn disk(&self) -> PathBuf {
         self.point().join("disk.raw")
     }
@@ -64,15 +68,22 @@ fn store() -> Arc<Store> {
     Arc::new(Store::of(mixed_disk(3000, 789)))
 }
 
-fn mount_dir() -> Mounted {
+/// A place to mount `store` on, and its root.
+fn mount_dir(store: &Store) -> Mounted {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir(directory.path().join("mnt")).unwrap();
-    Mounted { directory }
+    let mounted = Mounted { directory };
+    fs::write(mounted.root(), store.first_root()).unwrap();
+    mounted
 }
 
-fn program(base: &str, point: &Path, extra: &[&str]) -> Command {
+fn program(base: &str, mounted: &Mounted, point: &Path, extra: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_circular-mount"));
     command
+        .arg("--root")
+        .arg(mounted.root())
+        .arg("--state")
+        .arg(mounted.directory.path().join("state"))
         .arg(base)
         .arg("lab/debian:12")
         .arg(point)
@@ -84,7 +95,7 @@ fn program(base: &str, point: &Path, extra: &[&str]) -> Command {
 /// Mounts in the background and returns when the program does.
 fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
     let cache = mounted.directory.path().join("cache");
-    let mut command = program(base, &mounted.point(), extra);
+    let mut command = program(base, mounted, &mounted.point(), extra);
     command
         .arg("--cache")
         .arg(cache)
@@ -106,7 +117,8 @@ fn a_kernel_mount_reads_as_the_disk_that_was_published() {
     if !can_mount() {
         return;
     }
-    let (store, mounted) = (store(), mount_dir());
+    let store = store();
+    let mounted = mount_dir(&store);
     let base = serve(&store, Manner::Right);
     assert_ok(&mount(&base, &mounted, &[]));
     let metadata = fs::metadata(mounted.disk()).unwrap();
@@ -142,7 +154,8 @@ fn a_kernel_mount_finds_its_cache_again() {
     if !can_mount() {
         return;
     }
-    let (store, mounted) = (store(), mount_dir());
+    let store = store();
+    let mounted = mount_dir(&store);
     let base = serve(&store, Manner::Right);
     for chunks_are_fetched in [true, false] {
         assert_ok(&mount(&base, &mounted, &[]));
@@ -163,11 +176,13 @@ fn a_kernel_mount_in_the_foreground_ends_cleanly_by_signal() {
         return;
     }
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mounted = mount_dir();
-        let base = serve(&store(), Manner::Right);
+        let store = store();
+        let mounted = mount_dir(&store);
+        let base = serve(&store, Manner::Right);
         let (ready, sender) = std::io::pipe().unwrap();
         let mut command = program(
             &base,
+            &mounted,
             &mounted.point(),
             &["--foreground", "--no-cache", "--ready-fd", "0"],
         );
@@ -178,6 +193,7 @@ fn a_kernel_mount_in_the_foreground_ends_cleanly_by_signal() {
         );
         let mut child = program(
             &base,
+            &mounted,
             &mounted.point(),
             &["--foreground", "--no-cache", "--ready-fd"],
         );
@@ -203,7 +219,8 @@ fn a_kernel_mount_in_the_foreground_ends_cleanly_by_signal() {
 
 #[test]
 fn a_kernel_mount_that_cannot_be_says_why() {
-    let (store, mounted) = (store(), mount_dir());
+    let store = store();
+    let mounted = mount_dir(&store);
     let base = serve(&store, Manner::Right);
     let told = |command: &mut Command| {
         let output = command.stdin(Stdio::null()).output().unwrap();
@@ -212,20 +229,37 @@ fn a_kernel_mount_that_cannot_be_says_why() {
             String::from_utf8_lossy(&output.stderr).into_owned(),
         )
     };
-    let (code, message) = told(&mut program(&base, &mounted.point().join("missing"), &[]));
+    let (code, message) = told(&mut program(
+        &base,
+        &mounted,
+        &mounted.point().join("missing"),
+        &[],
+    ));
     assert!(
         code == Some(1) && message.contains("mkdir -p"),
         "{code:?} {message}"
     );
     fs::write(mounted.point().join("file"), "").unwrap();
-    let (code, message) = told(&mut program(&base, &mounted.point(), &[]));
+    let (code, message) = told(&mut program(&base, &mounted, &mounted.point(), &[]));
     assert!(
         code == Some(1) && message.contains("is not empty"),
         "{code:?} {message}"
     );
     fs::remove_file(mounted.point().join("file")).unwrap();
+    let mut unasked = Command::new(env!("CARGO_BIN_EXE_circular-mount"));
+    unasked
+        .args([&*base, "lab/debian:12", "--no-cache", "--no-state"])
+        .arg(mounted.point())
+        .env_remove("CIRCULAR_ROOT")
+        .env_remove("CIRCULAR_STATE");
+    let (code, message) = told(&mut unasked);
+    assert!(
+        code == Some(1) && message.contains("give --root root.json"),
+        "{code:?} {message}"
+    );
     let (code, message) = told(&mut program(
         &format!("{base}elsewhere/"),
+        &mounted,
         &mounted.point(),
         &[],
     ));
@@ -233,7 +267,8 @@ fn a_kernel_mount_that_cannot_be_says_why() {
         code == Some(1) && message.contains("is no store"),
         "{code:?} {message}"
     );
-    let (code, message) = told(program(&base, &mounted.point(), &[]).arg("--no-such-option"));
+    let (code, message) =
+        told(program(&base, &mounted, &mounted.point(), &[]).arg("--no-such-option"));
     assert!(
         code == Some(2) && message.contains("--no-such-option"),
         "{code:?} {message}"

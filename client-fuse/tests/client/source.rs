@@ -3,10 +3,15 @@
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use client_fuse::config::Expiry;
 use client_fuse::fetch::{Body, Part, Request, Source, SourceError};
+use client_fuse::trust::{Anchor, Trust};
 use futures_util::stream;
 
 use crate::store::Store;
+
+/// The time in tests.
+pub(crate) const NOW: &str = "2027-01-01T00:00:00Z";
 
 /// What goes wrong with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +54,16 @@ impl MemorySource {
             store: Arc::clone(store),
             faults,
             requests: Arc::default(),
+        }
+    }
+
+    /// The root of the store, trusted; nothing is remembered.
+    pub(crate) fn trust(&self) -> Trust {
+        Trust {
+            anchor: Anchor::Given(self.store.first_root()),
+            state: None,
+            expiry: Expiry::Enforce,
+            now: NOW.parse().unwrap(),
         }
     }
 

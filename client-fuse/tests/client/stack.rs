@@ -83,8 +83,10 @@ async fn open_image(source: &MemorySource, stats: &Arc<Stats>) -> OpenImage {
         disk: DiskCache::off(),
     });
     let fetcher = Fetcher::new(source.clone(), 8, IMPATIENT, caches, Arc::clone(stats));
+    let fetcher = Arc::new(fetcher);
     let base = "http://store/".parse().unwrap();
-    open(&fetcher, &base, &"lab/debian:12".parse().unwrap())
+    let reference = "lab/debian:12".parse().unwrap();
+    open(&fetcher, &base, &reference, &source.trust())
         .await
         .unwrap()
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use image_format::catalogue::{Catalogue, NAMES_PATH, Names, VersionEntry, catalogue_path};
+use image_format::catalogue::{Catalogue, VersionEntry, catalogue_path};
 use image_format::chunk::ChunkId;
 use image_format::chunker::{ChunkerParams, Cut, End};
 use image_format::digest::{Digest, ObjectRef};
@@ -16,10 +16,15 @@ use image_format::reference::{ImageName, Tag, Version};
 use image_format::region_table::RegionTable;
 use image_format::{BLOCK_BYTES, REGION_BLOCKS};
 
+use crate::publisher::{Publisher, Release};
+
 /// All files of a store, and the disk that was published into it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Store {
     pub(crate) files: HashMap<String, Bytes>,
+    pub(crate) publisher: Publisher,
+    /// The catalogue of each name, and what else is signed.
+    pub(crate) targets: Vec<(String, ObjectRef)>,
     pub(crate) disk: Vec<u8>,
     pub(crate) disk_digest: Digest,
     pub(crate) n_chunks: u64,
@@ -53,14 +58,14 @@ impl Store {
     /// Publishes a disk of `length` bytes that is all hole but for these regions.
     pub(crate) fn sparse(length: u64, regions: &[(usize, &[u8])]) -> Self {
         let mut files = HashMap::new();
-        let mut publisher = Publisher::default();
+        let mut packer = Packer::default();
         for (region, bytes) in regions {
-            publisher.region(*region, bytes);
+            packer.region(*region, bytes);
         }
-        publisher.finish_pack();
+        packer.finish_pack();
         let n_regions = usize::try_from(length).unwrap().div_ceil(REGION_LEN);
         let mut pages: Vec<_> = (0..n_regions).map(|_| PageBuilder::default()).collect();
-        for (chunk, location) in &publisher.placed {
+        for (chunk, location) in &packer.placed {
             pages[chunk.region].push(chunk.block, chunk.blocks, chunk.id, *location);
         }
         let mut page_of = |page: PageBuilder| {
@@ -73,17 +78,41 @@ impl Store {
             put(&mut files, leaf);
         }
         let regions = put(&mut files, table.root);
-        for pack in publisher.packs {
+        for pack in packer.packs {
             put(&mut files, pack);
         }
-        let n_chunks = publisher.placed.len() as u64;
-        catalogue(&mut files, length, regions, n_chunks);
+        let n_chunks = packer.placed.len() as u64;
+        let targets = vec![
+            catalogue(&mut files, length, regions, n_chunks),
+            (
+                "_chunk-indexes".to_owned(),
+                ObjectRef::of(b"not for clients"),
+            ),
+        ];
+        let publisher = Publisher::new();
+        files.extend(publisher.sign(Release::number(1), &targets));
         Self {
             files,
+            publisher,
+            targets,
             disk: Vec::new(),
             disk_digest: regions.digest,
             n_chunks,
         }
+    }
+
+    /// The same files with other metadata: signed by `publisher`, and none of before.
+    pub(crate) fn signed(&self, publisher: &Publisher, release: Release) -> Self {
+        let mut store = self.clone();
+        store.files.retain(|path, _| !path.starts_with("metadata/"));
+        store.files.extend(publisher.sign(release, &self.targets));
+        store.publisher = publisher.clone();
+        store
+    }
+
+    /// The root that a client would be given.
+    pub(crate) fn first_root(&self) -> Vec<u8> {
+        self.publisher.roots[0].to_vec()
     }
 
     /// What reading `len` bytes at `offset` must return.
@@ -130,7 +159,7 @@ impl Random {
 }
 
 #[derive(Default)]
-struct Publisher {
+struct Packer {
     pack: Vec<u8>,
     pending: Vec<Pending>,
     packs: Vec<Vec<u8>>,
@@ -138,7 +167,7 @@ struct Publisher {
     known: BTreeMap<ChunkId, Location>,
 }
 
-impl Publisher {
+impl Packer {
     fn region(&mut self, region: usize, bytes: &[u8]) {
         let block_bytes = BLOCK_BYTES as usize;
         let mut bytes = bytes.to_vec();
@@ -206,7 +235,12 @@ fn put(files: &mut HashMap<String, Bytes>, bytes: Vec<u8>) -> ObjectRef {
     object
 }
 
-fn catalogue(files: &mut HashMap<String, Bytes>, length: u64, regions: ObjectRef, chunks: u64) {
+fn catalogue(
+    files: &mut HashMap<String, Bytes>,
+    length: u64,
+    regions: ObjectRef,
+    chunks: u64,
+) -> (String, ObjectRef) {
     let name: ImageName = "lab/debian".parse().unwrap();
     let manifest = Manifest {
         format: 1,
@@ -240,8 +274,5 @@ fn catalogue(files: &mut HashMap<String, Bytes>, length: u64, regions: ObjectRef
     let bytes = catalogue.encode();
     let object = ObjectRef::of(&bytes);
     files.insert(catalogue_path(&name, &object.digest), bytes.into());
-    let mut names = Names::empty();
-    names.version = 1;
-    names.names.insert(name, object);
-    files.insert(NAMES_PATH.to_owned(), names.encode().into());
+    (name.to_file_safe(), object)
 }
