@@ -162,6 +162,11 @@ impl RootDocument {
         rule(&self.0.signed, role)
     }
 
+    /// Tells whether the key may sign anything.
+    pub fn names(&self, id: &KeyId) -> bool {
+        self.rules().iter().any(|rule| rule.keys.contains(id))
+    }
+
     /// Returns the keys that signed it, as far as they are root keys of this root.
     pub fn signers(&self) -> Vec<KeyId> {
         valid_signers(&self.0.signed, &self.0)

@@ -58,23 +58,20 @@ impl KeyRing {
         Ok(held.iter().map(HeldKey::id).collect())
     }
 
-    /// Puts those keys away that `before` trusted and `after` does not.
+    /// Puts those keys away that an earlier root named and `current` does not.
     ///
     /// # Errors
     /// The directory cannot be written.
     pub fn retire_removed(
         &self,
-        before: &RootDocument,
-        after: &RootDocument,
+        past: &[RootDocument],
+        current: &RootDocument,
     ) -> Result<Vec<HeldKey>, KeyError> {
-        let names = |root: &RootDocument, key: &HeldKey| {
-            let rules = root.rules().into_iter();
-            rules.flat_map(|rule| rule.keys).any(|id| id == key.id())
-        };
-        let held = self.held()?.into_iter();
-        let removed: Vec<_> = held
-            .filter(|key| names(before, key) && !names(after, key))
-            .collect();
+        let mut removed = self.held()?;
+        removed.retain(|key| {
+            let id = key.id();
+            past.iter().any(|root| root.names(&id)) && !current.names(&id)
+        });
         for key in &removed {
             self.retire(key)?;
         }
@@ -113,6 +110,24 @@ impl Signer<'_> {
         let expires = self.expires(self.lifetimes.root);
         let next = RootDocument::after(&current.signed, expires).map_err(TrustError::from)?;
         Ok((current.into(), next))
+    }
+
+    /// Reads every root that the store ever had, the first one first: only to know which keys were
+    /// trusted once.
+    ///
+    /// # Errors
+    /// One is missing, or cannot be read.
+    pub async fn past_roots(
+        &self,
+        store: &Store,
+        current: &RootDocument,
+    ) -> Result<Vec<RootDocument>, StoreError> {
+        let mut past = Vec::new();
+        for version in 1..=current.version() {
+            let bytes = store.root_version(version).await?;
+            past.push(RootDocument::decode(&bytes).map_err(TrustError::from)?);
+        }
+        Ok(past)
     }
 
     /// Makes `document` the current root of the store, if it is signed as it must be.
