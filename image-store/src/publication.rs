@@ -6,12 +6,13 @@
 
 use std::fs::File;
 
-use image_format::catalogue::{self, CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VersionEntry};
+use image_format::catalogue::{CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VersionEntry};
 use image_format::chunker::ChunkerParams;
 use image_format::manifest::{Boot, Manifest};
 use image_format::{ImageName, ImageRef, ObjectRef, Version};
 
 use crate::boot_files;
+use crate::catalogue_change::{CatalogueChange, put_target};
 use crate::index::{ChunkIndexes, IndexError};
 use crate::lock::CommitLock;
 use crate::store::{Store, StoreError};
@@ -113,13 +114,8 @@ impl Publication {
         let index = self.written.index;
         let index = index.filter(|index| !names.chunk_indexes.contains(index));
         if after != before || index.is_some() {
-            let bytes = after.encode();
-            // Readers refuse what is longer, so it must not become visible.
-            if bytes.len() > CATALOGUE_BYTES_MAX {
-                return Err(PublishError::CatalogueFull { name: name.clone() });
-            }
-            let mut set = vec![put_target(store, name.to_file_safe(), bytes).await?];
-            names.names.insert(name.clone(), set[0].1);
+            let change = CatalogueChange::encode(&after)?;
+            let mut also = Vec::new();
             if let Some(index) = index {
                 names.chunk_indexes.push(index);
                 if names.chunk_indexes.len() > CHUNK_INDEXES_MAX {
@@ -130,9 +126,11 @@ impl Publication {
                     format: 1,
                     chunk_indexes: names.chunk_indexes.clone(),
                 };
-                set.push(put_target(store, CHUNK_INDEXES_TARGET.to_owned(), list.encode()).await?);
+                also.push(put_target(store, CHUNK_INDEXES_TARGET.to_owned(), list.encode()).await?);
             }
-            signer.advance(store, &current, &set).await?;
+            change
+                .commit(store, signer, &current, &mut names, also)
+                .await?;
         }
         boot_files::write(store, &names, &after)
             .await
@@ -211,19 +209,6 @@ impl Publication {
         };
         Ok((manifest, entry, published_as))
     }
-}
-
-/// Stores a target under its name and digest.
-async fn put_target(
-    store: &Store,
-    name: String,
-    bytes: Vec<u8>,
-) -> Result<(String, ObjectRef), StoreError> {
-    let object = ObjectRef::of(&bytes);
-    store
-        .create(&catalogue::target_path(&name, &object.digest), bytes.into())
-        .await?;
-    Ok((name, object))
 }
 
 impl Store {

@@ -91,6 +91,8 @@ struct Summary {
     boot: Option<Boot>,
     initramfs_bytes: Option<u64>,
     not_bootable: Option<String>,
+    /// Where the store's new signing keys are, if this publish made them.
+    new_keys: Option<PathBuf>,
     #[serde(skip)]
     store: PathBuf,
 }
@@ -116,11 +118,14 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     };
     let source = Arc::new(Source::open(&args.image, probe)?);
     let store = Store::open_or_create(&common.store).await?;
+    let mut new_keys = None;
     let tell = |directory: &Path| {
         ui.note(&format!(
-            "Made signing keys in {}: back them up, and keep them from others.",
+            "Made signing keys in {}: back them up, and keep them from others. \
+             Machines trust the root.json beside them.",
             directory.display()
         ));
+        new_keys = Some(directory.to_owned());
     };
     let ring = args.keys.open_or_make(&store, tell).await?;
     let written = write_disk(&store, &source, &args, ui).await?;
@@ -140,6 +145,7 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     let summary = Summary {
         seconds: begun.elapsed().as_secs_f64(),
         store: common.store.clone(),
+        new_keys,
         ..summary(published, stats, built.as_ref(), not_bootable)
     };
     ui.result(&summary, text)?;
@@ -264,6 +270,7 @@ fn summary(
         boot: manifest.boot,
         initramfs_bytes: built.map(|built| built.report.total_bytes),
         not_bootable,
+        new_keys: None,
         store: PathBuf::new(),
     }
 }
