@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod boot_files;
+pub mod check;
 pub mod index;
 mod lock;
 pub mod publication;

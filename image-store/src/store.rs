@@ -62,6 +62,16 @@ pub enum StoreError {
     Temporary { source: io::Error },
 }
 
+impl StoreError {
+    /// Tells whether a file is gone or not what it should be, so that writing it again helps.
+    pub const fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Missing { .. } | Self::Damaged { .. } | Self::Decode { .. }
+        )
+    }
+}
+
 /// An open store. Cheap to clone: clones share the back end.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -382,6 +392,14 @@ impl Store {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(access(&path, source)),
         }
+    }
+
+    /// Reads a target.
+    ///
+    /// # Errors
+    /// It is missing or damaged.
+    pub(crate) async fn target(&self, path: &str, object: &ObjectRef) -> Result<Bytes, StoreError> {
+        self.fetch(path, Bound::Object(object)).await
     }
 
     /// Stores an object, unless it is there already.
