@@ -1,9 +1,10 @@
 //! Checks whether objects that something refers to are there, and whole.
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use image_format::ObjectRef;
+use image_format::{Digest, ObjectRef};
+use object_store::ObjectStoreExt as _;
 
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, access, object_path};
 use crate::writer::WrittenDisk;
 
 /// How many objects are asked for at once, only to see whether they are there.
@@ -13,6 +14,19 @@ const HEADS_AT_ONCE: usize = 16;
 const READS_AT_ONCE: usize = 4;
 
 impl Store {
+    /// Returns the length of an object, or `None` if there is none.
+    ///
+    /// # Errors
+    /// The back end cannot tell.
+    pub async fn object_length(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
+        let path = digest.object_path();
+        match self.backend().head(&object_path(&path)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(access(&path, source)),
+        }
+    }
+
     /// Returns those of `objects` that are not there, or have another length.
     ///
     /// # Errors

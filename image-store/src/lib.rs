@@ -15,6 +15,7 @@
 
 mod boot_files;
 pub mod check;
+pub mod gc;
 pub mod index;
 mod lock;
 pub mod publication;

@@ -173,6 +173,16 @@ impl Store {
         &self.backend
     }
 
+    /// Puts something around the back end: what counts, slows or breaks what goes through it.
+    #[must_use]
+    pub fn wrapped(
+        mut self,
+        wrap: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore>,
+    ) -> Self {
+        self.backend = wrap(self.backend);
+        self
+    }
+
     /// Returns what the store says of itself.
     pub const fn marker(&self) -> &Marker {
         &self.marker
@@ -381,17 +391,9 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the length of an object, or `None` if there is none.
-    ///
-    /// # Errors
-    /// The back end cannot tell.
-    pub async fn object_length(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        let path = digest.object_path();
-        match self.backend.head(&object_path(&path)).await {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(source) => Err(access(&path, source)),
-        }
+    /// Reads a file of at most `max` bytes.
+    pub(crate) async fn file_at_most(&self, path: &str, max: usize) -> Result<Bytes, StoreError> {
+        self.fetch(path, Bound::AtMost(max)).await
     }
 
     /// Reads a target.
@@ -567,7 +569,7 @@ pub(crate) fn object_path(path: &str) -> ObjectPath {
     ObjectPath::from(path)
 }
 
-fn access(path: &str, source: object_store::Error) -> StoreError {
+pub(crate) fn access(path: &str, source: object_store::Error) -> StoreError {
     let path = path.to_owned();
     match source {
         object_store::Error::NotFound { .. } => StoreError::Missing { path },

@@ -8,7 +8,9 @@ use image_store::publication::PublishError;
 use image_store::trust::{FIRST_ROOT_PATH, Names, TIMESTAMP_PATH};
 use image_store::{PublishedAs, Store, StoreError};
 
-use crate::{Scratch, boot, disk, publication, publish, read_back, ring, signer, write};
+use crate::{
+    Scratch, boot, boot_stored, disk, publication, publish, read_back, ring, signer, write,
+};
 
 #[tokio::test]
 async fn publishing_twice_adds_nothing() {
@@ -45,37 +47,6 @@ async fn a_disk_that_is_not_committed_is_not_visible_and_in_nobodys_way() {
     publish(&store, "new", &disk(2, 3)).await.unwrap();
     assert_eq!(read_back(&scratch.root(), "old").await, disk(1, 3));
     assert_eq!(read_back(&scratch.root(), "new").await, disk(2, 3));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn publishers_at_the_same_time_lose_nothing() {
-    let scratch = Scratch::new();
-    let publishers: Vec<_> = (0..8)
-        .map(|number| {
-            let root = scratch.root();
-            tokio::spawn(async move {
-                // Each makes the store, if it comes first.
-                let store = Store::open_or_create(&root).await.unwrap();
-                let content = [disk(200, 3), disk(number, 3)].concat();
-                publish(&store, &format!("own{number}"), &content)
-                    .await
-                    .unwrap();
-                publish(&store, &format!("shared:t{number}"), &content)
-                    .await
-                    .unwrap();
-            })
-        })
-        .collect();
-    for publisher in publishers {
-        publisher.await.unwrap();
-    }
-    for number in 0..8 {
-        let content = [disk(200, 3), disk(number, 3)].concat();
-        let own = read_back(&scratch.root(), &format!("own{number}")).await;
-        assert!(own == content, "own{number}");
-        let shared = read_back(&scratch.root(), &format!("shared:t{number}")).await;
-        assert!(shared == content, "shared:t{number}");
-    }
 }
 
 #[tokio::test]
@@ -132,7 +103,7 @@ async fn a_publish_that_cannot_boot_takes_no_boot_away() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
     let mut bootable = publication("a:1", write(&store, &disk(1, 2)).await.unwrap());
-    bootable.boot = Some(boot());
+    bootable.boot = Some(boot_stored(&store).await);
     bootable
         .commit(&store, &signer(&ring(&store)))
         .await
