@@ -126,13 +126,7 @@ async fn a_whole_image_goes_and_its_numbers_with_it() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
     let mut bootable = publication("a", write(&store, &disk(1, 3)).await.unwrap());
-    let mut boot = crate::boot();
-    boot.kernel = store.put_object(b"kernel".to_vec().into()).await.unwrap();
-    boot.initramfs = store
-        .put_object(b"initramfs".to_vec().into())
-        .await
-        .unwrap();
-    bootable.boot = Some(boot);
+    bootable.boot = Some(boot_stored(&store).await);
     let keys = ring(&store);
     bootable.commit(&store, &signer(&keys)).await.unwrap();
     let script = scratch.root().join("boot/a.ipxe");

@@ -36,13 +36,14 @@ async fn at_each_change(
     prepared: &Scratch,
     operation: impl AsyncFn(Store) -> Result<(), String>,
 ) {
-    for side in [Side::Before, Side::After] {
+    let both = [Side::Before, Side::After].map(async |side| {
         let mut at = 1;
         while dies(case, prepared, &operation, at, side).await {
             at += 1;
         }
         assert!(at > case.changes, "{side:?}: only {} changes", at - 1);
-    }
+    });
+    futures_util::future::join_all(both).await;
 }
 
 async fn dies(
