@@ -6,13 +6,13 @@
 
 use std::fs::File;
 
-use image_format::catalogue::{CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VersionEntry};
+use image_format::catalogue::{self, CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VersionEntry};
 use image_format::chunker::ChunkerParams;
 use image_format::manifest::{Boot, Manifest};
 use image_format::{ImageName, ImageRef, ObjectRef, Version};
 
 use crate::boot_files;
-use crate::catalogue_change::{CatalogueChange, put_target};
+use crate::catalogue_change::CatalogueChange;
 use crate::index::{ChunkIndexes, IndexError};
 use crate::lock::CommitLock;
 use crate::store::{Store, StoreError};
@@ -209,6 +209,19 @@ impl Publication {
         };
         Ok((manifest, entry, published_as))
     }
+}
+
+/// Stores a target under its name and digest.
+pub(crate) async fn put_target(
+    store: &Store,
+    name: String,
+    bytes: Vec<u8>,
+) -> Result<(String, ObjectRef), StoreError> {
+    let object = ObjectRef::of(&bytes);
+    store
+        .create(&catalogue::target_path(&name, &object.digest), bytes.into())
+        .await?;
+    Ok((name, object))
 }
 
 impl Store {

@@ -163,6 +163,16 @@ impl Store {
         &self.backend
     }
 
+    /// Puts something around the back end: what counts, slows or breaks what goes through it.
+    #[must_use]
+    pub fn wrapped(
+        mut self,
+        wrap: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore>,
+    ) -> Self {
+        self.backend = wrap(self.backend);
+        self
+    }
+
     /// Returns what the store says of itself.
     pub const fn marker(&self) -> &Marker {
         &self.marker

@@ -4,6 +4,8 @@
 
 mod commits;
 mod damage;
+mod killer;
+mod roots;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -47,12 +49,32 @@ impl Scratch {
         store
     }
 
+    /// Makes a copy of the store and of its keys.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::new();
+        for (from, bytes) in files_below(self.0.path()) {
+            let to = copy
+                .0
+                .path()
+                .join(from.strip_prefix(self.0.path()).unwrap());
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::write(&to, bytes).unwrap();
+            let mode = std::fs::metadata(&from).unwrap().permissions();
+            std::fs::set_permissions(&to, mode).unwrap();
+        }
+        copy
+    }
+
     /// Every file of the store, by its path.
     pub(crate) fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
-        let mut files = BTreeMap::new();
-        collect(&self.root(), &mut files);
-        files
+        files_below(&self.root())
     }
+}
+
+fn files_below(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    collect_files(directory, &mut files);
+    files
 }
 
 fn keys_of(store: &Store) -> PathBuf {
@@ -71,11 +93,11 @@ pub(crate) fn signer(ring: &KeyRing) -> Signer<'_> {
     }
 }
 
-fn collect(directory: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+fn collect_files(directory: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            collect(&path, files);
+            collect_files(&path, files);
         } else {
             let bytes = std::fs::read(&path).unwrap();
             files.insert(path, bytes);
