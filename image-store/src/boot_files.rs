@@ -2,7 +2,7 @@
 
 use image_format::boot_script::{self, MenuItem};
 use image_format::catalogue::Catalogue;
-use image_format::{ImageRef, Tag};
+use image_format::{ImageName, ImageRef, Tag};
 
 use crate::store::{Store, StoreError};
 use crate::trust::Names;
@@ -36,6 +36,24 @@ pub(crate) async fn write(
     }
     let text = menu(store, names).await?;
     store.replace(boot_script::MENU_PATH, text.into()).await
+}
+
+/// Removes the scripts of a tag that is gone.
+pub(crate) async fn forget(store: &Store, name: &ImageName, tag: &Tag) -> Result<(), StoreError> {
+    let reference = ImageRef {
+        name: name.clone(),
+        tag: Some(tag.clone()),
+        version: None,
+    };
+    store.remove(&boot_script::script_path(&reference)).await?;
+    match boot_script::is_default_tag(tag) {
+        true => {
+            store
+                .remove(&boot_script::script_path(&name.clone().into()))
+                .await
+        }
+        false => Ok(()),
+    }
 }
 
 fn tagged(catalogue: &Catalogue, tag: &Tag) -> ImageRef {

@@ -14,6 +14,7 @@ use image_format::manifest::{Boot, Manifest};
 use image_format::{DecodeError, ImageName, ImageRef, ObjectRef, links};
 
 use crate::boot_files;
+use crate::catalogue_change::CatalogueChange;
 use crate::index::{ChunkIndexes, IndexError};
 use crate::lock::CommitLock;
 use crate::store::{Created, Store, StoreError};
@@ -119,17 +120,14 @@ impl Publication {
             .list_indexes(store, &names.chunk_indexes, &manifest)
             .await?;
         if after != before || indexes.is_some() {
-            let bytes = after.encode();
-            // Readers refuse what is longer, so it must not become visible.
-            if bytes.len() > CATALOGUE_BYTES_MAX {
-                return Err(PublishError::CatalogueFull { name: name.clone() });
-            }
-            let mut set = vec![put_target(store, name.to_file_safe(), bytes).await?];
-            names.names.insert(name.clone(), set[0].1);
+            let change = CatalogueChange::encode(&after)?;
+            let mut also = Vec::new();
             if let Some(indexes) = indexes {
-                set.push(put_index_list(store, indexes).await?);
+                also.push(put_index_list(store, indexes).await?);
             }
-            signer.advance(store, &current, &set).await?;
+            change
+                .commit(store, signer, &current, &mut names, also)
+                .await?;
         }
         boot_files::write(store, &names, &after)
             .await

@@ -201,8 +201,17 @@ impl Store {
     /// # Errors
     /// It is missing.
     pub async fn first_root(&self) -> Result<Bytes, StoreError> {
+        self.root_version(1).await
+    }
+
+    /// Reads a version of the root as it lies in the store: nothing vouches for it.
+    ///
+    /// # Errors
+    /// It is missing.
+    pub async fn root_version(&self, version: u64) -> Result<Bytes, StoreError> {
         let max = usize::try_from(trust::ROLE_BYTES_MAX).unwrap_or(usize::MAX);
-        self.fetch(trust::FIRST_ROOT_PATH, Bound::AtMost(max)).await
+        let path = format!("{}/{version}.root.json", trust::METADATA_DIRECTORY);
+        self.fetch(&path, Bound::AtMost(max)).await
     }
 
     /// Reads the first root; `None` for a store that was never published to. The root is the last

@@ -5,8 +5,9 @@ use std::path::Path;
 use image_format::catalogue::{CATALOGUE_BYTES_MAX, Catalogue, catalogue_path};
 use image_format::{ImageName, ObjectRef, Version};
 use image_store::publication::PublishError;
+use image_store::trust::sign::Established;
 use image_store::trust::{FIRST_ROOT_PATH, Names, TIMESTAMP_PATH};
-use image_store::{PublishedAs, Store, StoreError};
+use image_store::{KeyRing, PublishedAs, Store, StoreError};
 
 use crate::{
     Scratch, boot, boot_stored, disk, publication, publish, read_back, ring, signer, write,
@@ -47,6 +48,47 @@ async fn a_disk_that_is_not_committed_is_not_visible_and_in_nobodys_way() {
     publish(&store, "new", &disk(2, 3)).await.unwrap();
     assert_eq!(read_back(&scratch.root(), "old").await, disk(1, 3));
     assert_eq!(read_back(&scratch.root(), "new").await, disk(2, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishers_at_the_same_time_lose_nothing() {
+    let scratch = Scratch::new();
+    let publishers: Vec<_> = (0..8)
+        .map(|number| {
+            let root = scratch.root();
+            tokio::spawn(async move {
+                // Each makes the store and its keys, if it comes first.
+                let store = Store::open_or_create(&root).await.unwrap();
+                let keys = root.with_file_name(format!("keys-{number}"));
+                let fresh = KeyRing::generate(&keys).unwrap();
+                let first = signer(&fresh).establish(&store).await.unwrap();
+                let (Established::Before(trusted) | Established::Now(trusted)) = first;
+                let keys = (0..8).map(|number| root.with_file_name(format!("keys-{number}")));
+                let ring = keys
+                    .filter_map(|keys| KeyRing::open(&keys).ok())
+                    .find(|ring| ring.root().is_ok_and(|root| root == trusted))
+                    .unwrap();
+                let content = [disk(200, 3), disk(number, 3)].concat();
+                for reference in [format!("own{number}"), format!("shared:t{number}")] {
+                    let written = write(&store, &content).await.unwrap();
+                    publication(&reference, written)
+                        .commit(&store, &signer(&ring))
+                        .await
+                        .unwrap();
+                }
+            })
+        })
+        .collect();
+    for publisher in publishers {
+        publisher.await.unwrap();
+    }
+    for number in 0..8 {
+        let content = [disk(200, 3), disk(number, 3)].concat();
+        let own = read_back(&scratch.root(), &format!("own{number}")).await;
+        assert!(own == content, "own{number}");
+        let shared = read_back(&scratch.root(), &format!("shared:t{number}")).await;
+        assert!(shared == content, "shared:t{number}");
+    }
 }
 
 #[tokio::test]

@@ -36,7 +36,7 @@ async fn publish_at_last(store: &Store, reference: &str, content: &[u8]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn publishers_at_the_same_time_lose_nothing() {
+async fn publishers_sweeps_and_refreshes_at_the_same_time_lose_nothing() {
     let scratch = Scratch::new();
     scratch.store().await;
     let publishers: Vec<_> = (0..PUBLISHERS)

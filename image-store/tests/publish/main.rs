@@ -9,6 +9,7 @@ mod damage;
 mod kill;
 mod killer;
 mod mend;
+mod roots;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
