@@ -1,10 +1,10 @@
 //! Makes a changed catalogue current: the one step that publishing and moving tags share.
 
-use image_format::catalogue::{self, CATALOGUE_BYTES_MAX, Catalogue};
+use image_format::catalogue::{CATALOGUE_BYTES_MAX, Catalogue};
 use image_format::{ImageName, ObjectRef};
 
-use crate::publication::PublishError;
-use crate::store::{Store, StoreError};
+use crate::publication::{PublishError, put_target};
+use crate::store::Store;
 use crate::trust::sign::Signer;
 use crate::trust::{Current, Names};
 
@@ -45,17 +45,4 @@ impl CatalogueChange {
         signer.advance(store, current, &set).await?;
         Ok(())
     }
-}
-
-/// Stores a target under its name and digest.
-pub(crate) async fn put_target(
-    store: &Store,
-    name: String,
-    bytes: Vec<u8>,
-) -> Result<(String, ObjectRef), StoreError> {
-    let object = ObjectRef::of(&bytes);
-    store
-        .create(&catalogue::target_path(&name, &object.digest), bytes.into())
-        .await?;
-    Ok((name, object))
 }

@@ -15,6 +15,8 @@
 
 mod boot_files;
 mod catalogue_change;
+pub mod check;
+pub mod gc;
 pub mod index;
 mod lock;
 pub mod publication;

@@ -179,6 +179,7 @@ mod tests {
     /// Versions 1, 3 and 4; version 2 was collected. `latest` is at 4.
     fn catalogue() -> Catalogue {
         let entry = VersionEntry {
+            content: Digest::of(b"content"),
             manifest: ObjectRef::of(b"manifest"),
             revision: 1,
             created: 0,

@@ -8,7 +8,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use image_format::ImageRef;
 
 use crate::command::{
-    self, export, init, inspect, key, list, manual, publish, refresh, rollback, root, tag, verify,
+    self, export, gc, init, inspect, key, list, manual, publish, refresh, remove, rollback, root,
+    tag, verify,
 };
 use crate::ui::Ui;
 
@@ -67,6 +68,10 @@ enum Command {
     Tag(Box<tag::Args>),
     /// Point a tag to an older version again
     Rollback(Box<rollback::Args>),
+    /// Take versions, or whole images, out of what the store offers
+    Remove(remove::Args),
+    /// Delete what nothing refers to any more
+    Gc(gc::Args),
     /// Sign what the store offers again, before it expires
     Refresh(refresh::Args),
     /// Look at signing keys; add, remove or replace them
@@ -126,6 +131,8 @@ fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
             Command::Init(args) => init::run(&common, args, ui).await,
             Command::Tag(args) => tag::run(&common, *args, ui).await,
             Command::Rollback(args) => rollback::run(&common, *args, ui).await,
+            Command::Remove(args) => remove::run(&common, args, ui).await,
+            Command::Gc(args) => gc::run(&common, args, ui).await,
             Command::Refresh(args) => refresh::run(&common, args, ui).await,
             Command::Key(args) => key::run(&common, *args, ui).await,
             Command::Root(args) => root::run(&common, *args, ui).await,

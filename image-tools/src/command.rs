@@ -3,6 +3,7 @@
 use std::io;
 
 pub mod export;
+pub mod gc;
 pub mod init;
 pub mod inspect;
 pub mod key;
@@ -10,6 +11,7 @@ pub mod list;
 pub mod manual;
 pub mod publish;
 pub mod refresh;
+pub mod remove;
 pub mod rollback;
 pub mod root;
 pub mod tag;

@@ -131,34 +131,22 @@ impl KeyArgs {
             // Keys made before their store are used as they are.
             let ring = match KeyRing::open(directory) {
                 Err(KeyError::Missing { .. }) => KeyRing::generate(directory)?,
-                ring => ring?,
+                ring => ring?.complete()?,
             };
             let (Established::Now(root) | Established::Before(root)) =
                 self.signer(&ring).establish(store).await?;
             check_belongs(&ring, &root, store)?;
             return Ok(ring);
         }
-        // The directory is named by the root, which the keys make. They are in their place before
-        // the store has that root: whoever finds it there finds the keys.
-        let base = default_directory()?;
-        std::fs::create_dir_all(&base)
-            .with_context(|| format!("cannot make `{}`", base.display()))?;
-        let fresh = base.join(format!(".new-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&fresh);
+        let (base, fresh) = fresh_directory()?;
         let ring = KeyRing::generate(&fresh)?;
-        let directory = base.join(store_id(&self.signer(&ring).prepare().await?));
-        std::fs::rename(&fresh, &directory).with_context(|| {
-            format!(
-                "cannot move the new keys from `{}` to `{}`",
-                fresh.display(),
-                directory.display()
-            )
-        })?;
-        let ring = KeyRing::open(&directory)?;
+        let root = self.signer(&ring).keep_first_root().await?;
+        // In their place before the store has that root: whoever finds it there finds the keys.
+        let ring = keep_fresh(&base, &fresh, &root)?;
         match self.signer(&ring).establish(store).await? {
             Established::Now(_) => Ok(ring),
             Established::Before(_) => {
-                let _ = std::fs::remove_dir_all(&directory);
+                let _ = std::fs::remove_dir_all(ring.directory());
                 self.open_signed(store)
                     .await
                     .context("another publisher has just signed the store")
@@ -220,6 +208,28 @@ fn check_belongs(ring: &KeyRing, root: &[u8], store: &Store) -> anyhow::Result<(
         );
     }
     Ok(())
+}
+
+/// Returns where keys are kept, and a new directory there: keys make the root that names theirs, so
+/// they are moved once it is known.
+fn fresh_directory() -> anyhow::Result<(PathBuf, PathBuf)> {
+    let base = default_directory()?;
+    std::fs::create_dir_all(&base).with_context(|| format!("cannot make `{}`", base.display()))?;
+    let fresh = base.join(format!(".new-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&fresh);
+    Ok((base, fresh))
+}
+
+fn keep_fresh(base: &Path, fresh: &Path, root: &[u8]) -> anyhow::Result<KeyRing> {
+    let directory = base.join(store_id(root));
+    std::fs::rename(fresh, &directory).with_context(|| {
+        format!(
+            "cannot move the new keys from `{}` to `{}`",
+            fresh.display(),
+            directory.display()
+        )
+    })?;
+    Ok(KeyRing::open(&directory)?)
 }
 
 /// Names a store by its first root.

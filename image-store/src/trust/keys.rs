@@ -12,7 +12,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
@@ -131,6 +131,21 @@ impl KeyRing {
             }
         }
         Ok(ring)
+    }
+
+    /// Makes the keys that a ring without a root lacks: making it was cut short.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub fn complete(self) -> Result<Self, KeyError> {
+        if !self.directory.join(ROOT_FILE).exists() {
+            let held = self.files()?;
+            let missing = |role: &RoleType| !held.iter().any(|(has, _)| has == role);
+            for role in ROLES.into_iter().filter(missing) {
+                self.make(role)?;
+            }
+        }
+        Ok(self)
     }
 
     /// Makes a new key for a role, beside those that the ring has.
@@ -265,19 +280,17 @@ fn make_directory(directory: &Path) -> Result<(), KeyError> {
         .map_err(failed(directory))
 }
 
-/// Writes a file that must not exist, for good.
+/// Writes a file that must not exist, for good: it is there as a whole or not at all.
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)?;
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(fs::Permissions::from_mode(mode))
+        .tempfile_in(directory)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
-    match path.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path)?;
+    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]
@@ -298,6 +311,24 @@ mod tests {
         let root = keys.join("root.der");
         fs::set_permissions(&root, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(KeyRing::open(&keys), Err(KeyError::Open { path }) if path == root));
+    }
+
+    #[test]
+    fn a_ring_that_was_cut_short_is_completed_and_one_with_a_root_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = directory.path().join("keys");
+        KeyRing::generate(&keys).unwrap();
+        let kept = fs::read(keys.join("root.der")).unwrap();
+        for role in ["snapshot", "timestamp"] {
+            fs::remove_file(keys.join(format!("{role}.der"))).unwrap();
+        }
+        let ring = KeyRing::open(&keys).unwrap().complete().unwrap();
+        assert_eq!(ring.sources().len(), ROLES.len());
+        assert_eq!(fs::read(keys.join("root.der")).unwrap(), kept);
+        ring.keep_root(b"{}").unwrap();
+        fs::remove_file(keys.join("root.der")).unwrap();
+        let ring = KeyRing::open(&keys).unwrap().complete().unwrap();
+        assert_eq!(ring.sources().len(), ROLES.len() - 1);
     }
 
     #[test]

@@ -9,7 +9,9 @@ use image_store::trust::sign::Established;
 use image_store::trust::{FIRST_ROOT_PATH, Names, TIMESTAMP_PATH};
 use image_store::{KeyRing, PublishedAs, Store, StoreError};
 
-use crate::{Scratch, boot, disk, publication, publish, read_back, ring, signer, write};
+use crate::{
+    Scratch, boot, boot_stored, disk, publication, publish, read_back, ring, signer, write,
+};
 
 #[tokio::test]
 async fn publishing_twice_adds_nothing() {
@@ -143,7 +145,7 @@ async fn a_publish_that_cannot_boot_takes_no_boot_away() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
     let mut bootable = publication("a:1", write(&store, &disk(1, 2)).await.unwrap());
-    bootable.boot = Some(boot());
+    bootable.boot = Some(boot_stored(&store).await);
     bootable
         .commit(&store, &signer(&ring(&store)))
         .await

@@ -34,7 +34,7 @@ pub(super) struct AddArgs {
 pub(super) struct RemoveArgs {
     /// What the key signs
     role: Role,
-    /// First digits of the key
+    /// First digits of the key, or the file with its public half
     key: String,
     /// Set how many keys of the role must sign from now on
     #[arg(long, value_name = "K")]
@@ -49,7 +49,8 @@ pub(super) struct RotateArgs {
     /// Roles whose key is replaced
     #[arg(required = true)]
     roles: Vec<Role>,
-    /// First digits of the key to replace, where one role has several
+    /// First digits of the key to replace, or the file with its public half; needed where one role
+    /// has several
     #[arg(long, value_name = "KEY")]
     key: Option<String>,
     #[command(flatten)]
@@ -94,7 +95,7 @@ pub(super) async fn add(common: &Common, args: AddArgs, ui: &Ui) -> anyhow::Resu
 pub(super) async fn remove(common: &Common, args: RemoveArgs, ui: &Ui) -> anyhow::Result<()> {
     let role = RoleType::from(args.role);
     let mut session = args.change.begin(common).await?;
-    let id = session.next.find(role, &args.key)?;
+    let id = named_key(&session.next, role, &args.key)?;
     session.next.remove(role, id)?;
     if let Some(threshold) = args.threshold {
         session.next.set_threshold(role, threshold)?;
@@ -174,11 +175,21 @@ fn without_old(root: &RootDocument, replacements: &[Replacement]) -> anyhow::Res
     Ok(root)
 }
 
+/// Finds a key by its first digits, or by a file with its public half.
+fn named_key(root: &RootDocument, role: RoleType, text: &str) -> anyhow::Result<KeyId> {
+    let path = Path::new(text);
+    let digits = match path.is_file() {
+        true => read_public(path)?.id().to_string(),
+        false => text.to_owned(),
+    };
+    Ok(root.find(role, &digits)?)
+}
+
 /// Finds the key to replace.
 fn only_key(root: &RootDocument, role: RoleType, id: Option<&str>) -> anyhow::Result<KeyId> {
     let keys = root.rule(role).keys;
     match (id, &keys[..]) {
-        (Some(id), _) => Ok(root.find(role, id)?),
+        (Some(id), _) => named_key(root, role, id),
         (None, [only]) => Ok(*only),
         _ => {
             let ids: Vec<_> = keys.iter().map(KeyId::short).collect();
