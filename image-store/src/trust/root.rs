@@ -27,7 +27,7 @@ pub enum RootError {
     #[error("the root is not sound: {reason}")]
     Unsound { reason: &'static str },
     #[error(
-        "{role} needs {threshold} signatures but would have {keys} keys: say --threshold, or add a key"
+        "{role} needs {threshold} signatures, but would have only {keys} key(s): say --threshold, or add a key"
     )]
     TooFewKeys {
         role: String,
