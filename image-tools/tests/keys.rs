@@ -149,6 +149,22 @@ fn a_key_that_was_trusted_once_is_never_taken_for_a_new_one() {
 }
 
 #[test]
+fn a_rotation_that_cannot_end_does_not_begin() {
+    let scratch = Scratch::new();
+    let keys = scratch.publish();
+    fs::remove_file(keys.join("targets.der")).unwrap();
+    fs::remove_file(keys.join("snapshot.der")).unwrap();
+    let message = scratch.refused("key rotate targets");
+    assert!(message.contains("too few snapshot keys"), "{message}");
+    assert_eq!(scratch.done("root show")["version"], 1);
+    scratch.done("key rotate targets snapshot");
+    assert_eq!(scratch.done("root show")["version"], 3);
+    scratch.done("publish one.raw b --no-boot");
+    let message = scratch.refused("publish one.raw b --no-boot --keys nowhere");
+    assert!(message.contains("no signing keys"), "{message}");
+}
+
+#[test]
 fn a_key_made_before_is_the_one_that_is_added() {
     let scratch = Scratch::new();
     scratch.publish();

@@ -1,6 +1,6 @@
 //! Who may sign changes: rotations, thresholds, thieves, and processes that die half-way.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image_store::trust::TrustError;
@@ -325,11 +325,20 @@ async fn the_timestamp_key_alone_refreshes_and_publishes_nothing() {
     assert_eq!(after.snapshot, before.snapshot);
     assert_eq!(after.expiries(), expiries);
     assert!(expiries.timestamp > before.expiries().timestamp);
-    let current = store.current(&trusted).await.unwrap();
-    assert!(!server.can_publish(&current).unwrap() && ring.can_publish(&current).unwrap());
+    let before = scratch.files();
     let written = write(&store, &disk(5, 2)).await.unwrap();
     let publication = publication("b", written);
-    assert!(publication.commit(&store, &signer(&server)).await.is_err());
+    let refused = publication.commit(&store, &signer(&server)).await;
+    let message = refused.unwrap_err().to_string();
+    assert!(message.starts_with("too few targets keys are here: 0 of the 1"));
+    let metadata = |path: &&PathBuf| path.parent().unwrap().ends_with("metadata");
+    let after = scratch.files();
+    assert!(
+        before
+            .keys()
+            .filter(metadata)
+            .eq(after.keys().filter(metadata))
+    );
     assert!(opens_from_the_first_root(&scratch, &trusted).await);
 }
 
