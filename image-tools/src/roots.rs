@@ -185,6 +185,15 @@ impl Session<'_> {
         Ok(Ok(()))
     }
 
+    /// Checks that `new` could be published after `old`.
+    ///
+    /// # Errors
+    /// A key is missing for that.
+    pub async fn check_bridge(&self, old: &RootDocument, new: &RootDocument) -> anyhow::Result<()> {
+        let signer = self.args.keys.signer(&self.ring);
+        Ok(signer.check_bridge(&self.store, old, new).await?)
+    }
+
     /// Puts keys away, and says what was done.
     ///
     /// # Errors

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use tough::schema::{KeyHolder, RoleType, Root, Snapshot, Timestamp};
 
-use super::keys::{HeldKey, KeyRing};
-use super::root::{self, RootError};
+use super::keys::HeldKey;
+use super::root::{self, RootDocument, RootError};
 use super::sign::{Signer, metafile, next, sign, write_numbered};
 use super::{Current, TARGETS_BYTES_MAX, TIMESTAMP_PATH, TrustError};
 use crate::lock::CommitLock;
@@ -212,6 +212,41 @@ fn union(roots: &[&Root]) -> Root {
     union
 }
 
+impl Signer<'_> {
+    /// Checks that every key is here that a publish needs.
+    ///
+    /// # Errors
+    /// One is not.
+    pub(super) fn check_can_publish(&self, current: &Current) -> Result<(), TrustError> {
+        let held = self.keys.held()?;
+        match missing_key(&[&current.root.signed], RoleType::Targets, &held) {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that the root `new` could be published after `old`: that every key is here to sign
+    /// what is current as both ask.
+    ///
+    /// # Errors
+    /// One is not, or the store cannot be read.
+    pub async fn check_bridge(
+        &self,
+        store: &Store,
+        old: &RootDocument,
+        new: &RootDocument,
+    ) -> Result<(), StoreError> {
+        let root = self.keys.root().map_err(TrustError::from)?;
+        let current = store.current(&root).await?;
+        let held = self.keys.held().map_err(TrustError::from)?;
+        let refused = first_refused(new.root(), &current);
+        match refused.and_then(|role| missing_key(&[old.root(), new.root()], role, &held)) {
+            Some(error) => Err(TrustError::from(error).into()),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Returns the first role whose current metadata `root` does not accept.
 pub(super) fn first_refused(root: &Root, current: &Current) -> Option<RoleType> {
     let accepted = [
@@ -221,15 +256,4 @@ pub(super) fn first_refused(root: &Root, current: &Current) -> Option<RoleType> 
     ];
     let first = accepted.iter().position(|accepted| !accepted)?;
     Some(ORDER[first])
-}
-
-impl KeyRing {
-    /// Tells whether this ring can sign everything that `circular publish` signs.
-    ///
-    /// # Errors
-    /// A key cannot be read.
-    pub fn can_publish(&self, current: &Current) -> Result<bool, TrustError> {
-        let held = self.held()?;
-        Ok(missing_key(&[&current.root.signed], RoleType::Targets, &held).is_none())
-    }
 }

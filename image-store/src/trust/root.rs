@@ -27,7 +27,7 @@ pub enum RootError {
     #[error("the root is not sound: {reason}")]
     Unsound { reason: &'static str },
     #[error(
-        "{role} needs {threshold} signatures but would have {keys} keys: say --threshold, or add a key"
+        "{role} needs {threshold} signatures, but would have only {keys} key(s): say --threshold, or add a key"
     )]
     TooFewKeys {
         role: String,
@@ -69,7 +69,9 @@ pub enum RootError {
         "too few {role} keys are here to sign what both roots accept, so that machines could not open the store for a while; nothing was changed. If a {role} key is lost, publish a root that adds the new key first, and another one that removes the lost key"
     )]
     Unbridged { role: String },
-    #[error("too few {role} keys are here: {held} of {threshold}")]
+    #[error(
+        "too few {role} keys are here: {held} of the {threshold} needed; say where they are with --keys DIR, or replace what is lost with `circular key rotate {role}`"
+    )]
     KeyElsewhere {
         role: String,
         held: usize,
@@ -392,4 +394,140 @@ fn valid_signers(judge: &Root, document: &Signed<Root>) -> Vec<KeyId> {
         }
     }
     signers.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(number: u8) -> PublicKey {
+        PublicKey::of(&[number; 32])
+    }
+
+    /// A root with one key for each role, and a signature that is none.
+    fn root() -> RootDocument {
+        let mut root = RootDocument(Signed {
+            signed: Root {
+                spec_version: "1.0.0".to_owned(),
+                consistent_snapshot: true,
+                version: NonZeroU64::MIN,
+                expires: jiff::Timestamp::UNIX_EPOCH,
+                keys: HashMap::new(),
+                roles: HashMap::new(),
+                _extra: HashMap::new(),
+            },
+            signatures: Vec::new(),
+        });
+        for (number, role) in (100..).zip(ROLES) {
+            let rule = RoleKeys {
+                keyids: Vec::new(),
+                threshold: NonZeroU64::MIN,
+                _extra: HashMap::new(),
+            };
+            root.0.signed.roles.insert(role, rule);
+            root.add(role, &key(number)).unwrap();
+        }
+        root.take_signatures(&[Signature {
+            keyid: key(100).id().to_decoded(),
+            sig: vec![0; 64].into(),
+        }]);
+        root
+    }
+
+    #[derive(Clone, Debug)]
+    enum Edit {
+        Add(RoleType, u8),
+        Remove(RoleType, u8),
+        Threshold(RoleType, u64),
+    }
+
+    fn edit() -> impl Strategy<Value = Edit> {
+        let role = || proptest::sample::select(&ROLES[..]);
+        prop_oneof![
+            (role(), 0..6_u8).prop_map(|(role, key)| Edit::Add(role, key)),
+            (role(), 0..6_u8).prop_map(|(role, key)| Edit::Remove(role, key)),
+            (role(), 1..4_u64).prop_map(|(role, threshold)| Edit::Threshold(role, threshold)),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is changed, no signature outlives it; what is sound comes back from a file,
+        /// and what would lock somebody out never does.
+        #[test]
+        fn what_locks_nobody_out_comes_back_and_nothing_else(
+            edits in proptest::collection::vec(edit(), 1..12),
+        ) {
+            let mut root = root();
+            for edit in edits {
+                let done = match edit {
+                    Edit::Add(role, number) => root.add(role, &key(number)),
+                    Edit::Remove(role, number) => root.remove(role, key(number).id()),
+                    Edit::Threshold(role, k) => root.set_threshold(role, k.try_into().unwrap()),
+                };
+                prop_assert!(done.is_err() || root.0.signatures.is_empty());
+            }
+            let enough = |rule: &RoleRule| rule.keys.len() as u64 >= rule.threshold;
+            let sound = root.rules().iter().all(enough);
+            let file = root.encode().unwrap();
+            match RootDocument::decode(&file) {
+                Ok(decoded) => prop_assert!(sound && decoded == root),
+                Err(error) => {
+                    let too_few = matches!(error, RootError::TooFewKeys { .. });
+                    prop_assert!(!sound && too_few);
+                }
+            }
+            let named: BTreeSet<_> = root.rules().into_iter().flat_map(|rule| rule.keys).collect();
+            prop_assert_eq!(named.len(), root.0.signed.keys.len(), "no key without a role");
+        }
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_first_digits() {
+        let mut root = root();
+        let known = key(101).id();
+        let role = RoleType::Targets;
+        assert_eq!(root.find(role, &known.short()).unwrap(), known);
+        assert_eq!(root.find(role, &known.to_string()).unwrap(), known);
+        assert!(matches!(
+            root.find(role, "zz"),
+            Err(RootError::NoSuchKey { .. })
+        ));
+        root.add(role, &key(1)).unwrap();
+        assert!(matches!(
+            root.find(role, ""),
+            Err(RootError::Ambiguous { .. })
+        ));
+        assert!(matches!(
+            root.find(role, &known.to_string()[..3]),
+            Err(RootError::Ambiguous { .. })
+        ));
+    }
+
+    #[test]
+    fn what_readers_would_not_take_is_not_sound() {
+        let unsound = |change: fn(&mut Root)| {
+            let mut root = root();
+            change(&mut root.0.signed);
+            assert!(matches!(root.check_sound(), Err(RootError::Unsound { .. })));
+        };
+        root().check_sound().unwrap();
+        unsound(|root| root.consistent_snapshot = false);
+        unsound(|root| root.spec_version = "2.0.0".to_owned());
+        unsound(|root| drop(root.roles.remove(&RoleType::Snapshot)));
+        unsound(|root| drop(root.keys.remove(&key(100).id().to_decoded())));
+        unsound(|root| {
+            for rule in root.roles.values_mut() {
+                rule.keyids.extend(rule.keyids.clone());
+            }
+        });
+        let long = vec![b' '; usize::try_from(ROLE_BYTES_MAX).unwrap() + 1];
+        assert!(matches!(
+            RootDocument::decode(&long),
+            Err(RootError::TooLong)
+        ));
+    }
 }

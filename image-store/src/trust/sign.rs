@@ -176,6 +176,7 @@ impl Signer<'_> {
         current: &Current,
         set: &[(String, ObjectRef)],
     ) -> Result<(), StoreError> {
+        self.check_can_publish(current)?;
         let mut targets = current.targets.signed.clone();
         targets.version = next(targets.version)?;
         targets.expires = self.expires(self.lifetimes.targets);

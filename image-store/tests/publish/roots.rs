@@ -1,6 +1,6 @@
 //! Who may sign changes: rotations, thresholds, thieves, and processes that die half-way.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image_store::trust::TrustError;
@@ -8,6 +8,9 @@ use image_store::trust::keys::{ROLES, RoleType};
 use image_store::trust::root::{RootDocument, RootError};
 use image_store::trust::rotate::RootPublished;
 use image_store::{KeyRing, Retagging, Store, StoreError, TagChange};
+
+use tough::{ExpirationEnforcement, FilesystemTransport, RepositoryLoader};
+use url::Url;
 
 use crate::killer::{Mortal, Side, Trigger};
 use crate::{Scratch, disk, publication, publish, read_back, ring, signer, write};
@@ -118,6 +121,47 @@ async fn what_a_stolen_key_signs_after_its_rotation_is_refused() {
         store.current(&trusted).await,
         Err(StoreError::Trust(TrustError::Load(_)))
     ));
+}
+
+/// Lets a machine look at the store, which remembers in `memory` what it saw before.
+async fn look(scratch: &Scratch, trusted: &[u8], memory: &Path) -> Result<(), String> {
+    let url = |name| Url::from_directory_path(scratch.root().join(name)).unwrap();
+    RepositoryLoader::new(&trusted, url("metadata"), url("targets"))
+        .transport(FilesystemTransport)
+        .datastore(memory)
+        .expiration_enforcement(ExpirationEnforcement::Unsafe)
+        .load()
+        .await
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn a_machine_that_a_thief_sent_far_ahead_comes_back_after_the_rotation() {
+    for roles in [
+        &[RoleType::Timestamp][..],
+        &[RoleType::Snapshot],
+        &[RoleType::Targets, RoleType::Snapshot, RoleType::Timestamp],
+    ] {
+        let scratch = Scratch::new();
+        let (store, trusted) = store_with_image(&scratch).await;
+        let thief = scratch.copy();
+        let copy = thief.store().await;
+        for number in 0..4 {
+            publish(&copy, "evil", &disk(100 + number, 2))
+                .await
+                .unwrap();
+        }
+        let memory = tempfile::tempdir().unwrap();
+        let sees = async |scratch| look(scratch, &trusted, memory.path()).await;
+        sees(&thief).await.unwrap();
+        let behind = sees(&scratch).await.unwrap_err();
+        assert!(behind.contains("version"), "{behind}");
+        rotate(&store, &ring(&store), roles).await;
+        sees(&scratch).await.unwrap();
+        publish(&store, "b", &disk(3, 2)).await.unwrap();
+        sees(&scratch).await.unwrap();
+    }
 }
 
 /// A ring in a directory of its own, with a root key.
@@ -325,11 +369,20 @@ async fn the_timestamp_key_alone_refreshes_and_publishes_nothing() {
     assert_eq!(after.snapshot, before.snapshot);
     assert_eq!(after.expiries(), expiries);
     assert!(expiries.timestamp > before.expiries().timestamp);
-    let current = store.current(&trusted).await.unwrap();
-    assert!(!server.can_publish(&current).unwrap() && ring.can_publish(&current).unwrap());
+    let before = scratch.files();
     let written = write(&store, &disk(5, 2)).await.unwrap();
     let publication = publication("b", written);
-    assert!(publication.commit(&store, &signer(&server)).await.is_err());
+    let refused = publication.commit(&store, &signer(&server)).await;
+    let message = refused.unwrap_err().to_string();
+    assert!(message.starts_with("too few targets keys are here: 0 of the 1"));
+    let metadata = |path: &&PathBuf| path.parent().unwrap().ends_with("metadata");
+    let after = scratch.files();
+    assert!(
+        before
+            .keys()
+            .filter(metadata)
+            .eq(after.keys().filter(metadata))
+    );
     assert!(opens_from_the_first_root(&scratch, &trusted).await);
 }
 

@@ -10,12 +10,13 @@ use crate::cli::Common;
 use crate::ui::Ui;
 
 const HELP: &str = "\
-A store has keys of four roles. root keys say who may sign what, and are needed only to change that.
-targets, snapshot and timestamp keys sign what is offered, and are needed to publish.
+A store has keys of four roles. root keys say who may sign what, and are needed
+only to change that. targets, snapshot and timestamp keys sign what is offered,
+and are needed to publish.
 
 Examples:
-  circular key rotate targets snapshot timestamp    # new keys for the everyday roles
-  circular key new root --keys alice                # a root key for another holder, in alice/
+  circular key rotate targets snapshot timestamp    # replace the everyday keys
+  circular key new root --keys alice                # for another holder
   circular key show root --keys alice > alice.json  # its public half
   circular key add root alice.json                  # alice's key counts, too
 docs/KEYS.md says what to do when a key is lost or stolen.";

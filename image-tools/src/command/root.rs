@@ -18,14 +18,15 @@ use crate::roots::{self, ChangeArgs};
 use crate::ui::Ui;
 
 const HELP: &str = "\
-The root says which keys may sign what. Machines that trust one version follow to the next if it is
-signed by enough root keys of both. With one root key, `circular key` and `circular root renew` do it
-at once. With several holders, a draft goes from one to the other:
-  circular key add root carol.json --threshold 2 --draft next.json   # or: circular root new next.json
-  circular root sign next.json --keys DIR                            # each holder, anywhere
-  circular root publish next.json                                    # where the store is
-
-Holders may also sign copies at the same time: `circular root publish` takes all of the files.";
+The root says which keys may sign what. Machines that trust one version follow
+to the next if it is signed by enough root keys of both. With one root key,
+`circular key` and `circular root renew` do it at once. With several holders,
+a draft goes from one to the other:
+  circular key add root carol.json --threshold 2 --draft next.json
+  circular root sign next.json --keys DIR      # each holder, anywhere
+  circular root publish next.json              # where the store is
+Holders may also sign copies at the same time: `circular root publish` takes
+all of the files. docs/KEYS.md has more.";
 
 /// Arguments of `circular root`.
 #[derive(Debug, clap::Args)]

@@ -150,6 +150,7 @@ pub(super) async fn rotate(common: &Common, args: RotateArgs, ui: &Ui) -> anyhow
     }
     let at_once = session.next.clone();
     if session.publish(at_once).await?.is_err() {
+        session.check_bridge(&added, &session.next).await?;
         session.publish(added).await??;
         let removed = without_old(&session.next, &replacements)?;
         session.publish(removed).await??;
