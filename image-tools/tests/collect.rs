@@ -106,7 +106,7 @@ fn old_versions_go_and_what_they_alone_needed() {
     assert_eq!(scratch.packs().len(), 3);
     let done = scratch.done(&["gc", "--keep", "1", "--grace", "0"]);
     assert_eq!(done["removed"], dry["removed"]);
-    assert!(done["deleted_bytes"].as_u64().unwrap() > 10_000);
+    assert!(done["deleted_bytes"].as_u64().unwrap() > 1_000);
     scratch.check("image3", "a");
     scratch.check("image1", "a:stable");
     assert!(
@@ -117,7 +117,7 @@ fn old_versions_go_and_what_they_alone_needed() {
     let verified = scratch.done(&["verify"]);
     assert_eq!(verified["problems"], Value::Array(Vec::new()));
     let again = scratch.publish("image2", "a");
-    assert_eq!(again["version"], 4);
+    assert_eq!(again["version"], "4");
     scratch.check("image2", "a@4");
 }
 
@@ -184,7 +184,7 @@ fn what_verify_complains_of_is_mended_as_it_says() {
     let mended = scratch.done(&["publish", "--mend", "image1", "a", "--no-boot"]);
     assert_eq!(
         (&mended["version"], &mended["revision"]),
-        (&1.into(), &1.into())
+        (&"1".into(), &1.into())
     );
     // At another level the pack becomes another one: a new revision of the same version.
     flip_in_the_middle(&scratch.packs()[0]);
@@ -201,7 +201,7 @@ fn what_verify_complains_of_is_mended_as_it_says() {
     assert_eq!(mended["published_as"], "mended");
     assert_eq!(
         (&mended["version"], &mended["revision"]),
-        (&1.into(), &2.into())
+        (&"1".into(), &2.into())
     );
     let verified = scratch.done(&["verify"]);
     assert_eq!(verified["problems"], Value::Array(Vec::new()));

@@ -32,7 +32,7 @@ struct Scratch(TempDir);
 impl Scratch {
     fn new() -> Self {
         let scratch = Self(tempfile::tempdir().unwrap());
-        for (seed, length) in [(1_u64, 2_200_000), (2, 2_200_000)] {
+        for (seed, length) in [(1_u64, 700_001), (2, 900_000)] {
             fs::write(scratch.image(seed), noise(seed, length)).unwrap();
         }
         scratch
