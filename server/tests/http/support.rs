@@ -1,13 +1,17 @@
 //! A store in a temporary directory, a server on it, and clients.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use image_format::chunker::{ChunkerParams, Cut, End};
 use image_format::frame::Encoder;
 use image_format::{ChunkId, ObjectRef, REGION_BYTES};
-use image_store::{ChunkIndexes, ImageWriter, Prepared, Publication, Published, Store};
+use image_store::{
+    ChunkIndexes, ImageWriter, KeyRing, Lifetimes, Prepared, Publication, Published, Signer, Store,
+};
 use server::access_log::AccessLog;
 use server::{Config, Drained, Server};
 use tempfile::TempDir;
@@ -113,7 +117,15 @@ impl Site {
             chunker: ChunkerParams::DEFAULT,
             boot: None,
         };
-        publication.commit(&store).await.unwrap()
+        let ring = self.ring();
+        let signer = signer(&ring);
+        signer.establish(&store).await.unwrap();
+        publication.commit(&store, &signer).await.unwrap()
+    }
+
+    /// The keys of the store, made when they are first used.
+    pub(crate) fn ring(&self) -> KeyRing {
+        ring(&self.scratch.path().join("keys"))
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -140,6 +152,24 @@ impl Site {
         // A connection that is cut short may end in a reset; what came before counts.
         let _ = stream.read_to_end(&mut bytes).await;
         Answer::parse(&bytes)
+    }
+}
+
+/// The keys in a directory, made when they are first used.
+pub(crate) fn ring(keys: &Path) -> KeyRing {
+    match keys.exists() {
+        true => KeyRing::open(keys).unwrap(),
+        false => KeyRing::generate(keys).unwrap(),
+    }
+}
+
+/// Signs with these keys, for as long as a store is used.
+pub(crate) fn signer(ring: &KeyRing) -> Signer<'_> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Signer {
+        keys: ring,
+        lifetimes: Lifetimes::DEFAULT,
+        now: now.unwrap().as_secs(),
     }
 }
 
