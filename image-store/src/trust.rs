@@ -77,6 +77,8 @@ pub enum TrustError {
     Target { name: String },
     #[error("signed metadata cannot be encoded")]
     Encode(#[source] Box<tough::schema::Error>),
+    #[error("the root is not signed as it demands itself")]
+    Schema(#[source] Box<tough::schema::Error>),
     #[error("the root cannot be decoded")]
     Root(#[source] serde_json::Error),
     #[error(

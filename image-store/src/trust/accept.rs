@@ -22,10 +22,12 @@ use image_format::catalogue::Catalogue;
 use image_format::marker::Marker;
 use image_format::{Digest, ImageName, ObjectRef};
 use object_store::ObjectStoreExt as _;
+use tough::schema::{Root, Signed};
 
 use super::load::{Overlay, load_over};
 use super::{
     CHUNK_INDEXES_TARGET, Current, FIRST_ROOT_PATH, Names, ROLE_BYTES_MAX, TIMESTAMP_PATH,
+    TrustError,
 };
 use crate::boot_files;
 use crate::lock::CommitLock;
@@ -42,6 +44,16 @@ pub struct Accepted {
     /// Whether the boot files were written; if not, the log says why, and the next publish tries
     /// again.
     pub boot_files: bool,
+}
+
+/// Checks that these bytes can be trusted as a root: that they are one, signed as it says itself.
+///
+/// # Errors
+/// They are not.
+pub fn check_root(bytes: &[u8]) -> Result<(), TrustError> {
+    let root: Signed<Root> = serde_json::from_slice(bytes).map_err(TrustError::Root)?;
+    let verified = root.signed.verify_role(&root);
+    verified.map_err(|error| TrustError::Schema(Box::new(error)))
 }
 
 /// Checks `proposal` against `trusted_root` and makes it current.
