@@ -21,7 +21,7 @@ const PIECE_BYTES: usize = 256 << 10;
 /// Most bytes of an unwanted body that are taken and dropped, and for how long: a client that is
 /// still sending should read why it is refused before its connection ends.
 const DISCARD_BYTES_MAX: usize = 1 << 20;
-const DISCARD_TIME_MAX: Duration = Duration::from_secs(5);
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Receives a file of `length` bytes.
 ///
@@ -38,21 +38,18 @@ pub(super) async fn file<B: HttpBody<Data = Bytes> + Unpin>(
     let mut left = length;
     loop {
         let mut piece = Vec::new();
-        let more = fill(body, &mut piece, PIECE_BYTES, stall_timeout).await?;
+        let filled = fill(body, &mut piece, PIECE_BYTES, stall_timeout).await;
+        // Also where the body broke off: what was staged is gone before that is said.
+        let mut staged = writing.await?.map_err(UploadError::Write)?;
+        let more = filled?;
         // hyper holds a body to its length too.
         left = left
             .checked_sub(piece.len() as u64)
             .ok_or(UploadError::TooLong { max: length })?;
-        let mut staged = writing.await?.map_err(UploadError::Write)?;
-        if piece.is_empty() {
-            return match left {
-                0 => Ok(staged),
-                _ => Err(UploadError::Gone),
-            };
-        }
-        writing = spawn_blocking(move || staged.write(&piece).map(|()| staged));
-        if !more && left > 0 {
-            return Err(UploadError::Gone);
+        match (more, left) {
+            (false, 0) if piece.is_empty() => return Ok(staged),
+            (false, 1..) => return Err(UploadError::Gone),
+            _ => writing = spawn_blocking(move || staged.write(&piece).map(|()| staged)),
         }
     }
 }
