@@ -358,3 +358,6 @@ async fn write_boot_files(
     }
     boot_files::write_menu(store, names).await
 }
+
+#[cfg(test)]
+mod tests;
