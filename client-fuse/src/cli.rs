@@ -144,7 +144,9 @@ pub fn main() -> ExitCode {
     };
     let defaults = Directories::of_user();
     app::run(&args.into_config(defaults)).unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "circular-mount: {error:#}");
+        // In one write: in an initramfs the stream is the kernel's log, where each is a record.
+        let line = format!("circular-mount: {error:#}\n");
+        let _ = std::io::stderr().write_all(line.as_bytes());
         ExitCode::FAILURE
     })
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::chunker::ChunkerParams;
 use crate::codec::{self, DecodeError};
-use crate::digest::ObjectRef;
+use crate::digest::{Digest, ObjectRef};
 use crate::geometry::DISK_BYTES_MAX;
 use crate::reference::{ImageName, Version};
 use crate::region_table::TABLE_BYTES_MAX;
@@ -22,8 +22,8 @@ const WHAT: &str = "manifest";
 
 /// One revision of one version of an image.
 ///
-/// A revision may change how the disk is booted, never its content: [`Disk::regions`] is the same
-/// in all revisions of a version.
+/// A revision may change how the disk is booted, never its content: [`Disk::content`] is the same
+/// in all revisions of a version. [`Disk::regions`] changes only when a damaged disk is stored anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of this format; 1.
@@ -50,6 +50,8 @@ pub struct Disk {
     pub length: u64,
     /// The region table. Its digest is the disk digest.
     pub regions: ObjectRef,
+    /// The content digest: the same for the same chunks, wherever they are stored.
+    pub content: Digest,
     /// How many chunks the disk has, repeated ones counted each time. For people, not for decoding.
     pub chunks: u64,
     /// Bytes of the disk that are in chunks, not in holes. For people.
@@ -160,6 +162,7 @@ mod tests {
             disk: Disk {
                 length: 1 << 31,
                 regions: object,
+                content: object.digest,
                 chunks: 10,
                 data_bytes: 40_960,
                 stored_bytes: 9000,

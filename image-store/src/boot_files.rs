@@ -2,7 +2,7 @@
 
 use image_format::boot_script::{self, MenuItem};
 use image_format::catalogue::Catalogue;
-use image_format::{ImageRef, Tag};
+use image_format::{ImageName, ImageRef, Tag};
 
 use crate::store::{Store, StoreError};
 use crate::trust::Names;
@@ -26,7 +26,7 @@ pub(crate) async fn scripts(store: &Store, catalogue: &Catalogue) -> Result<(), 
             true => store.manifest(&entry.manifest).await?.boot,
             false => None,
         };
-        for path in paths(catalogue, tag) {
+        for path in paths(&catalogue.name, tag) {
             match &boot {
                 Some(boot) => {
                     let text = boot_script::script(&reference.pinned(*version), boot);
@@ -39,18 +39,10 @@ pub(crate) async fn scripts(store: &Store, catalogue: &Catalogue) -> Result<(), 
     Ok(())
 }
 
-/// Removes the scripts of the tags that `before` has and `after` has not.
-pub(crate) async fn forget(
-    store: &Store,
-    before: &Catalogue,
-    after: &Catalogue,
-) -> Result<(), StoreError> {
-    for tag in before.tags.keys() {
-        if !after.tags.contains_key(tag) {
-            for path in paths(before, tag) {
-                store.remove(&path).await?;
-            }
-        }
+/// Removes the scripts of a tag that is gone.
+pub(crate) async fn forget(store: &Store, name: &ImageName, tag: &Tag) -> Result<(), StoreError> {
+    for path in paths(name, tag) {
+        store.remove(&path).await?;
     }
     Ok(())
 }
@@ -62,10 +54,15 @@ pub(crate) async fn write_menu(store: &Store, names: &Names) -> Result<(), Store
 }
 
 /// Where the script of a tag lies; that of the default tag under the bare name too.
-fn paths(catalogue: &Catalogue, tag: &Tag) -> Vec<String> {
-    let mut paths = vec![boot_script::script_path(&tagged(catalogue, tag))];
+fn paths(name: &ImageName, tag: &Tag) -> Vec<String> {
+    let reference = ImageRef {
+        name: name.clone(),
+        tag: Some(tag.clone()),
+        version: None,
+    };
+    let mut paths = vec![boot_script::script_path(&reference)];
     if boot_script::is_default_tag(tag) {
-        paths.push(boot_script::script_path(&catalogue.name.clone().into()));
+        paths.push(boot_script::script_path(&name.clone().into()));
     }
     paths
 }

@@ -14,10 +14,14 @@
 #![forbid(unsafe_code)]
 
 mod boot_files;
+mod catalogue_change;
+pub mod check;
+pub mod gc;
 pub mod index;
 mod lock;
 pub mod publication;
 pub mod reader;
+pub mod retag;
 pub mod store;
 pub mod trust;
 pub mod writer;
@@ -25,6 +29,7 @@ pub mod writer;
 pub use index::{ChunkIndexes, IndexError};
 pub use publication::{Publication, Published, PublishedAs};
 pub use reader::{ImageReader, ReadError};
+pub use retag::{Retagged, Retagging, TagChange};
 pub use store::{Resolved, Store, StoreError};
 pub use trust::keys::KeyRing;
 pub use trust::sign::{Lifetimes, Signer};

@@ -100,6 +100,14 @@ impl ImageReader {
         }
     }
 
+    /// Returns the digest of the leaf of the region table that `region` is in, if it has leaves.
+    pub(crate) fn leaf_digest(&self, region: u32) -> Option<Digest> {
+        match self.table.lookup(region) {
+            Lookup::Leaf { leaf, .. } => Some(leaf),
+            Lookup::Hole | Lookup::Page(_) => None,
+        }
+    }
+
     async fn leaf(&self, digest: Digest, number: u32) -> Result<Arc<LeafTable>, ReadError> {
         if let Some(leaf) = lock(&self.leaves).get(&digest) {
             return Ok(leaf.clone());

@@ -250,6 +250,7 @@ fn catalogue(
         disk: Disk {
             length,
             regions,
+            content: regions.digest,
             chunks,
             data_bytes: 0,
             stored_bytes: 0,
@@ -263,6 +264,7 @@ fn catalogue(
         revision: 1,
         created: 1_700_000_000,
         disk: regions.digest,
+        content: regions.digest,
         length,
         bootable: false,
     };

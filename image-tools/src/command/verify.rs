@@ -107,8 +107,9 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     match verified.problems.len() {
         0 => Ok(()),
         n => bail!(
-            "{n} problems in `{}`: publish these images again into a new store",
-            common.store.display()
+            "{n} problems in `{store}`: `circular publish --mend IMAGE NAME` with the same image file stores again what is missing or damaged; \
+             files can also be copied from another copy of the store, and `circular remove` takes out what cannot be had again",
+            store = common.store.display()
         ),
     }
 }
