@@ -13,6 +13,12 @@ pub(crate) async fn write(
     names: &Names,
     catalogue: &Catalogue,
 ) -> Result<(), StoreError> {
+    scripts(store, catalogue).await?;
+    write_menu(store, names).await
+}
+
+/// Writes the script of each tag of `catalogue`.
+pub(crate) async fn scripts(store: &Store, catalogue: &Catalogue) -> Result<(), StoreError> {
     for (tag, version) in &catalogue.tags {
         let entry = &catalogue.versions[version];
         let reference = tagged(catalogue, tag);
@@ -20,11 +26,7 @@ pub(crate) async fn write(
             true => store.manifest(&entry.manifest).await?.boot,
             false => None,
         };
-        let mut paths = vec![boot_script::script_path(&reference)];
-        if boot_script::is_default_tag(tag) {
-            paths.push(boot_script::script_path(&catalogue.name.clone().into()));
-        }
-        for path in paths {
+        for path in paths(&catalogue.name, tag) {
             match &boot {
                 Some(boot) => {
                     let text = boot_script::script(&reference.pinned(*version), boot);
@@ -34,26 +36,35 @@ pub(crate) async fn write(
             }
         }
     }
-    let text = menu(store, names).await?;
-    store.replace(boot_script::MENU_PATH, text.into()).await
+    Ok(())
 }
 
 /// Removes the scripts of a tag that is gone.
 pub(crate) async fn forget(store: &Store, name: &ImageName, tag: &Tag) -> Result<(), StoreError> {
+    for path in paths(name, tag) {
+        store.remove(&path).await?;
+    }
+    Ok(())
+}
+
+/// Writes the menu.
+pub(crate) async fn write_menu(store: &Store, names: &Names) -> Result<(), StoreError> {
+    let text = menu(store, names).await?;
+    store.replace(boot_script::MENU_PATH, text.into()).await
+}
+
+/// Where the script of a tag lies; that of the default tag under the bare name too.
+fn paths(name: &ImageName, tag: &Tag) -> Vec<String> {
     let reference = ImageRef {
         name: name.clone(),
         tag: Some(tag.clone()),
         version: None,
     };
-    store.remove(&boot_script::script_path(&reference)).await?;
-    match boot_script::is_default_tag(tag) {
-        true => {
-            store
-                .remove(&boot_script::script_path(&name.clone().into()))
-                .await
-        }
-        false => Ok(()),
+    let mut paths = vec![boot_script::script_path(&reference)];
+    if boot_script::is_default_tag(tag) {
+        paths.push(boot_script::script_path(&name.clone().into()));
     }
+    paths
 }
 
 fn tagged(catalogue: &Catalogue, tag: &Tag) -> ImageRef {

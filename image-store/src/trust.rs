@@ -9,9 +9,11 @@
 //! - [`sign`]: writes what is current next
 //! - [`resign`]: writes what is current once more, to last longer or with other keys
 //! - [`root`]: who may sign what, as a document; [`rotate`]: makes it the current one
+//! - [`accept`]: takes what somebody else signed, after it was checked
 //!
 //! The cryptography and the order of checks are `tough`'s; this module adds no rule of its own.
 
+pub mod accept;
 pub mod keys;
 pub mod load;
 pub mod public_key;
@@ -81,6 +83,8 @@ pub enum TrustError {
     Target { name: String },
     #[error("signed metadata cannot be encoded")]
     Encode(#[source] Box<tough::schema::Error>),
+    #[error("the root is not signed as it demands itself")]
+    Schema(#[source] Box<tough::schema::Error>),
     #[error("the root cannot be decoded")]
     Root(#[source] serde_json::Error),
     #[error(
