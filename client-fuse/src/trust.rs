@@ -8,6 +8,7 @@
 //! - [`transport`]: the metadata files, bounded, for `tough`, which checks signatures and versions
 //! - [`state`]: what was seen before, so that nothing older is taken
 //! - [`expiry`]: whether it is still valid
+//! - `mirrors`: which server's metadata is taken, where there are several
 //!
 //! Verify first, keep after: `tough` works in a directory made for one try. Only when everything is
 //! in order does what it found replace what is remembered (what CVE-2025-2888 got wrong).
@@ -20,7 +21,7 @@ use image_format::digest::{Digest, ObjectRef};
 use image_format::reference::ImageName;
 use jiff::Timestamp;
 use tempfile::TempDir;
-use tough::schema::{Target, Targets};
+use tough::schema::{Root, Signed, Target, Targets};
 use tough::{ExpirationEnforcement, Limits, Repository, RepositoryLoader};
 use url::Url;
 
@@ -31,6 +32,7 @@ use crate::fetch::fetcher::Fetcher;
 pub mod anchor;
 pub mod error;
 pub mod expiry;
+mod mirrors;
 pub mod state;
 pub mod transport;
 
@@ -98,15 +100,19 @@ pub async fn load<S: Source>(
         }
         None => Seen::default(),
     };
-    let transport = MetadataTransport::new(fetcher);
-    let root = seen.root.as_ref().unwrap_or(&first.root);
-    let memory = state.as_ref().map(|(state, _)| state.directory());
-    let (repository, scratch) = check(root, &seen, &transport, memory).await?;
-    judge(&repository, trust)?;
+    let basis = Basis {
+        root: seen.root.as_ref().unwrap_or(&first.root),
+        memory: state.as_ref().map(|(state, _)| state.directory()),
+        seen: &seen,
+        trust,
+    };
+    let found = mirrors::find(fetcher, &basis).await?;
+    tell(found.verdict, trust);
+    let repository = found.repository;
     if let Some((state, first_use)) = state {
         let order = Order::of(repository.root(), repository.timestamp());
         blocking(move || {
-            state.keep(order, scratch.path())?;
+            state.keep(order, found.scratch.path())?;
             first_use.map_or(Ok(()), |first_use| first_use.remember(&first.root))
         })
         .await?;
@@ -114,63 +120,86 @@ pub async fn load<S: Source>(
     Ok(Trusted::of(&repository.targets().signed))
 }
 
-/// Has `tough` check everything but dates. What came wrong is asked for again, past every HTTP
-/// cache, as often as any wrong answer is. `memory` is where it is remembered what was `seen`.
-async fn check<S: Source>(
-    root: &Vec<u8>,
-    seen: &Seen,
-    transport: &MetadataTransport<S>,
-    memory: Option<&Path>,
-) -> Result<(Repository, TempDir), TrustError> {
-    let metadata = Url::parse(transport::METADATA).expect("a constant");
-    loop {
+/// What metadata is held against.
+struct Basis<'a> {
+    /// The newest root that is trusted.
+    root: &'a Vec<u8>,
+    /// What was seen before.
+    seen: &'a Seen,
+    /// Where that is remembered.
+    memory: Option<&'a Path>,
+    trust: &'a Trust,
+}
+
+/// Metadata that is in order but perhaps out of date.
+struct Found {
+    repository: Repository,
+    /// Where `tough` left the documents.
+    scratch: TempDir,
+    verdict: Verdict,
+}
+
+impl Basis<'_> {
+    /// Has `tough` check everything but dates, once.
+    async fn check<S: Source>(
+        &self,
+        transport: &MetadataTransport<S>,
+    ) -> Result<Found, TrustError> {
+        let metadata = Url::parse(transport::METADATA).expect("a constant");
+        let root: Signed<Root> = serde_json::from_slice(self.root).map_err(TrustError::Root)?;
+        let next_root = root.signed.version.get().saturating_add(1);
+        transport.prefetch(next_root).await;
         // A new one for each try: a failed one may leave what must not be believed.
-        let scratch = seen.unpack()?;
-        let load = RepositoryLoader::new(root, metadata.clone(), metadata.clone())
+        let scratch = self.seen.unpack()?;
+        let load = RepositoryLoader::new(self.root, metadata.clone(), metadata)
             .transport(transport.clone())
             .limits(LIMITS)
             .datastore(scratch.path())
             .expiration_enforcement(ExpirationEnforcement::Unsafe)
             .load();
-        let error = match Box::pin(load).await {
-            Ok(repository) => return Ok((repository, scratch)),
-            Err(error) => error,
-        };
-        if let Some((file, source)) = transport.take_failure() {
-            return Err(TrustError::Fetch { file, source });
+        let repository = Box::pin(load).await.map_err(|error| match transport.fail() {
+            Some((file, source)) => TrustError::Fetch { file, source },
+            None => TrustError::of(error, self.memory),
+        })?;
+        let verdict = verdict(&repository, self.trust);
+        if let (Verdict::Expired { role, on }, Expiry::Enforce) = (verdict, self.trust.expiry) {
+            transport.doubt();
+            return Err(TrustError::Expired { role, on });
         }
-        if !transport.ask_again() {
-            return Err(TrustError::of(error, memory));
-        }
-        tracing::debug!(%error, "asking for metadata again");
+        Ok(Found {
+            repository,
+            scratch,
+            verdict,
+        })
     }
 }
 
-/// Decides on the dates. They are held against one clock, [`Trust::now`], and all four of them
-/// before anything is kept or used; `tough` would do the same, but could not say which date it was.
-fn judge(repository: &Repository, trust: &Trust) -> Result<(), TrustError> {
+/// Judges the dates. They are held against one clock, [`Trust::now`], and all four of them before
+/// anything is kept or used; `tough` would do the same, but could not say which date it was.
+fn verdict(repository: &Repository, trust: &Trust) -> Verdict {
     let expirations = [
         ("root", repository.root().signed.expires),
         ("timestamp", repository.timestamp().signed.expires),
         ("snapshot", repository.snapshot().signed.expires),
         ("targets", repository.targets().signed.expires),
     ];
-    match (expiry::judge(trust.now, &expirations), trust.expiry) {
-        (Verdict::Valid, _) => {}
-        (Verdict::NoClock, _) => tracing::warn!(
+    expiry::judge(trust.now, &expirations)
+}
+
+/// Says what of the dates is to be known of metadata that is used.
+fn tell(verdict: Verdict, trust: &Trust) {
+    match verdict {
+        Verdict::Valid => {}
+        Verdict::NoClock => tracing::warn!(
             now = %trust.now,
             "the clock is not set: whether the store's metadata is out of date cannot be told"
         ),
-        (Verdict::Expired { role, on }, Expiry::Warn) => tracing::warn!(
+        Verdict::Expired { role, on } => tracing::warn!(
             role,
             expired = %on,
             "the store's metadata is out of date: newer versions may be kept from this machine"
         ),
-        (Verdict::Expired { role, on }, Expiry::Enforce) => {
-            return Err(TrustError::Expired { role, on });
-        }
     }
-    Ok(())
 }
 
 impl Trusted {

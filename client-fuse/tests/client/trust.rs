@@ -104,10 +104,14 @@ async fn metadata_that_came_wrong_is_asked_for_again_past_every_cache() {
         });
         let source = MemorySource::faulty(&store, faults);
         try_open(&source, &source.trust()).await.unwrap();
-        let again = &source.requests()[number + 2];
-        assert_eq!(again.path, format!("metadata/{path}.json"));
-        assert_eq!(again.freshness, Freshness::Revalidate);
-        assert_eq!(source.requests().len(), OPENING + 1);
+        let path = format!("metadata/{path}.json");
+        let mut asked = source.requests();
+        asked.retain(|request| request.path == path);
+        assert_eq!(asked.len(), 2, "{path}");
+        assert_eq!(asked[1].freshness, Freshness::Revalidate);
+        // A timestamp that does not fit may be signed by the keys of a root that came meanwhile.
+        let others = usize::from(number == 0);
+        assert_eq!(source.requests().len(), OPENING + 1 + others, "{path}");
     }
 }
 
