@@ -13,6 +13,8 @@ use crate::config::{Config, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
+use crate::fetch::http::identity::Identity;
+use crate::fetch::mirrors::Mirrors;
 use crate::fs::ImageFs;
 use crate::log;
 use crate::mount::signals::Signals;
@@ -63,10 +65,10 @@ async fn serve(
     readiness: Readiness,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let source = HttpSource::new(config.base.clone(), &config.network)?;
+    let mirrors = Arc::new(mirrors(config)?);
     let stats = Arc::new(Stats::default());
     let image = tokio::select! {
-        image = open_image(config, &source, &stats) => image?,
+        image = open_image(config, &mirrors, &stats) => image?,
         signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
     };
     let caches = Arc::new(Caches {
@@ -74,8 +76,8 @@ async fn serve(
         disk: open_disk_cache(config, &image).await,
     });
     let network = &config.network;
-    let fetcher = Fetcher::new(
-        source,
+    let fetcher = Fetcher::over(
+        mirrors,
         network.connections,
         network.retry,
         Arc::clone(&caches),
@@ -97,10 +99,26 @@ async fn serve(
     Ok(())
 }
 
+/// The servers of the store; what they need of files is read here.
+fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
+    let identity = Identity::load(&config.identity)?;
+    let bases = || std::iter::once(&config.base).chain(&config.mirrors);
+    if identity.has_token() && bases().any(|base| base.as_url().scheme() == "http") {
+        tracing::warn!("over http everybody on the way can read the token; https hides it");
+    }
+    let first = HttpSource::with(config.base.clone(), &config.network, &identity)?;
+    let others = config.mirrors.iter().map(|base| {
+        let source = first.mirror(base.clone());
+        (base.to_string(), source)
+    });
+    let others = others.collect();
+    Ok(Mirrors::of((config.base.to_string(), first), others))
+}
+
 /// Opens the image with patience of its own; nothing of that goes into the caches.
 async fn open_image(
     config: &Config,
-    source: &HttpSource,
+    mirrors: &Arc<Mirrors<HttpSource>>,
     stats: &Arc<Stats>,
 ) -> anyhow::Result<OpenImage> {
     let none = Arc::new(Caches {
@@ -108,8 +126,8 @@ async fn open_image(
         disk: DiskCache::off(),
     });
     let network = &config.network;
-    let fetcher = Arc::new(Fetcher::new(
-        source.clone(),
+    let fetcher = Arc::new(Fetcher::over(
+        Arc::clone(mirrors),
         network.connections,
         network.retry_open,
         none,

@@ -95,13 +95,21 @@ pub enum SourceError {
     #[error("{url} is answered with HTTP status {status}")]
     Status { url: String, status: u16 },
     #[error(
-        "{url} is answered with HTTP status {status}: the store wants a token; give one with --token-file"
+        "{url} is answered with HTTP status {status}: the store is private, and wants a token; give one with --token-file"
     )]
     NoToken { url: String, status: u16 },
     #[error(
         "{url} is answered with HTTP status {status}: the store does not take the token of --token-file; ask its operator for one that may read"
     )]
     BadToken { url: String, status: u16 },
+    #[error(
+        "{url} leads to {host}, which answers with HTTP status {status}: a token is not taken along to another address; give the address where the store really is"
+    )]
+    TokenNotTaken {
+        url: String,
+        status: u16,
+        host: String,
+    },
     #[error(
         "the server ignores range requests for {url}; serve the store with circular-server, nginx or S3"
     )]
@@ -135,6 +143,7 @@ impl SourceError {
             Self::Status { .. }
             | Self::NoToken { .. }
             | Self::BadToken { .. }
+            | Self::TokenNotTaken { .. }
             | Self::Unaskable { .. }
             | Self::NoRanges { .. } => Fault::Permanent,
         }
@@ -233,7 +242,9 @@ impl FetchError {
     pub fn is_missing_or_forbidden(&self) -> bool {
         let forbidden = matches!(self, Self::Source(error) if matches!(
             **error,
-            SourceError::NoToken { status: 403, .. } | SourceError::BadToken { status: 403, .. }
+            SourceError::NoToken { status: 403, .. }
+                | SourceError::BadToken { status: 403, .. }
+                | SourceError::TokenNotTaken { status: 403, .. }
         ));
         forbidden || self.is_missing()
     }
