@@ -36,11 +36,13 @@ mod mirrors;
 pub mod state;
 pub mod transport;
 
+use anchor::First;
+use expiry::Verdict;
+use state::{FirstUse, Order, Seen, State};
+use transport::MetadataTransport;
+
 pub use anchor::Anchor;
 pub use error::TrustError;
-use expiry::Verdict;
-use state::{Order, Seen, State};
-use transport::MetadataTransport;
 
 /// The longest `targets.json`: some 4,000 names.
 pub const TARGETS_BYTES_MAX: u64 = 1024 * 1024;
@@ -78,42 +80,63 @@ pub struct Trusted {
     pub names: BTreeMap<ImageName, ObjectRef>,
 }
 
-/// Loads the metadata of the store at `base` and checks it.
+/// Where trust in a store begins: what is known of it before its metadata is asked for.
+#[derive(Debug)]
+pub struct Beginning {
+    first: First,
+    /// Where what is seen is remembered.
+    state: Option<State>,
+    /// What was seen.
+    seen: Seen,
+}
+
+/// Finds out where trust in the store at `base` begins. Asks the store for nothing, but for its
+/// first root where that is to be trusted.
+///
+/// # Errors
+///
+/// When nothing says whom to trust, or what was seen cannot be read.
+pub async fn begin<S: Source>(
+    fetcher: &Arc<Fetcher<S>>,
+    base: &BaseUrl,
+    trust: &Trust,
+) -> Result<Beginning, TrustError> {
+    let first = anchor::find(fetcher, base, trust).await?;
+    let directory = trust.state.as_ref();
+    let state = directory.map(|directory| State::of(directory, &first.root));
+    let seen = match state.clone() {
+        Some(state) => blocking(move || state.read()).await?,
+        None => Seen::default(),
+    };
+    Ok(Beginning { first, state, seen })
+}
+
+/// Loads the metadata of a store and checks it.
 ///
 /// # Errors
 ///
 /// Says what is wrong with which part of it, and what to do.
 pub async fn load<S: Source>(
     fetcher: &Arc<Fetcher<S>>,
-    base: &BaseUrl,
+    beginning: Beginning,
     trust: &Trust,
 ) -> Result<Trusted, TrustError> {
-    let first = anchor::find(fetcher, base, trust).await?;
-    let state = trust.state.as_ref().map(|directory| {
-        let state = State::of(directory, &first.root);
-        (state, first.first_use.clone())
-    });
-    let seen = match &state {
-        Some((state, _)) => {
-            let state = state.clone();
-            blocking(move || state.read()).await?
-        }
-        None => Seen::default(),
-    };
+    let Beginning { first, state, seen } = beginning;
     let basis = Basis {
         root: seen.root.as_ref().unwrap_or(&first.root),
-        memory: state.as_ref().map(|(state, _)| state.directory()),
+        memory: state.as_ref().map(State::directory),
         seen: &seen,
         trust,
     };
     let found = mirrors::find(fetcher, &basis).await?;
     tell(found.verdict, trust);
     let repository = found.repository;
-    if let Some((state, first_use)) = state {
+    if let Some(state) = state {
         let order = Order::of(repository.root(), repository.timestamp());
         blocking(move || {
             state.keep(order, found.scratch.path())?;
-            first_use.map_or(Ok(()), |first_use| first_use.remember(&first.root))
+            let remember = |first_use: FirstUse| first_use.remember(&first.root);
+            first.first_use.map_or(Ok(()), remember)
         })
         .await?;
     }

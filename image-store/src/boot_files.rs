@@ -1,7 +1,9 @@
-//! Writes the boot scripts of a store: the menu, and a script for each tag of the name published.
+//! Writes the boot files of a store: the menu, and a script and a hint for each tag of the name
+//! published.
 
 use image_format::boot_script::{self, MenuItem};
-use image_format::catalogue::Catalogue;
+use image_format::catalogue::{Catalogue, VersionEntry};
+use image_format::hint::{Hint, hint_path};
 use image_format::{ImageRef, Tag};
 
 use crate::store::{Store, StoreError};
@@ -33,9 +35,36 @@ pub(crate) async fn write(
                 None => store.remove(&path).await?,
             }
         }
+        write_hints(store, names, &reference, entry).await?;
     }
     let text = menu(store, names).await?;
     store.replace(boot_script::MENU_PATH, text.into()).await
+}
+
+/// Writes what clients fetch ahead when they open `reference`.
+async fn write_hints(
+    store: &Store,
+    names: &Names,
+    reference: &ImageRef,
+    entry: &VersionEntry,
+) -> Result<(), StoreError> {
+    let Some(catalogue) = names.names.get(&reference.name) else {
+        return Ok(());
+    };
+    let hint = Hint {
+        format: 1,
+        catalogue: *catalogue,
+        manifest: entry.manifest,
+        disk: entry.disk,
+    };
+    let mut paths = vec![hint_path(reference)];
+    if reference.tag.as_ref().is_some_and(boot_script::is_default_tag) {
+        paths.push(hint_path(&reference.name.clone().into()));
+    }
+    for path in paths {
+        store.replace(&path, hint.encode().into()).await?;
+    }
+    Ok(())
 }
 
 fn tagged(catalogue: &Catalogue, tag: &Tag) -> ImageRef {

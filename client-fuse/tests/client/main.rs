@@ -12,6 +12,7 @@ mod model;
 mod mount;
 mod open;
 mod publisher;
+mod rounds;
 mod server;
 mod source;
 mod stack;
