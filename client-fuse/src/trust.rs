@@ -27,7 +27,7 @@ use url::Url;
 
 use crate::config::{BaseUrl, Expiry};
 use crate::fetch::Source;
-use crate::fetch::fetcher::Fetcher;
+use crate::fetch::fetcher::{Attempts, Fetcher};
 
 pub mod anchor;
 pub mod error;
@@ -163,10 +163,11 @@ struct Found {
 }
 
 impl Basis<'_> {
-    /// Has `tough` check everything but dates, once.
+    /// Has `tough` check everything but dates, once. `attempts` learns of progress.
     async fn check<S: Source>(
         &self,
         transport: &MetadataTransport<S>,
+        attempts: &mut Attempts,
     ) -> Result<Found, TrustError> {
         let metadata = Url::parse(transport::METADATA).expect("a constant");
         let root: Signed<Root> = serde_json::from_slice(self.root).map_err(TrustError::Root)?;
@@ -180,9 +181,15 @@ impl Basis<'_> {
             .datastore(scratch.path())
             .expiration_enforcement(ExpirationEnforcement::Unsafe)
             .load();
-        let repository = Box::pin(load).await.map_err(|error| match transport.fail() {
-            Some((file, source)) => TrustError::Fetch { file, source },
-            None => TrustError::of(error, self.memory),
+        let repository = Box::pin(load).await.map_err(|error| {
+            let failure = transport.fail();
+            if failure.progressed {
+                attempts.progressed();
+            }
+            match failure.unfetched {
+                Some((file, source)) => TrustError::Fetch { file, source },
+                None => TrustError::of(error, self.memory),
+            }
         })?;
         let verdict = verdict(&repository, self.trust);
         if let (Verdict::Expired { role, on }, Expiry::Enforce) = (verdict, self.trust.expiry) {

@@ -417,13 +417,14 @@ impl<S: Source> Fetcher<S> {
         while let Some(part) = next_part(&mut body, &path, &pace, got).await? {
             got += part.len() as u64;
             self.stats.fetched.chunk_bytes.add(part.len() as u64);
-            if got > want {
-                return Err(FetchError::Long { path, limit: want });
-            }
             let complete = splitter.push(&part);
             if !complete.is_empty() {
                 let (caches, stats) = (Arc::clone(&self.caches), Arc::clone(&self.stats));
                 decoding.spawn_blocking(move || deliver(complete, &caches, &stats));
+            }
+            // What was asked for came before what is too much.
+            if got > want {
+                return Err(FetchError::Long { path, limit: want });
             }
         }
         if got < want {

@@ -29,7 +29,7 @@ pub(super) async fn find<S: Source>(
             let transport = transports
                 .entry(mirror)
                 .or_insert_with(|| MetadataTransport::new(fetcher, mirror));
-            match basis.check(transport).await {
+            match basis.check(transport, &mut attempts).await {
                 Ok(found) if matches!(found.verdict, Verdict::Expired { .. }) => {
                     out_of_date.get_or_insert(found);
                 }

@@ -130,6 +130,15 @@ struct Answers {
     suspects: Vec<File>,
 }
 
+/// How a try ended.
+#[derive(Debug, Default)]
+pub(super) struct Failure {
+    /// The file that could not be had; `None`: one came wrong.
+    pub(super) unfetched: Option<(File, FetchError)>,
+    /// Whether this file never failed before, so that those before it are done with.
+    pub(super) progressed: bool,
+}
+
 impl<S: Source> MetadataTransport<S> {
     pub(super) fn new(fetcher: &Arc<Fetcher<S>>, mirror: MirrorId) -> Self {
         Self {
@@ -155,21 +164,20 @@ impl<S: Source> MetadataTransport<S> {
         }
     }
 
-    /// Ends a try that failed: forgets the file that could not be had and returns why, or else
-    /// forgets the file that was read last, which must be the wrong one, so that the next try asks
-    /// for it again, past every HTTP cache.
-    pub(super) fn fail(&self) -> Option<(File, FetchError)> {
+    /// Ends a try that failed: forgets the file that was read last, which must be the wrong one, so
+    /// that the next try asks for it again, past every HTTP cache.
+    pub(super) fn fail(&self) -> Failure {
         let mut answers = self.answers();
-        let last = answers.last.take()?;
-        let failure = answers.known.iter().find_map(|(file, answer)| {
-            let error = answer.as_ref().err().filter(|_| *file == last)?;
-            Some((*file, error.clone()))
-        });
+        let Some(last) = answers.last.take() else {
+            return Failure::default();
+        };
+        let of_last = answers.known.iter().find(|(file, _)| *file == last);
+        let unfetched = of_last.and_then(|(_, answer)| answer.as_ref().err().cloned());
         answers.known.retain(|(_, answer)| answer.is_ok());
-        if failure.is_none() {
-            answers.suspect(last);
+        Failure {
+            unfetched: unfetched.map(|error| (last, error)),
+            progressed: answers.suspect(last),
         }
-        failure
     }
 
     /// Forgets the timestamp, which is out of date.
@@ -223,15 +231,18 @@ impl<S: Source> MetadataTransport<S> {
 }
 
 impl Answers {
-    fn suspect(&mut self, suspect: File) {
+    /// Forgets a file. Returns whether it is the first time.
+    fn suspect(&mut self, suspect: File) -> bool {
         // A timestamp that does not fit may be newer than the answer that there is no newer root.
         let doubtful = |file: &File, answer: &Answer| {
             *file == suspect || (suspect == File::Timestamp && matches!(answer, Ok(None)))
         };
         self.known.retain(|(file, answer)| !doubtful(file, answer));
-        if !self.suspects.contains(&suspect) {
+        let first = !self.suspects.contains(&suspect);
+        if first {
             self.suspects.push(suspect);
         }
+        first
     }
 }
 

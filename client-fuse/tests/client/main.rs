@@ -5,8 +5,10 @@
     reason = "a test that cannot go on fails, and says what it skips"
 )]
 
+mod access;
 mod counts;
 mod faults;
+mod hostile;
 mod http;
 mod model;
 mod mount;
@@ -17,4 +19,5 @@ mod server;
 mod source;
 mod stack;
 mod store;
+mod tls;
 mod trust;

@@ -26,6 +26,11 @@ impl Attempts {
         }
     }
 
+    /// Notes that a try got further than those before it: it counts as the first.
+    pub(crate) const fn progressed(&mut self) {
+        self.tries = 0;
+    }
+
     /// What to do after a try that failed.
     pub(super) fn failed(&mut self, fault: Fault) -> Next {
         self.tries = self.tries.saturating_add(1);
