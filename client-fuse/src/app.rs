@@ -22,6 +22,7 @@ use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::process::{self, Readiness, Side};
 use crate::stats::Stats;
+use crate::trust::minimum::MINIMUM_BYTES_MAX;
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
@@ -149,9 +150,16 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         RootConfig::FirstUse => Anchor::FirstUse,
         RootConfig::Remembered => Anchor::Remembered,
     };
+    let minimum = config.minimum.as_ref().map(|path| {
+        let minimum = read_bounded(path, MINIMUM_BYTES_MAX)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let minimum = serde_json::from_slice(&minimum);
+        minimum.with_context(|| format!("{} says no versions", path.display()))
+    });
     Ok(Trust {
         anchor,
         state: config.state.clone(),
+        minimum: minimum.transpose()?,
         expiry: config.expiry,
         now: jiff::Timestamp::now(),
     })

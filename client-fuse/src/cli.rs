@@ -76,6 +76,10 @@ pub struct Args {
     /// Remember nothing
     #[arg(long, help_heading = "Trust")]
     pub no_state: bool,
+    /// Take no metadata below the versions in this file, like
+    /// {"root":1,"timestamp":7,"snapshot":7,"targets":7}; for machines that remember nothing
+    #[arg(long, value_name = "FILE", help_heading = "Trust")]
+    pub minimum: Option<PathBuf>,
     /// What to make of signed metadata that is out of date: refuse it, because newer versions may be
     /// kept from this machine, or log that. The time is that of this machine's clock, never of a server
     /// [default: enforce; with --initramfs: warn, because a machine may have no clock, and one that does
@@ -228,6 +232,7 @@ impl Args {
                     None => RootConfig::Remembered,
                 },
                 state,
+                minimum: self.minimum,
                 expiry: self.expiry.unwrap_or(match role {
                     Role::Plain => Expiry::Enforce,
                     Role::RootDisk => Expiry::Warn,

@@ -62,6 +62,8 @@ pub struct TrustConfig {
     /// Directory that remembers what was seen, so that nothing older is taken later; made if it is
     /// missing. `None`: nothing is remembered.
     pub state: Option<PathBuf>,
+    /// File with the least versions of metadata to take.
+    pub minimum: Option<PathBuf>,
     /// What to make of metadata that is out of date.
     pub expiry: Expiry,
 }

@@ -7,6 +7,7 @@
 //! - [`anchor`]: which root to begin with
 //! - [`transport`]: the metadata files, bounded, for `tough`, which checks signatures and versions
 //! - [`state`]: what was seen before, so that nothing older is taken
+//! - [`minimum`]: the same for a machine that remembers nothing
 //! - [`expiry`]: whether it is still valid
 //! - `mirrors`: which server's metadata is taken, where there are several
 //!
@@ -32,6 +33,7 @@ use crate::fetch::fetcher::{Attempts, Fetcher};
 pub mod anchor;
 pub mod error;
 pub mod expiry;
+pub mod minimum;
 mod mirrors;
 pub mod state;
 pub mod transport;
@@ -43,6 +45,7 @@ use transport::MetadataTransport;
 
 pub use anchor::Anchor;
 pub use error::TrustError;
+pub use minimum::Minimum;
 
 /// The longest `targets.json`: some 4,000 names.
 pub const TARGETS_BYTES_MAX: u64 = 1024 * 1024;
@@ -67,6 +70,8 @@ pub struct Trust {
     pub anchor: Anchor,
     /// Directory in which is remembered what was seen; `None`: nothing is.
     pub state: Option<PathBuf>,
+    /// What is known not to be new any more; `None`: nothing is.
+    pub minimum: Option<Minimum>,
     /// What to make of metadata that is out of date.
     pub expiry: Expiry,
     /// The time.
@@ -191,6 +196,10 @@ impl Basis<'_> {
                 None => TrustError::of(error, self.memory),
             }
         })?;
+        if let Some(minimum) = &self.trust.minimum {
+            let below = minimum.check(&repository);
+            below.inspect_err(|_| transport.doubt())?;
+        }
         let verdict = verdict(&repository, self.trust);
         if let (Verdict::Expired { role, on }, Expiry::Enforce) = (verdict, self.trust.expiry) {
             transport.doubt();

@@ -58,7 +58,11 @@ async fn write_hints(
         disk: entry.disk,
     };
     let mut paths = vec![hint_path(reference)];
-    if reference.tag.as_ref().is_some_and(boot_script::is_default_tag) {
+    if reference
+        .tag
+        .as_ref()
+        .is_some_and(boot_script::is_default_tag)
+    {
         paths.push(hint_path(&reference.name.clone().into()));
     }
     for path in paths {

@@ -22,6 +22,9 @@ pub const AUTHORITIES: &str = "/etc/circular/ca.pem";
 /// everybody can read.
 pub const TOKEN: &str = "/etc/circular/token";
 
+/// The least versions of metadata to take, if somebody put them there: this machine remembers none.
+pub const MINIMUM: &str = "/etc/circular/minimum.json";
+
 /// Names under which busybox can be called.
 ///
 /// init needs `ip` and `udhcpc`; the rest is for the rescue shell.

@@ -123,7 +123,12 @@ impl<S> Mirrors<S> {
     }
 
     /// Notes that a mirror failed, and says so where that changes its place.
-    pub(crate) fn failed(&self, mirror: MirrorId, blame: Blame, error: &(dyn std::error::Error + 'static)) {
+    pub(crate) fn failed(
+        &self,
+        mirror: MirrorId,
+        blame: Blame,
+        error: &(dyn std::error::Error + 'static),
+    ) {
         if self.is_single() {
             return;
         }

@@ -66,11 +66,7 @@ impl Ahead {
     }
 }
 
-fn coming<S: Source>(
-    fetcher: &Arc<Fetcher<S>>,
-    reference: &ImageRef,
-    hint: &Hint,
-) -> [Coming; 3] {
+fn coming<S: Source>(fetcher: &Arc<Fetcher<S>>, reference: &ImageRef, hint: &Hint) -> [Coming; 3] {
     let fetch = |digest, whole: Whole, counter: fn(&Stats) -> &Counter| {
         let fetcher = Arc::clone(fetcher);
         let bytes = async move {

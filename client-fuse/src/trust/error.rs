@@ -55,6 +55,14 @@ pub enum TrustError {
         memory: Option<PathBuf>,
     },
     #[error(
+        "rollback: the store offers {role} metadata of version {offered}, but this machine was told to take none below {minimum} (--minimum). Somebody shows an old copy of the store, or the publisher restored one"
+    )]
+    BelowMinimum {
+        role: &'static str,
+        offered: u64,
+        minimum: u64,
+    },
+    #[error(
         "the store's {role} metadata expired on {on}: newer versions may be kept from this machine. The publisher renews it with circular refresh; check the clock; --expiry warn goes on nevertheless"
     )]
     Expired { role: &'static str, on: Timestamp },
@@ -171,11 +179,10 @@ impl TrustError {
             | Self::Signature { .. }
             | Self::Mismatch { .. }
             | Self::Rollback { .. }
+            | Self::BelowMinimum { .. }
             | Self::Unusable(_) => Some(Fault::Wrong),
             Self::Expired { .. } => Some(Fault::Permanent),
-            Self::Everywhere { failures } => {
-                failures.iter().filter_map(|(_, e)| e.fault()).min()
-            }
+            Self::Everywhere { failures } => failures.iter().filter_map(|(_, e)| e.fault()).min(),
             Self::Nobody { .. }
             | Self::NoMemory
             | Self::Root(_)
@@ -193,7 +200,9 @@ impl TrustError {
             | Self::Signature { .. }
             | Self::Mismatch { .. }
             | Self::Unusable(_) => Some(Blame::Lying),
-            Self::Rollback { .. } | Self::Expired { .. } => Some(Blame::Unable),
+            Self::Rollback { .. } | Self::BelowMinimum { .. } | Self::Expired { .. } => {
+                Some(Blame::Unable)
+            }
             _ => None,
         }
     }

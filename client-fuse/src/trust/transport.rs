@@ -201,7 +201,9 @@ impl<S: Source> MetadataTransport<S> {
         };
         let counter = &self.fetcher.stats().fetched.metadata_bytes;
         let freshness = request.freshness();
-        let fetched = self.fetcher.whole_of(self.mirror, &request, freshness, counter);
+        let fetched = self
+            .fetcher
+            .whole_of(self.mirror, &request, freshness, counter);
         let answer = match fetched.await {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if request.is_answered_by(&error) => Ok(None),

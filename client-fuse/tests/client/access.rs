@@ -146,9 +146,12 @@ async fn a_redirect_leads_only_where_the_web_is() {
     let (inside, heads) = serve(status("200 OK"));
     let port = inside.rsplit(':').next().unwrap();
     for (target, expected) in [
-        ("file:///etc/passwd", "neither http nor https"),
-        ("http://169.254.169.254/latest/", "of this machine or of its link"),
-        (&format!("ftp://127.0.0.1:{port}"), "neither http nor https"),
+        ("file:///etc/passwd", "HTTP status 302"),
+        (
+            "http://169.254.169.254/latest/",
+            "of this machine or of its link",
+        ),
+        (&format!("ftp://127.0.0.1:{port}"), "HTTP status 302"),
     ] {
         let (base, _) = serve(to(target));
         let error = ask(&base, &Identity::default()).await.unwrap_err();

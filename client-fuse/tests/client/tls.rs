@@ -7,9 +7,7 @@ use client_fuse::config::{Authorities, IdentityConfig};
 use client_fuse::fetch::http::HttpSource;
 use client_fuse::fetch::http::identity::Identity;
 use client_fuse::fetch::{Freshness, Part, Request, Source};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd,
-};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -111,7 +109,10 @@ async fn only_certificates_of_authorities_that_were_named_are_taken() {
     assert!(told.contains("UnknownIssuer"), "{told}");
 
     let both = file(directory.path(), &[&others.pem, &ours.pem]);
-    for authorities in [Authorities::SystemAnd(both.clone()), Authorities::Only(both)] {
+    for authorities in [
+        Authorities::SystemAnd(both.clone()),
+        Authorities::Only(both),
+    ] {
         ask(&base, &identity(authorities)).await.unwrap();
     }
 }

@@ -14,7 +14,7 @@ use client_fuse::fetch::Freshness;
 use client_fuse::fetch::fetcher::Fetcher;
 use client_fuse::open::{OpenError, OpenImage, open};
 use client_fuse::stats::Stats;
-use client_fuse::trust::{Anchor, Trust, TrustError};
+use client_fuse::trust::{Anchor, Minimum, Trust, TrustError};
 
 use crate::counts::OPENING;
 use crate::publisher::{Publisher, Release};
@@ -24,6 +24,7 @@ use crate::store::{Store, mixed_disk};
 
 mod attacks;
 mod first_use;
+mod mirrors;
 mod tamper;
 
 /// Opens `lab/debian:12`.
@@ -137,7 +138,7 @@ async fn a_next_root_that_cannot_be_had_is_not_passed_over() {
 }
 
 #[tokio::test]
-async fn an_older_store_is_refused_after_a_restart_and_without_the_chunk_cache() {
+async fn rollback_of_a_whole_store_is_refused_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let cache = directory.path().join("cache");
     let old = store();
@@ -259,7 +260,7 @@ async fn stores_with_other_roots_have_memories_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_expired_is_refused_or_told_as_asked() {
+async fn freeze_is_noticed_when_metadata_is_out_of_date() {
     let past = "2026-12-01T00:00:00Z";
     for role in ["root", "timestamp", "snapshot", "targets"] {
         let until = if role == "root" {

@@ -123,7 +123,11 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
         .arg0("@circular-mount")
         .args(["--initramfs", "--foreground"])
         .args(["--root", layout::TRUSTED_ROOT]);
-    for (option, path) in [("--ca", layout::AUTHORITIES), ("--token-file", layout::TOKEN)] {
+    for (option, path) in [
+        ("--ca", layout::AUTHORITIES),
+        ("--token-file", layout::TOKEN),
+        ("--minimum", layout::MINIMUM),
+    ] {
         if Path::new(path).exists() {
             command.args([option, path]);
         }

@@ -150,7 +150,14 @@ mod tests {
         assert_eq!(header, "Bearer circular_secret");
         assert!(header.is_sensitive());
         assert!(!format!("{identity:?} {header:?}").contains("secret"));
-        for wrong in ["", "\n", "two words", "a\nb", "sch\u{f6}n", &"x".repeat(5000)] {
+        for wrong in [
+            "",
+            "\n",
+            "two words",
+            "a\nb",
+            "sch\u{f6}n",
+            &"x".repeat(5000),
+        ] {
             let error = load(wrong).unwrap_err();
             let told = format!("{:#}", anyhow::Error::from(error));
             assert!(wrong.is_empty() || !told.contains(wrong.trim()) || wrong == "\n");
@@ -169,10 +176,16 @@ mod tests {
             })
         };
         assert!(matches!(load(&path), Err(IdentityError::Read { .. })));
-        for wrong in ["", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"] {
+        for wrong in [
+            "",
+            "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+        ] {
             std::fs::write(&path, wrong).unwrap();
             let error = load(&path).unwrap_err();
-            assert!(matches!(error, IdentityError::NoCertificates { .. }), "{error}");
+            assert!(
+                matches!(error, IdentityError::NoCertificates { .. }),
+                "{error}"
+            );
         }
     }
 }

@@ -49,7 +49,11 @@ pub(super) fn judge(before: &[Url], next: &Url) -> Result<(), Refusal> {
         return Err(Refusal::Downgrade);
     }
     let inward = reach(next) != Reach::Beyond;
-    if inward && before.first().is_none_or(|first| reach(first) != reach(next)) {
+    if inward
+        && before
+            .first()
+            .is_none_or(|first| reach(first) != reach(next))
+    {
         return Err(Refusal::Inward);
     }
     Ok(())
@@ -126,7 +130,10 @@ mod tests {
             let told = after(&["http://boot.example/"], next);
             assert_eq!(told, Err(Refusal::Inward), "{next}");
         }
-        assert_eq!(after(&["http://127.0.0.1:1/"], "http://localhost:2/"), Ok(()));
+        assert_eq!(
+            after(&["http://127.0.0.1:1/"], "http://localhost:2/"),
+            Ok(())
+        );
         let other = after(&["http://127.0.0.1:1/"], "http://169.254.169.254/");
         assert_eq!(other, Err(Refusal::Inward));
     }

@@ -56,9 +56,7 @@ fn outcome(file: File, damage: Damage) -> Outcome {
         Endless, Extend, Flip, GzipBomb, Old, RedirectLoop, Swap, Truncate, Whole, WrongRange,
         ZstdBomb,
     };
-    use File::{
-        Catalogue, Hint, Manifest, Pack, Page, Root, Snapshot, Table, Targets, Timestamp,
-    };
+    use File::{Catalogue, Hint, Manifest, Pack, Page, Root, Snapshot, Table, Targets, Timestamp};
     use Outcome::{NotOpened, NotRead, Right};
     match (file, damage) {
         // Nobody believes it.
@@ -88,9 +86,7 @@ fn outcome(file: File, damage: Damage) -> Outcome {
         (Root, Old) => NotOpened("the store's 2.root.json is not what"),
         (Timestamp, Truncate | Extend) => NotOpened("the store's timestamp metadata is damaged"),
         (Timestamp, Flip | Swap) => NotOpened("bad signature: the store's timestamp metadata"),
-        (Timestamp, Old) => {
-            NotOpened("rollback: the store offers timestamp metadata of version 1")
-        }
+        (Timestamp, Old) => NotOpened("rollback: the store offers timestamp metadata of version 1"),
         (Snapshot, _) => NotOpened("the store's 2.snapshot.json is not what"),
         (Targets, _) => NotOpened("the store's 2.targets.json is not what"),
         (Catalogue, _) => NotOpened("cannot fetch the catalogue"),
@@ -174,7 +170,10 @@ struct Mounted {
     stats: Arc<Stats>,
 }
 
-async fn mount(servers: &[&str], trust: &client_fuse::trust::Trust) -> (Result<Mounted, String>, u64) {
+async fn mount(
+    servers: &[&str],
+    trust: &client_fuse::trust::Trust,
+) -> (Result<Mounted, String>, u64) {
     let network = NetworkConfig {
         connections: 4,
         timeout: std::time::Duration::from_secs(10),
@@ -192,7 +191,13 @@ async fn mount(servers: &[&str], trust: &client_fuse::trust::Trust) -> (Result<M
         memory: MemoryCache::new(16 << 20),
         disk: DiskCache::off(),
     });
-    let fetcher = Fetcher::over(mirrors, 4, IMPATIENT, Arc::clone(&caches), Arc::clone(&stats));
+    let fetcher = Fetcher::over(
+        mirrors,
+        4,
+        IMPATIENT,
+        Arc::clone(&caches),
+        Arc::clone(&stats),
+    );
     let fetcher = Arc::new(fetcher);
     let (base, reference) = (servers[0].parse().unwrap(), "lab/debian:12".parse());
     let opened = open(&fetcher, &base, &reference.unwrap(), trust).await;
@@ -210,7 +215,10 @@ async fn read(mounted: &Mounted, store: &Store) -> Vec<String> {
     let mut told = Vec::new();
     for offset in (0..store.disk.len() as u64).step_by(128 << 10) {
         match mounted.disk.read(offset, 128 << 10).await {
-            Ok(bytes) => assert!(bytes == *store.flat(offset, 128 << 10), "wrong bytes at {offset}"),
+            Ok(bytes) => assert!(
+                bytes == *store.flat(offset, 128 << 10),
+                "wrong bytes at {offset}"
+            ),
             Err(error) => {
                 told.push(format!("{:#}", anyhow::Error::from(error)));
                 // One is enough to know what is told.
@@ -247,7 +255,10 @@ async fn row(file: File) {
             }
             (Ok(mounted), Outcome::NotRead(expected)) => {
                 let told = read(&mounted, &stores.honest).await;
-                assert!(told.iter().any(|it| it.contains(expected)), "{cell}: {told:?}");
+                assert!(
+                    told.iter().any(|it| it.contains(expected)),
+                    "{cell}: {told:?}"
+                );
             }
             (Ok(mounted), Outcome::Right) => {
                 assert_eq!(read(&mounted, &stores.honest).await, [""; 0], "{cell}");
