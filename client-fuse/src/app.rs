@@ -13,6 +13,8 @@ use crate::config::{Config, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
+use crate::fetch::http::identity::Identity;
+use crate::fetch::mirrors::Mirrors;
 use crate::fs::ImageFs;
 use crate::log;
 use crate::mount::signals::Signals;
@@ -20,6 +22,7 @@ use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::process::{self, Readiness, Side};
 use crate::stats::Stats;
+use crate::trust::minimum::MINIMUM_BYTES_MAX;
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
@@ -63,10 +66,10 @@ async fn serve(
     readiness: Readiness,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let source = HttpSource::new(config.base.clone(), &config.network)?;
+    let mirrors = Arc::new(mirrors(config)?);
     let stats = Arc::new(Stats::default());
     let image = tokio::select! {
-        image = open_image(config, &source, &stats) => image?,
+        image = open_image(config, &mirrors, &stats) => image?,
         signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
     };
     let caches = Arc::new(Caches {
@@ -74,8 +77,8 @@ async fn serve(
         disk: open_disk_cache(config, &image).await,
     });
     let network = &config.network;
-    let fetcher = Fetcher::new(
-        source,
+    let fetcher = Fetcher::over(
+        mirrors,
         network.connections,
         network.retry,
         Arc::clone(&caches),
@@ -97,10 +100,26 @@ async fn serve(
     Ok(())
 }
 
+/// The servers of the store; what they need of files is read here.
+fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
+    let identity = Identity::load(&config.identity)?;
+    let bases = || std::iter::once(&config.base).chain(&config.mirrors);
+    if identity.has_token() && bases().any(|base| base.as_url().scheme() == "http") {
+        tracing::warn!("over http everybody on the way can read the token; https hides it");
+    }
+    let first = HttpSource::with(config.base.clone(), &config.network, &identity)?;
+    let others = config.mirrors.iter().map(|base| {
+        let source = first.mirror(base.clone());
+        (base.to_string(), source)
+    });
+    let others = others.collect();
+    Ok(Mirrors::of((config.base.to_string(), first), others))
+}
+
 /// Opens the image with patience of its own; nothing of that goes into the caches.
 async fn open_image(
     config: &Config,
-    source: &HttpSource,
+    mirrors: &Arc<Mirrors<HttpSource>>,
     stats: &Arc<Stats>,
 ) -> anyhow::Result<OpenImage> {
     let none = Arc::new(Caches {
@@ -108,8 +127,8 @@ async fn open_image(
         disk: DiskCache::off(),
     });
     let network = &config.network;
-    let fetcher = Arc::new(Fetcher::new(
-        source.clone(),
+    let fetcher = Arc::new(Fetcher::over(
+        Arc::clone(mirrors),
         network.connections,
         network.retry_open,
         none,
@@ -131,9 +150,16 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         RootConfig::FirstUse => Anchor::FirstUse,
         RootConfig::Remembered => Anchor::Remembered,
     };
+    let minimum = config.minimum.as_ref().map(|path| {
+        let minimum = read_bounded(path, MINIMUM_BYTES_MAX)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let minimum = serde_json::from_slice(&minimum);
+        minimum.with_context(|| format!("{} says no versions", path.display()))
+    });
     Ok(Trust {
         anchor,
         state: config.state.clone(),
+        minimum: minimum.transpose()?,
         expiry: config.expiry,
         now: jiff::Timestamp::now(),
     })

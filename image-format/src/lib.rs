@@ -4,7 +4,8 @@
 //! named by the SHA-256 of their plain bytes ([`chunk`]), stored as frames ([`frame`]) in packs
 //! ([`pack`]), and found again through index pages ([`page`]) and a region table
 //! ([`region_table`]). A [`manifest`] describes one version of an image; a [`catalogue`] lists the
-//! versions and tags of one name; [`mod@reference`] is how people name all this.
+//! versions and tags of one name; a [`hint`] says what can be fetched ahead; [`mod@reference`] is how
+//! people name all this.
 //!
 //! Invariants, held by `clippy.toml` beside this crate and by `tests/tests/architecture.rs`:
 //! no I/O, no clock, no environment, no async, no unsafe code. Every length and count that comes
@@ -23,6 +24,7 @@ pub mod digest;
 pub mod frame;
 pub mod fuzzing;
 pub mod geometry;
+pub mod hint;
 pub mod links;
 pub mod manifest;
 pub mod marker;

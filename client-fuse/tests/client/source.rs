@@ -62,6 +62,7 @@ impl MemorySource {
         Trust {
             anchor: Anchor::Given(self.store.first_root()),
             state: None,
+            minimum: None,
             expiry: Expiry::Enforce,
             now: NOW.parse().unwrap(),
         }

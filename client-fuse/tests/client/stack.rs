@@ -77,6 +77,14 @@ pub(crate) async fn start(source: &MemorySource, setup: Setup<'_>) -> Stack {
     Stack { disk, stats }
 }
 
+/// Caches that keep nothing.
+pub(crate) fn no_caches() -> Arc<Caches> {
+    Arc::new(Caches {
+        memory: MemoryCache::new(0),
+        disk: DiskCache::off(),
+    })
+}
+
 async fn open_image(source: &MemorySource, stats: &Arc<Stats>) -> OpenImage {
     let caches = Arc::new(Caches {
         memory: MemoryCache::new(0),

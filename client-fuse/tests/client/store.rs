@@ -9,6 +9,7 @@ use image_format::chunker::{ChunkerParams, Cut, End};
 use image_format::digest::{Digest, ObjectRef};
 use image_format::frame::Encoder;
 use image_format::geometry::BLOCK_LEN;
+use image_format::hint::{Hint, hint_path};
 use image_format::manifest::{Disk, Manifest};
 use image_format::pack::PACK_MAGIC;
 use image_format::page::{Location, PageBuilder};
@@ -27,8 +28,13 @@ pub(crate) struct Store {
     pub(crate) targets: Vec<(String, ObjectRef)>,
     pub(crate) disk: Vec<u8>,
     pub(crate) disk_digest: Digest,
+    /// Where the manifest is.
+    pub(crate) manifest: String,
     pub(crate) n_chunks: u64,
 }
+
+/// The image.
+const NAME: &str = "lab/debian";
 
 /// The length of a region.
 const REGION_LEN: usize = REGION_BLOCKS as usize * BLOCK_LEN;
@@ -82,8 +88,9 @@ impl Store {
             put(&mut files, pack);
         }
         let n_chunks = packer.placed.len() as u64;
+        let manifest = manifest(&mut files, length, regions, n_chunks);
         let targets = vec![
-            catalogue(&mut files, length, regions, n_chunks),
+            catalogue(&mut files, length, regions, manifest),
             (
                 "_chunk-indexes".to_owned(),
                 ObjectRef::of(b"not for clients"),
@@ -97,6 +104,7 @@ impl Store {
             targets,
             disk: Vec::new(),
             disk_digest: regions.digest,
+            manifest: manifest.digest.object_path(),
             n_chunks,
         }
     }
@@ -235,16 +243,15 @@ fn put(files: &mut HashMap<String, Bytes>, bytes: Vec<u8>) -> ObjectRef {
     object
 }
 
-fn catalogue(
+fn manifest(
     files: &mut HashMap<String, Bytes>,
     length: u64,
     regions: ObjectRef,
     chunks: u64,
-) -> (String, ObjectRef) {
-    let name: ImageName = "lab/debian".parse().unwrap();
+) -> ObjectRef {
     let manifest = Manifest {
         format: 1,
-        name: name.clone(),
+        name: NAME.parse().unwrap(),
         version: Version::FIRST,
         revision: 1,
         disk: Disk {
@@ -258,7 +265,16 @@ fn catalogue(
         chunker: ChunkerParams::DEFAULT,
         boot: None,
     };
-    let manifest = put(files, manifest.encode());
+    put(files, manifest.encode())
+}
+
+fn catalogue(
+    files: &mut HashMap<String, Bytes>,
+    length: u64,
+    regions: ObjectRef,
+    manifest: ObjectRef,
+) -> (String, ObjectRef) {
+    let name: ImageName = NAME.parse().unwrap();
     let entry = VersionEntry {
         manifest,
         revision: 1,
@@ -276,5 +292,13 @@ fn catalogue(
     let bytes = catalogue.encode();
     let object = ObjectRef::of(&bytes);
     files.insert(catalogue_path(&name, &object.digest), bytes.into());
+    let hint = Hint {
+        format: 1,
+        catalogue: object,
+        manifest,
+        disk: regions.digest,
+    };
+    let path = hint_path(&"lab/debian:12".parse().unwrap());
+    files.insert(path, hint.encode().into());
     (name.to_file_safe(), object)
 }

@@ -360,7 +360,7 @@ async fn write_boot_files(
         {
             boot_files::forget(store, &before.name, tag).await?;
         }
-        boot_files::scripts(store, after).await?;
+        boot_files::of_tags(store, names, after).await?;
     }
     boot_files::write_menu(store, names).await
 }

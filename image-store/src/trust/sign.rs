@@ -178,12 +178,14 @@ impl Signer<'_> {
     ) -> Result<(), StoreError> {
         self.check_can_publish(current)?;
         let mut targets = current.targets.signed.clone();
-        targets.version = next(targets.version)?;
+        let snapshot = current.snapshot.signed.version;
+        // One number for both, so that clients can ask for both at once.
+        targets.version = next(targets.version.max(snapshot))?;
         targets.expires = self.expires(self.lifetimes.targets);
         for (name, object) in set {
             targets.targets.insert(target_name(name)?, target(object));
         }
-        let snapshot = next(current.snapshot.signed.version)?;
+        let snapshot = targets.version;
         let timestamp = next(current.timestamp.signed.version)?;
         self.write(store, &current.root.signed, targets, snapshot, timestamp)
             .await
@@ -212,7 +214,7 @@ impl Signer<'_> {
         };
         let mut snapshot = Snapshot::new(
             SPEC_VERSION.to_owned(),
-            snapshot_version,
+            snapshot_version.max(targets.signed().signed.version),
             self.expires(self.lifetimes.targets),
         );
         snapshot
