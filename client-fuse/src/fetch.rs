@@ -148,6 +148,11 @@ pub enum FetchError {
         path: String,
         source: Arc<FrameError>,
     },
+    #[error("{path} is of no use")]
+    Useless {
+        path: String,
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the fetch of {path} was given up by a failed task")]
     Abandoned { path: String },
 }
@@ -159,9 +164,19 @@ impl FetchError {
         match self {
             Self::Source(error) => error.fault(),
             Self::Short { .. } => Fault::Transient,
-            Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } => Fault::Wrong,
+            Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } | Self::Useless { .. } => {
+                Fault::Wrong
+            }
             Self::Abandoned { .. } => Fault::Permanent,
         }
+    }
+
+    /// Whether nobody answers, or only to say that he cannot now: other ranges would fare no better.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        let broken =
+            matches!(self, Self::Source(error) if matches!(**error, SourceError::Broken { .. }));
+        matches!(self, Self::Source(_)) && self.fault() == Fault::Transient && !broken
     }
 
     /// Whether the server says that there is no such file.

@@ -8,7 +8,7 @@ use std::fs::File;
 
 use image_format::catalogue::{self, CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VersionEntry};
 use image_format::chunker::ChunkerParams;
-use image_format::manifest::{Boot, Manifest};
+use image_format::manifest::{Boot, BootPack, Manifest};
 use image_format::{ImageName, ImageRef, ObjectRef, Version};
 
 use crate::boot_files;
@@ -56,6 +56,9 @@ pub struct Publication {
     pub chunker: ChunkerParams,
     /// How to boot it.
     pub boot: Option<Boot>,
+    /// What a boot of it reads first, carried over from another version; used if the disk is new to
+    /// the name. A version that has a boot pack keeps it.
+    pub boot_pack: Option<BootPack>,
 }
 
 /// What a publish came to.
@@ -172,8 +175,9 @@ impl Publication {
             .rev()
             .find(|(_, entry)| same(entry));
         let Some((version, entry)) = existing else {
+            let (version, boot_pack) = (catalogue.next_version(), self.boot_pack);
             return self
-                .store_manifest(store, catalogue.next_version(), 1, PublishedAs::NewVersion)
+                .store_manifest(store, version, 1, boot_pack, PublishedAs::NewVersion)
                 .await;
         };
         let manifest = store.manifest(&entry.manifest).await?;
@@ -181,7 +185,8 @@ impl Publication {
             return Ok((manifest, *entry, PublishedAs::Unchanged));
         }
         let revision = manifest.revision.saturating_add(1);
-        self.store_manifest(store, *version, revision, PublishedAs::NewRevision)
+        let (boot_pack, new) = (manifest.boot_pack, PublishedAs::NewRevision);
+        self.store_manifest(store, *version, revision, boot_pack, new)
             .await
     }
 
@@ -190,6 +195,7 @@ impl Publication {
         store: &Store,
         version: Version,
         revision: u32,
+        boot_pack: Option<BootPack>,
         published_as: PublishedAs,
     ) -> Result<(Manifest, VersionEntry, PublishedAs), PublishError> {
         let manifest = Manifest {
@@ -200,7 +206,7 @@ impl Publication {
             disk: self.written.disk,
             chunker: self.chunker,
             boot: self.boot.clone(),
-            boot_pack: None,
+            boot_pack,
         };
         let entry = VersionEntry {
             manifest: store.put_object(manifest.encode().into()).await?,
@@ -215,7 +221,7 @@ impl Publication {
 }
 
 /// Stores a target under its name and digest.
-async fn put_target(
+pub(crate) async fn put_target(
     store: &Store,
     name: String,
     bytes: Vec<u8>,

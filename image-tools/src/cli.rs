@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use image_format::ImageRef;
 
-use crate::command::{self, export, init, inspect, list, manual, publish, refresh, verify};
+use crate::command::{
+    self, export, init, inspect, list, manual, profile, publish, refresh, verify,
+};
 use crate::ui::Ui;
 
 const EXAMPLES: &str = "\
@@ -61,6 +63,8 @@ enum Command {
     Export(export::Args),
     /// Read everything again and check it against its digests
     Verify(verify::Args),
+    /// Say what boots of an image read first, so that clients fetch it in one stream
+    Profile(profile::Args),
     /// Sign what the store offers again, before it expires
     Refresh(refresh::Args),
     /// Print a completion script for a shell
@@ -115,6 +119,7 @@ fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
             Command::Publish(args) => publish::run(&common, *args, ui).await,
             Command::Init(args) => init::run(&common, args, ui).await,
             Command::Refresh(args) => refresh::run(&common, args, ui).await,
+            Command::Profile(args) => profile::run(&common, args, ui).await,
             Command::List(args) => list::run(&common, args, ui).await,
             Command::Inspect(args) => inspect::run(&common, args, ui).await,
             Command::Export(args) => export::run(&common, args, ui).await,

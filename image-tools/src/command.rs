@@ -7,6 +7,7 @@ pub mod init;
 pub mod inspect;
 pub mod list;
 pub mod manual;
+pub mod profile;
 pub mod publish;
 pub mod refresh;
 pub mod verify;

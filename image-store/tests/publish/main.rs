@@ -120,6 +120,7 @@ pub(crate) fn publication(reference: &str, written: WrittenDisk) -> Publication 
         written,
         chunker: ChunkerParams::DEFAULT,
         boot: None,
+        boot_pack: None,
     }
 }
 

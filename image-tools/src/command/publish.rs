@@ -9,12 +9,15 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use image_format::manifest::{Boot, Disk};
 use image_format::{ImageRef, Version};
-use image_store::{Publication, Published, PublishedAs, Store, WriteStats, WrittenDisk};
+use image_store::{
+    BuiltBootPack, Publication, Published, PublishedAs, Store, WriteStats, WrittenDisk,
+};
 use serde::Serialize;
 
 use crate::cli::Common;
 use crate::keys::{self, KeyArgs};
 use crate::publish::boot::{self, BootBuilt, BootConfig, KernelSource, ProgramPaths};
+use crate::publish::carry::{self, CarriedOver};
 use crate::publish::prepare::{self, PrepareConfig};
 use crate::publish::source::{Probe, Source};
 use crate::ui::{self, Ui};
@@ -91,6 +94,7 @@ struct Summary {
     boot: Option<Boot>,
     initramfs_bytes: Option<u64>,
     not_bootable: Option<String>,
+    boot_pack: Option<CarriedOver>,
     #[serde(skip)]
     store: PathBuf,
 }
@@ -128,17 +132,20 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     let (built, not_bootable) =
         make_bootable(&store, &source, &args.boot, ring.root()?, ui).await?;
     source.check_unchanged()?;
+    let carried = carry_over(&store, &args, &written.disk, ui).await;
     let published = Publication {
         reference: args.reference,
         created: keys::now(),
         written,
         chunker: store.marker().chunker,
         boot: built.as_ref().map(|built| built.boot.clone()),
+        boot_pack: carried.as_ref().and_then(|built| built.boot_pack),
     }
     .commit(&store, &args.keys.signer(&ring))
     .await?;
     let summary = Summary {
         seconds: begun.elapsed().as_secs_f64(),
+        boot_pack: carried.as_ref().map(CarriedOver::of),
         store: common.store.clone(),
         ..summary(published, stats, built.as_ref(), not_bootable)
     };
@@ -172,6 +179,20 @@ async fn write_disk(
     .with_context(|| format!("cannot publish `{}`", source.path().display()))?;
     bar.finish_and_clear();
     Ok(written)
+}
+
+/// Carries the boot pack of the name over; a publish does not fail for want of one.
+async fn carry_over(store: &Store, args: &Args, disk: &Disk, ui: &Ui) -> Option<BuiltBootPack> {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let workers = args.jobs.unwrap_or(cores).get();
+    let carried = carry::carry_over(store, &args.reference, disk, workers).await;
+    carried.unwrap_or_else(|error| {
+        let error = anyhow::Error::from(error);
+        ui.warn(&format!(
+            "no boot pack for this version: {error:#}. Record its boot and run `circular profile add`"
+        ));
+        None
+    })
 }
 
 /// Builds what booting needs. An image without a kernel of its own is published all the same, and
@@ -264,6 +285,7 @@ fn summary(
         boot: manifest.boot,
         initramfs_bytes: built.map(|built| built.report.total_bytes),
         not_bootable,
+        boot_pack: None,
         store: PathBuf::new(),
     }
 }
@@ -307,6 +329,9 @@ fn text(summary: &Summary) -> String {
             ui::size(boot.kernel.length),
             ui::size(boot.initramfs.length)
         );
+    }
+    if let Some(carried) = &summary.boot_pack {
+        let _ = writeln!(out, "  boot pack  {}", carried.text());
     }
     if let Some(reason) = &summary.not_bootable {
         let how = match summary.boot {

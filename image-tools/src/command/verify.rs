@@ -134,6 +134,11 @@ async fn check(
             found.extend(check_object(store, object, seen).await);
         }
     }
+    if let Some(pack) = &resolved.manifest.boot_pack {
+        for object in [pack.object, pack.profile] {
+            found.extend(check_object(store, object, seen).await);
+        }
+    }
     let reader = ImageReader::open(store.clone(), &resolved.manifest).await?;
     let bar = ui.progress("verifying", reader.length());
     for region in 0..reader.n_regions() {
