@@ -151,6 +151,14 @@ impl Manifest {
         self.chunker.check()
     }
 
+    /// Returns every object that the manifest names, besides the region table and what that leads to.
+    pub fn objects(&self) -> impl Iterator<Item = ObjectRef> {
+        let boot = self.boot.iter();
+        let boot = boot.flat_map(|boot| [boot.kernel, boot.initramfs]);
+        let pack = self.boot_pack.iter();
+        boot.chain(pack.flat_map(|pack| [pack.object, pack.profile]))
+    }
+
     /// Encodes the manifest. Equal manifests have equal bytes.
     pub fn encode(&self) -> Vec<u8> {
         codec::to_json(self)

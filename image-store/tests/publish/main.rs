@@ -4,6 +4,7 @@
 
 mod commits;
 mod damage;
+mod revisions;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
