@@ -148,6 +148,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", help_heading = "Network")]
     pub deadline: Option<u64>,
 
+    /// File to record what is read first in, for `circular profile add`
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    pub record: Option<PathBuf>,
     /// Least important lines to log
     #[arg(long, value_name = "off|error|warn|info|debug|trace", env = "CIRCULAR_LOG",
           default_value_t = LevelFilter::INFO, help_heading = "Logging")]
@@ -251,6 +254,7 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
+            record: self.record,
             process: ProcessConfig {
                 style: if self.foreground {
                     Style::Foreground
