@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
-use image_format::boot_script;
 use image_format::catalogue::Catalogue;
 use image_format::{ImageName, ImageRef, Tag, Version};
 
@@ -145,8 +144,8 @@ pub async fn remove(
             .tags
             .keys()
             .filter(|tag| !after.tags.contains_key(*tag));
-        for path in gone.flat_map(|tag| boot_scripts(name, tag)) {
-            store.remove(&path).await?;
+        for tag in gone {
+            boot_files::forget(store, name, tag).await?;
         }
         let target = put_target(store, name.to_file_safe(), after.encode()).await?;
         names.names.insert(name.clone(), target.1);
@@ -162,19 +161,6 @@ pub async fn remove(
             })?;
     }
     Ok(removed)
-}
-
-fn boot_scripts(name: &ImageName, tag: &Tag) -> Vec<String> {
-    let tagged = ImageRef {
-        name: name.clone(),
-        tag: Some(tag.clone()),
-        version: None,
-    };
-    let mut paths = vec![boot_script::script_path(&tagged)];
-    if boot_script::is_default_tag(tag) {
-        paths.push(boot_script::script_path(&name.clone().into()));
-    }
-    paths
 }
 
 #[cfg(test)]

@@ -496,7 +496,7 @@ async fn a_deleted_tag_takes_its_boot_scripts_along() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
     let mut bootable = publication("a", write(&store, &disk(1, 2)).await.unwrap());
-    bootable.boot = Some(crate::boot());
+    bootable.boot = Some(crate::boot_stored(&store).await);
     let ring = ring(&store);
     bootable.commit(&store, &signer(&ring)).await.unwrap();
     let retag = async |tag: &str, change| {
