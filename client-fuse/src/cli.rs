@@ -193,11 +193,7 @@ impl Args {
         } else {
             Role::Plain
         };
-        let retry = match (self.deadline, role) {
-            (Some(0), _) | (None, Role::RootDisk) => RetryPolicy::until(None),
-            (Some(seconds), _) => RetryPolicy::until(Some(Duration::from_secs(seconds))),
-            (None, Role::Plain) => RetryPolicy::DEFAULT,
-        };
+        let retry = patience(self.deadline, role);
         let retry_open = match role {
             Role::RootDisk => retry,
             Role::Plain => NetworkConfig::RETRY_OPEN,
@@ -214,11 +210,7 @@ impl Args {
             base: self.url,
             mirrors: self.mirrors,
             identity: IdentityConfig {
-                authorities: match (self.ca, self.ca_only) {
-                    (None, _) => Authorities::System,
-                    (Some(file), false) => Authorities::SystemAnd(file),
-                    (Some(file), true) => Authorities::Only(file),
-                },
+                authorities: authorities(self.ca, self.ca_only),
                 token: self.token_file,
             },
             reference: self.image,
@@ -267,6 +259,23 @@ impl Args {
                 log_level: self.log_level,
             },
         }
+    }
+}
+
+/// How long readers wait for a server that fails, in seconds; 0: for ever.
+fn patience(deadline: Option<u64>, role: Role) -> RetryPolicy {
+    match (deadline, role) {
+        (Some(0), _) | (None, Role::RootDisk) => RetryPolicy::until(None),
+        (Some(seconds), _) => RetryPolicy::until(Some(Duration::from_secs(seconds))),
+        (None, Role::Plain) => RetryPolicy::DEFAULT,
+    }
+}
+
+fn authorities(file: Option<PathBuf>, only: bool) -> Authorities {
+    match (file, only) {
+        (None, _) => Authorities::System,
+        (Some(file), false) => Authorities::SystemAnd(file),
+        (Some(file), true) => Authorities::Only(file),
     }
 }
 
