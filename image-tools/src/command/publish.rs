@@ -399,25 +399,7 @@ fn text(summary: &Summary) -> String {
         ui::size(summary.new_data_bytes),
         ui::size(summary.new_stored_bytes),
     );
-    if let Some(boot) = &summary.boot {
-        let _ = writeln!(
-            out,
-            "  boots      kernel {} ({}), initramfs {}",
-            boot.kernel_release,
-            ui::size(boot.kernel.length),
-            ui::size(boot.initramfs.length)
-        );
-    }
-    if let Some(carried) = &summary.boot_pack {
-        let _ = writeln!(out, "  boot pack  {}", carried.text());
-    }
-    if let Some(reason) = &summary.not_bootable {
-        let how = match summary.boot {
-            Some(_) => "as it did before",
-            None => "no",
-        };
-        let _ = writeln!(out, "  boots      {how}: {reason}");
-    }
+    out.push_str(&boot_text(summary));
     let image = ImageRef {
         version: None,
         ..reference.clone()
@@ -439,6 +421,31 @@ fn text(summary: &Summary) -> String {
             "  qemu-system-x86_64 -m 1024 -boot n -device virtio-net-pci,netdev=n \\\n    \
              -netdev user,id=n,bootfile=http://10.0.2.2:8080/{script}"
         );
+    }
+    out
+}
+
+/// How it boots, and how fast.
+fn boot_text(summary: &Summary) -> String {
+    let mut out = String::new();
+    if let Some(boot) = &summary.boot {
+        let _ = writeln!(
+            out,
+            "  boots      kernel {} ({}), initramfs {}",
+            boot.kernel_release,
+            ui::size(boot.kernel.length),
+            ui::size(boot.initramfs.length)
+        );
+    }
+    if let Some(carried) = &summary.boot_pack {
+        let _ = writeln!(out, "  boot pack  {}", carried.text());
+    }
+    if let Some(reason) = &summary.not_bootable {
+        let how = match summary.boot {
+            Some(_) => "as it did before",
+            None => "no",
+        };
+        let _ = writeln!(out, "  boots      {how}: {reason}");
     }
     out
 }
