@@ -44,7 +44,7 @@ pub enum PublishError {
 }
 
 /// A disk about to be published.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Publication {
     /// Under which name, and to which tag (`latest` if none is given).
     pub reference: ImageRef,
@@ -134,9 +134,12 @@ impl Publication {
             }
             signer.advance(store, &current, &set).await?;
         }
-        boot_files::write(store, &names, &after)
-            .await
-            .map_err(|source| PublishError::BootFiles { source })?;
+        // A server writes the boot files of its store itself, once it took the commit.
+        if store.staged().is_none() {
+            boot_files::write(store, &names, &after)
+                .await
+                .map_err(|source| PublishError::BootFiles { source })?;
+        }
         let tagged = ImageRef {
             tag: Some(self.reference.tag_or_latest()),
             ..self.reference.clone()
@@ -150,12 +153,11 @@ impl Publication {
 
     /// Checks that the packs of earlier publishes, found through the chunk index, are still there.
     async fn check_packs(&self, store: &Store) -> Result<(), PublishError> {
-        for pack in &self.written.known_packs {
-            if store.object_length(&pack.digest).await? != Some(pack.length) {
-                return Err(PublishError::PackGone { pack: *pack });
-            }
+        let known = self.written.known_packs.iter().copied();
+        match store.lacking(known).await?.first() {
+            Some(pack) => Err(PublishError::PackGone { pack: *pack }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Decides which version and revision the disk becomes, and stores its manifest if it is new.
@@ -236,15 +238,14 @@ impl Store {
     pub async fn chunk_indexes(&self, list: &[ObjectRef]) -> Result<ChunkIndexes, PublishError> {
         let mut indexes = ChunkIndexes::default();
         for object in list {
-            match self.verify_object(object).await {
-                Ok(()) => {}
+            let path = match self.hold(object).await {
+                Ok(path) => path,
                 Err(error @ (StoreError::Missing { .. } | StoreError::Damaged { .. })) => {
                     tracing::warn!(%error, "chunk index left out; known chunks may be stored again");
                     continue;
                 }
                 Err(error) => return Err(error.into()),
-            }
-            let path = self.root().join(object.digest.object_path());
+            };
             let file = File::open(path).map_err(|source| IndexError::Read {
                 index: object.digest,
                 source,

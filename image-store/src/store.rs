@@ -19,6 +19,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
 
+use crate::staged::{self, RemoteError, Staged};
 use crate::trust::{self, Current, Names, TrustError, load};
 
 /// How much of a temporary file is read and written at once.
@@ -60,14 +61,18 @@ pub enum StoreError {
     Trust(#[from] TrustError),
     #[error("cannot write a temporary file")]
     Temporary { source: io::Error },
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 /// An open store. Cheap to clone: clones share the back end.
 #[derive(Clone, Debug)]
 pub struct Store {
-    backend: Arc<dyn ObjectStore>,
-    root: PathBuf,
-    marker: Marker,
+    pub(crate) backend: Arc<dyn ObjectStore>,
+    pub(crate) root: PathBuf,
+    pub(crate) marker: Marker,
+    /// What is about to be published, if the store lies on a server.
+    pub(crate) staged: Option<Arc<Staged>>,
 }
 
 /// What a reference leads to.
@@ -109,6 +114,7 @@ impl Store {
             backend,
             root: root.to_owned(),
             marker,
+            staged: None,
         })
     }
 
@@ -146,6 +152,7 @@ impl Store {
             backend: local(root)?,
             root: root.to_owned(),
             marker: Marker::DEFAULT,
+            staged: None,
         };
         store
             .create(MARKER_PATH, Marker::DEFAULT.encode().into())
@@ -401,11 +408,15 @@ impl Store {
         bytes: Bytes,
     ) -> Result<(), StoreError> {
         let path = object.digest.object_path();
-        match self.verify_object(&object).await {
+        match self.held().verify_object(&object).await {
+            Ok(()) => {
+                self.note_held(&path);
+                Ok(())
+            }
             Err(StoreError::Missing { .. }) => self.create(&path, bytes).await.map(drop),
             // The right bytes replace it: publishing an image again mends what it can.
             Err(StoreError::Damaged { .. }) => self.replace(&path, bytes).await,
-            verified => verified,
+            unreadable => unreadable,
         }
     }
 
@@ -493,13 +504,13 @@ pub(crate) enum Created {
 
 /// What is known of a file before it is read.
 #[derive(Clone, Copy)]
-enum Bound<'a> {
+pub(crate) enum Bound<'a> {
     AtMost(usize),
     Digest(&'a Digest, usize),
     Object(&'a ObjectRef),
 }
 
-async fn fetch(
+pub(crate) async fn fetch(
     backend: &dyn ObjectStore,
     path: &str,
     bound: Bound<'_>,
@@ -549,15 +560,15 @@ pub(crate) fn object_path(path: &str) -> ObjectPath {
     ObjectPath::from(path)
 }
 
-fn access(path: &str, source: object_store::Error) -> StoreError {
+pub(crate) fn access(path: &str, source: object_store::Error) -> StoreError {
     let path = path.to_owned();
     match source {
         object_store::Error::NotFound { .. } => StoreError::Missing { path },
-        source => StoreError::Access { path, source },
+        source => staged::failed_access(path, source),
     }
 }
 
-fn decode(path: &str) -> impl FnOnce(DecodeError) -> StoreError {
+pub(crate) fn decode(path: &str) -> impl FnOnce(DecodeError) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Decode { path, source }
 }

@@ -129,19 +129,25 @@ impl Signer<'_> {
         if let Some(root) = store.root_if_signed().await? {
             return Ok(Established::Before(root.to_vec()));
         }
-        // Keys that were made before their store, or whose first publish was killed, have a root.
-        let root = match self.keys.root() {
-            Ok(root) => root,
-            Err(_) => {
-                let root = self.first_root().await?;
-                self.keys.keep_root(&root).map_err(TrustError::from)?;
-                root
-            }
-        };
+        let root = self.keep_first_root().await?;
         let signed: Signed<Root> = serde_json::from_slice(&root).map_err(TrustError::Root)?;
         self.begin(store, &signed.signed).await?;
         store.create(FIRST_ROOT_PATH, root.clone().into()).await?;
         Ok(Established::Now(root))
+    }
+
+    /// Makes the first root, for a store that is still to be made, and keeps it beside the keys.
+    /// Keys that were made before their store, or whose first publish was killed, have one already.
+    ///
+    /// # Errors
+    /// A key is missing, or the root cannot be kept.
+    pub async fn keep_first_root(&self) -> Result<Vec<u8>, TrustError> {
+        if let Ok(root) = self.keys.root() {
+            return Ok(root);
+        }
+        let root = self.first_root().await?;
+        self.keys.keep_root(&root)?;
+        Ok(root)
     }
 
     /// Signs the current metadata again, so that it lasts longer.
