@@ -95,6 +95,33 @@ impl KeyArgs {
         Ok(Some(ring))
     }
 
+    /// Opens keys that were made before their store.
+    ///
+    /// # Errors
+    /// Nobody said where they are, or there are none.
+    pub fn open_made(&self) -> anyhow::Result<KeyRing> {
+        let directory = self.keys.as_ref().context("no keys were named")?;
+        let ring = KeyRing::open(directory)?;
+        ring.root()?;
+        Ok(ring)
+    }
+
+    /// Makes keys and their first root, for a store that is still to be made.
+    ///
+    /// # Errors
+    /// There are keys already, or they cannot be written.
+    pub async fn make_root(&self) -> anyhow::Result<KeyRing> {
+        if let Some(directory) = &self.keys {
+            let ring = KeyRing::generate(directory)?;
+            self.signer(&ring).keep_first_root().await?;
+            return Ok(ring);
+        }
+        let (base, fresh) = fresh_directory()?;
+        let ring = KeyRing::generate(&fresh)?;
+        let root = self.signer(&ring).keep_first_root().await?;
+        keep_fresh(&base, &fresh, &root)
+    }
+
     /// Makes keys for a store that was never signed, and signs it.
     ///
     /// # Errors
@@ -109,12 +136,7 @@ impl KeyArgs {
             self.signer(&ring).establish(store).await?;
             return Ok(ring);
         }
-        // The directory is named by the root, which the keys make: they are moved once it is known.
-        let base = default_directory()?;
-        std::fs::create_dir_all(&base)
-            .with_context(|| format!("cannot make `{}`", base.display()))?;
-        let fresh = base.join(format!(".new-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&fresh);
+        let (base, fresh) = fresh_directory()?;
         let ring = KeyRing::generate(&fresh)?;
         let root = match self.signer(&ring).establish(store).await? {
             Established::Now(root) => root,
@@ -126,15 +148,7 @@ impl KeyArgs {
                 };
             }
         };
-        let directory = base.join(store_id(&root));
-        std::fs::rename(&fresh, &directory).with_context(|| {
-            format!(
-                "cannot move the new keys from `{}` to `{}`",
-                fresh.display(),
-                directory.display()
-            )
-        })?;
-        Ok(KeyRing::open(&directory)?)
+        keep_fresh(&base, &fresh, &root)
     }
 
     /// Opens the keys that another publisher of this user made in the same moment.
@@ -158,6 +172,28 @@ impl KeyArgs {
             now: now(),
         }
     }
+}
+
+/// Returns where keys are kept, and a new directory there: keys make the root that names theirs, so
+/// they are moved once it is known.
+fn fresh_directory() -> anyhow::Result<(PathBuf, PathBuf)> {
+    let base = default_directory()?;
+    std::fs::create_dir_all(&base).with_context(|| format!("cannot make `{}`", base.display()))?;
+    let fresh = base.join(format!(".new-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&fresh);
+    Ok((base, fresh))
+}
+
+fn keep_fresh(base: &Path, fresh: &Path, root: &[u8]) -> anyhow::Result<KeyRing> {
+    let directory = base.join(store_id(root));
+    std::fs::rename(fresh, &directory).with_context(|| {
+        format!(
+            "cannot move the new keys from `{}` to `{}`",
+            fresh.display(),
+            directory.display()
+        )
+    })?;
+    Ok(KeyRing::open(&directory)?)
 }
 
 /// Names a store by its first root.

@@ -9,7 +9,9 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use image_format::manifest::{Boot, Disk};
 use image_format::{ImageRef, Version};
-use image_store::{Publication, Published, PublishedAs, Store, WriteStats, WrittenDisk};
+use image_store::{
+    KeyRing, Publication, Published, PublishedAs, Signer, Store, WriteStats, WrittenDisk,
+};
 use serde::Serialize;
 
 use crate::cli::Common;
@@ -17,6 +19,8 @@ use crate::keys::{self, KeyArgs};
 use crate::publish::boot::{self, BootBuilt, BootConfig, KernelSource, ProgramPaths};
 use crate::publish::prepare::{self, PrepareConfig};
 use crate::publish::source::{Probe, Source};
+use crate::remote::upload::Landed;
+use crate::remote::{RemoteArgs, RemoteStore};
 use crate::ui::{self, Ui};
 
 /// Arguments of `circular publish`.
@@ -36,6 +40,8 @@ pub struct Args {
     /// Take the file's bytes as the disk, even if they look like another image format
     #[arg(long)]
     raw: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
     #[command(flatten)]
     boot: BootArgs,
     #[command(flatten)]
@@ -91,8 +97,23 @@ struct Summary {
     boot: Option<Boot>,
     initramfs_bytes: Option<u64>,
     not_bootable: Option<String>,
-    #[serde(skip)]
-    store: PathBuf,
+    #[serde(flatten)]
+    place: Place,
+}
+
+/// Where it was published.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Place {
+    Directory {
+        #[serde(skip)]
+        store: PathBuf,
+    },
+    Server {
+        server: String,
+        uploaded_files: u64,
+        uploaded_bytes: u64,
+    },
 }
 
 /// Publishes a disk image.
@@ -115,35 +136,85 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         Probe::Refuse
     };
     let source = Arc::new(Source::open(&args.image, probe)?);
-    let store = Store::open_or_create(&common.store).await?;
+    let remote = args.remote.open(ui).await?;
+    let store = match &remote {
+        Some(remote) => remote.store().clone(),
+        None => Store::open_or_create(&common.store).await?,
+    };
+    let ring = open_keys(&store, remote.as_ref(), &args.keys, ui).await?;
+    let written = write_disk(&store, &source, &args, ui).await?;
+    let stats = written.stats;
+    let (built, not_bootable) =
+        make_bootable(&store, &source, &args.boot, ring.root()?, ui).await?;
+    source.check_unchanged()?;
+    let publication = Publication {
+        reference: args.reference,
+        created: keys::now(),
+        written,
+        chunker: store.marker().chunker,
+        boot: built.as_ref().map(|built| built.boot.clone()),
+    };
+    let signer = args.keys.signer(&ring);
+    let (published, place) = match &remote {
+        None => {
+            let place = Place::Directory {
+                store: common.store.clone(),
+            };
+            (publication.commit(&store, &signer).await?, place)
+        }
+        Some(remote) => publish_to(remote, &publication, &signer, ui).await?,
+    };
+    let summary = Summary {
+        seconds: begun.elapsed().as_secs_f64(),
+        place,
+        ..summary(published, stats, built.as_ref(), not_bootable)
+    };
+    ui.result(&summary, text)?;
+    Ok(())
+}
+
+/// Opens the keys of the store; a directory that nobody published to gets new ones.
+async fn open_keys(
+    store: &Store,
+    remote: Option<&RemoteStore>,
+    keys: &KeyArgs,
+    ui: &Ui,
+) -> anyhow::Result<KeyRing> {
+    if let Some(remote) = remote {
+        return remote.keys(keys).await;
+    }
     let tell = |directory: &Path| {
         ui.note(&format!(
             "Made signing keys in {}: back them up, and keep them from others.",
             directory.display()
         ));
     };
-    let ring = args.keys.open_or_make(&store, tell).await?;
-    let written = write_disk(&store, &source, &args, ui).await?;
-    let stats = written.stats;
-    let (built, not_bootable) =
-        make_bootable(&store, &source, &args.boot, ring.root()?, ui).await?;
-    source.check_unchanged()?;
-    let published = Publication {
-        reference: args.reference,
-        created: keys::now(),
-        written,
-        chunker: store.marker().chunker,
-        boot: built.as_ref().map(|built| built.boot.clone()),
+    keys.open_or_make(store, tell).await
+}
+
+/// Brings the disk to the server and makes it visible there.
+async fn publish_to(
+    remote: &RemoteStore,
+    publication: &Publication,
+    signer: &Signer<'_>,
+    ui: &Ui,
+) -> anyhow::Result<(Published, Place)> {
+    let (published, uploaded) = remote
+        .commit(signer, ui, async |store| {
+            Ok(publication.clone().commit(store, signer).await?)
+        })
+        .await?;
+    if uploaded.committed == Some(Landed::WithoutBootFiles) {
+        ui.warn(
+            "the image is published, but the server could not write its boot scripts: look at its log, and publish it again",
+        );
     }
-    .commit(&store, &args.keys.signer(&ring))
-    .await?;
-    let summary = Summary {
-        seconds: begun.elapsed().as_secs_f64(),
-        store: common.store.clone(),
-        ..summary(published, stats, built.as_ref(), not_bootable)
+    let place = Place::Server {
+        server: remote.url().to_string(),
+        uploaded_files: uploaded.files,
+        uploaded_bytes: uploaded.bytes,
     };
-    ui.result(&summary, text)?;
-    Ok(())
+    Ok((published, place))
 }
 
 async fn write_disk(
@@ -264,7 +335,9 @@ fn summary(
         boot: manifest.boot,
         initramfs_bytes: built.map(|built| built.report.total_bytes),
         not_bootable,
-        store: PathBuf::new(),
+        place: Place::Directory {
+            store: PathBuf::new(),
+        },
     }
 }
 
@@ -315,27 +388,56 @@ fn text(summary: &Summary) -> String {
         };
         let _ = writeln!(out, "  boots      {how}: {reason}");
     }
+    next_steps(&mut out, summary);
+    out
+}
+
+/// Says how to use what was published.
+fn next_steps(out: &mut String, summary: &Summary) {
     let image = ImageRef {
         version: None,
-        ..reference.clone()
+        ..summary.reference.clone()
     };
-    let _ = writeln!(out, "\nServe it, then mount it or boot it:");
-    let _ = writeln!(
-        out,
-        "  circular-server --store {} --listen 0.0.0.0:8080",
-        summary.store.display()
-    );
-    let _ = writeln!(
-        out,
-        "  circular-mount http://HOST:8080/ {image} /mnt       # /mnt/disk.raw"
-    );
-    if summary.boot.is_some() {
-        let script = image_format::boot_script::script_path(&image);
-        let _ = writeln!(
-            out,
-            "  qemu-system-x86_64 -m 1024 -boot n -device virtio-net-pci,netdev=n \\\n    \
-             -netdev user,id=n,bootfile=http://10.0.2.2:8080/{script}"
-        );
+    match &summary.place {
+        Place::Directory { store } => {
+            let _ = writeln!(out, "\nServe it, then mount it or boot it:");
+            let _ = writeln!(
+                out,
+                "  circular-server --store {} --listen 0.0.0.0:8080",
+                store.display()
+            );
+            let _ = writeln!(
+                out,
+                "  circular-mount http://HOST:8080/ {image} /mnt       # /mnt/disk.raw"
+            );
+            if summary.boot.is_some() {
+                let script = image_format::boot_script::script_path(&image);
+                let _ = writeln!(
+                    out,
+                    "  qemu-system-x86_64 -m 1024 -boot n -device virtio-net-pci,netdev=n \\\n    \
+                     -netdev user,id=n,bootfile=http://10.0.2.2:8080/{script}"
+                );
+            }
+        }
+        Place::Server {
+            server,
+            uploaded_files,
+            uploaded_bytes,
+        } => {
+            let _ = writeln!(
+                out,
+                "  uploaded   {uploaded_files} files, {}",
+                ui::size(*uploaded_bytes)
+            );
+            let _ = writeln!(out, "\nMount it, or boot it:");
+            let _ = writeln!(
+                out,
+                "  circular-mount {server} {image} /mnt       # /mnt/disk.raw"
+            );
+            if summary.boot.is_some() {
+                let script = image_format::boot_script::script_path(&image);
+                let _ = writeln!(out, "  iPXE: chain {server}{script}");
+            }
+        }
     }
-    out
 }
