@@ -19,6 +19,7 @@ pub mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use image_store::trust::TIMESTAMP_PATH;
@@ -36,6 +37,9 @@ use work::WorkDirectory;
 
 /// How often a change is signed again because another publisher was faster.
 const COMMIT_TRIES_MAX: u32 = 20;
+
+/// The longest wait before that: commits of others take less than a second.
+const CONFLICT_WAIT_MAX: Duration = Duration::from_secs(2);
 
 /// Which server to publish to, and how.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -207,7 +211,8 @@ impl RemoteStore {
             self.staged.drop_metadata().await?;
             let patience = RetryPolicy {
                 tries: COMMIT_TRIES_MAX,
-                ..RetryPolicy::DEFAULT
+                last: CONFLICT_WAIT_MAX,
+                ..self.http.retry()
             };
             let wait = patience.wait(tries, retry::random()).unwrap_or_default();
             tokio::time::sleep(wait).await;

@@ -81,6 +81,11 @@ impl Http {
         &self.config.url
     }
 
+    /// Returns when requests are tried again.
+    pub fn retry(&self) -> RetryPolicy {
+        self.config.retry
+    }
+
     /// Asks a question of the upload protocol.
     ///
     /// # Errors
