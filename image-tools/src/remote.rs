@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use image_store::trust::TIMESTAMP_PATH;
+use image_store::trust::sign::Established;
 use image_store::{KeyRing, Signer, Staged, Store};
 use reqwest::Certificate;
 
@@ -165,7 +166,7 @@ impl RemoteStore {
         }
         if self.http.file_length(TIMESTAMP_PATH).await?.is_some() {
             bail!(
-                "the store at {} lost its root, metadata/1.root.json: it is damaged",
+                "the store at {} lost its root: put the root.json of its keys there as metadata/1.root.json",
                 self.url()
             );
         }
@@ -194,7 +195,7 @@ impl RemoteStore {
         let mut uploaded = Uploaded::default();
         let mut tries = 1;
         loop {
-            signer.establish(&self.store).await?;
+            self.establish(signer).await?;
             let value = change(&self.store).await?;
             let outcome = self.upload(ui, &mut uploaded).await;
             match outcome {
@@ -217,6 +218,28 @@ impl RemoteStore {
             let wait = patience.wait(tries, retry::random()).unwrap_or_default();
             tokio::time::sleep(wait).await;
             tries += 1;
+        }
+    }
+
+    /// Signs the first, empty metadata of a store that nobody published to, and makes it visible: a
+    /// server takes only metadata that follows what it has.
+    async fn establish(&self, signer: &Signer<'_>) -> anyhow::Result<()> {
+        if let Established::Before(_) = signer.establish(&self.store).await? {
+            return Ok(());
+        }
+        let outcome = upload::commit(&self.http, &self.staged).await;
+        self.staged.drop_metadata().await?;
+        match outcome {
+            Ok(_) => Ok(()),
+            // Another publisher with these keys was faster.
+            Err(UploadError::Http(HttpError::Conflict { .. }))
+                if self.store.root_if_signed().await?.is_some() =>
+            {
+                Ok(())
+            }
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot begin the store at {}", self.url()))
+            }
         }
     }
 

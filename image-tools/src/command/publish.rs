@@ -23,8 +23,16 @@ use crate::remote::upload::Landed;
 use crate::remote::{RemoteArgs, RemoteStore};
 use crate::ui::{self, Ui};
 
+const EXAMPLES: &str = "\
+To a server elsewhere, which its operator starts with your root:
+  circular init --root-only --keys ~/keys
+  circular-server --upload --tokens tokens.txt --upload-root root.json
+  circular publish debian.raw debian:12 --to https://host/ --token-file token --keys ~/keys
+A publish that broke off is resumed by running it again.";
+
 /// Arguments of `circular publish`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Disk image (raw) or block device
     image: PathBuf,

@@ -14,7 +14,7 @@ use crate::{AT_ONCE, Bench, ONCE, puts};
 /// Returns whether the first attempt failed.
 async fn broken_from(first: usize, fault: Fault) -> bool {
     let bench = Bench::new().await;
-    let image = bench.image("disk", 1, 2);
+    let image = bench.image("disk", 1, 1);
     bench
         .server
         .fail(move |number, _, _| (number >= first).then_some(fault));
@@ -45,12 +45,7 @@ async fn broken_from(first: usize, fault: Fault) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publish_that_broke_at_any_request_is_resumed() {
-    for fault in [
-        Fault::HangUp(1),
-        Fault::HangUp(1 << 20),
-        Fault::LoseAnswer,
-        Fault::Status(503),
-    ] {
+    for fault in [Fault::HangUp(100_000), Fault::LoseAnswer] {
         let mut first = 1;
         while broken_from(first, fault).await {
             first += 1;
@@ -145,14 +140,16 @@ async fn whoever_is_slower_signs_again_and_nothing_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_always_conflicts_is_given_up() {
     let bench = Bench::new().await;
-    let image = bench.image("disk", 1, 1);
+    let (image, next) = (bench.image("disk", 1, 1), bench.image("next", 2, 1));
+    bench.publish("work", ONCE, &image, "debian").await.unwrap();
     bench
         .server
         .fail(|_, _, path| (path == COMMIT_PATH).then_some(Fault::Status(409)));
     let error = bench
-        .publish("work", ONCE, &image, "debian")
+        .publish("work", ONCE, &next, "debian")
         .await
         .unwrap_err();
+    bench.assert_served("debian", &image).await;
     assert!(
         format!("{error:#}").contains("another publisher was faster"),
         "{error:#}"
@@ -187,6 +184,6 @@ async fn what_cannot_pass_is_said_at_once() {
         assert!(format!("{error:#}").contains(says), "{status}: {error:#}");
         // As many as are sent at once, none a second time.
         assert!(tried.load(Ordering::Relaxed) <= 4, "{status}");
-        assert_eq!(bench.served_bytes("metadata"), 0);
+        assert_eq!(bench.served_bytes("targets"), 0);
     }
 }

@@ -185,6 +185,22 @@ async fn from_new_keys_to_a_published_image_on_the_command_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn metadata_on_a_server_is_signed_again() {
+    let bench = Bench::new().await;
+    let image = bench.image("disk", 1, 1);
+    bench.publish("work", ONCE, &image, "debian").await.unwrap();
+    let timestamp = bench.path("served/metadata/timestamp.json");
+    let before = fs::read(&timestamp).unwrap();
+    let refreshed = circular(
+        &bench,
+        &["refresh", "--to", &bench.server.url(), "--keys", "keys"],
+    );
+    assert!(refreshed.status.success(), "{}", stderr(&refreshed));
+    assert_ne!(fs::read(timestamp).unwrap(), before);
+    bench.assert_served("debian", &image).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_of_another_store_are_refused() {
     let bench = Bench::new().await;
     let image = bench.image("disk", 1, 1);

@@ -294,6 +294,15 @@ fn commit(root: &Path, body: &[u8]) -> Answer {
     if current.ok().map(|bytes| Digest::of(&bytes)) != follows {
         return text(StatusCode::CONFLICT, "the store has other metadata by now");
     }
+    // Only what the new state consists of, and one step at a time.
+    if files
+        .keys()
+        .filter(|name| name.ends_with(".targets.json"))
+        .count()
+        != 1
+    {
+        return text(StatusCode::UNPROCESSABLE_ENTITY, "more files than are used");
+    }
     let numbered: BTreeMap<_, _> = files
         .iter()
         .filter(|(name, _)| *name != "timestamp.json")
