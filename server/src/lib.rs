@@ -1,5 +1,5 @@
 //! Serves a store over HTTP: its files with ranges and validators, each image as one flat file,
-//! a page and a health check. Reads only; there is nothing to upload to.
+//! a page and a health check. Reads only, unless it is told to take uploads from whoever has a token.
 //!
 //! A request goes through the modules in this order:
 //!
@@ -15,11 +15,13 @@
 //! system (`route`); every answer has a length; every queue and wait has a bound
 //! ([`config::Limits`]).
 
+mod access;
 pub mod access_log;
 pub mod app;
 mod body;
 pub mod cli;
 pub mod config;
+mod credentials;
 mod decide;
 mod handle;
 mod home;
@@ -27,9 +29,15 @@ mod listen;
 mod precondition;
 mod range;
 mod raw;
+mod reload;
 mod route;
 mod store;
+mod tls;
+pub mod tokens;
+mod upload;
 
 pub use app::{Server, StartError};
 pub use config::Config;
 pub use listen::Drained;
+pub use reload::ReloadError;
+pub use upload::UploadStartError;
