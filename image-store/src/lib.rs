@@ -17,6 +17,7 @@ mod boot_files;
 pub mod index;
 mod lock;
 pub mod publication;
+mod put;
 pub mod reader;
 pub mod staged;
 pub mod store;

@@ -2,8 +2,7 @@
 //!
 //! Everything read is bounded before it is read and verified before it is returned.
 
-use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,13 +16,10 @@ use image_format::marker::{MARKER_PATH, Marker};
 use image_format::{DecodeError, Digest, DigestMismatch, ImageName, ImageRef, ObjectRef, Version};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use crate::staged::{self, RemoteError, Staged};
 use crate::trust::{self, Current, Names, TrustError, load};
-
-/// How much of a temporary file is read and written at once.
-const FILE_PART_BYTES: usize = 1024 * 1024;
 
 /// Why a store cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -404,71 +400,6 @@ impl Store {
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(access(&path, source)),
         }
-    }
-
-    /// Stores an object, unless it is there already.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub async fn put_object(&self, bytes: Bytes) -> Result<ObjectRef, StoreError> {
-        let object = ObjectRef::of(&bytes);
-        self.put_named(object, bytes).await?;
-        Ok(object)
-    }
-
-    /// Stores an object whose name was computed before.
-    pub(crate) async fn put_named(
-        &self,
-        object: ObjectRef,
-        bytes: Bytes,
-    ) -> Result<(), StoreError> {
-        let path = object.digest.object_path();
-        match self.held().verify_object(&object).await {
-            Ok(()) => {
-                self.note_held(&path);
-                Ok(())
-            }
-            Err(StoreError::Missing { .. }) => self.create(&path, bytes).await.map(drop),
-            // The right bytes replace it: publishing an image again mends what it can.
-            Err(StoreError::Damaged { .. }) => self.replace(&path, bytes).await,
-            unreadable => unreadable,
-        }
-    }
-
-    /// Stores the content of `file`, from its start, as an object, part by part.
-    pub(crate) async fn put_file(&self, mut file: File) -> Result<ObjectRef, StoreError> {
-        let temporary = |source| StoreError::Temporary { source };
-        let (mut hasher, mut length) = (Hasher::new(), 0);
-        let mut part = vec![0; FILE_PART_BYTES];
-        file.rewind().map_err(temporary)?;
-        loop {
-            let count = file.read(&mut part).map_err(temporary)?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&part[..count]);
-            length += count as u64;
-        }
-        let digest = hasher.finish();
-        let path = digest.object_path();
-        let failed = |source| access(&path, source);
-        let upload = self
-            .backend
-            .put_multipart(&object_path(&path))
-            .await
-            .map_err(failed)?;
-        let mut upload = WriteMultipart::new(upload);
-        file.rewind().map_err(temporary)?;
-        loop {
-            let count = file.read(&mut part).map_err(temporary)?;
-            if count == 0 {
-                break;
-            }
-            upload.wait_for_capacity(2).await.map_err(failed)?;
-            upload.write(&part[..count]);
-        }
-        upload.finish().await.map_err(failed)?;
-        Ok(ObjectRef { digest, length })
     }
 
     /// Writes a file that must not exist, in one step; tells whether it did not.
