@@ -1,5 +1,4 @@
 //! `circular publish --to` with a `circular-server --upload` at the other end.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::ffi::OsStr;
 use std::fs;
