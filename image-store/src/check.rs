@@ -31,7 +31,7 @@ impl Store {
     ///
     /// # Errors
     /// The back end cannot tell.
-    pub async fn gone(
+    pub(crate) async fn gone(
         &self,
         objects: impl IntoIterator<Item = ObjectRef>,
     ) -> Result<Vec<ObjectRef>, StoreError> {

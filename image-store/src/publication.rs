@@ -49,7 +49,7 @@ pub enum PublishError {
 }
 
 /// A disk about to be published.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Publication {
     /// Under which name, and to which tag (`latest` if none is given).
     pub reference: ImageRef,
@@ -132,9 +132,12 @@ impl Publication {
                 .commit(store, signer, &current, &mut names, also)
                 .await?;
         }
-        boot_files::write(store, &names, &after)
-            .await
-            .map_err(|source| PublishError::BootFiles { source })?;
+        // A server writes the boot files of its store itself, once it took the commit.
+        if store.staged().is_none() {
+            boot_files::write(store, &names, &after)
+                .await
+                .map_err(|source| PublishError::BootFiles { source })?;
+        }
         let tagged = ImageRef {
             tag: Some(self.reference.tag_or_latest()),
             ..self.reference.clone()
@@ -156,7 +159,7 @@ impl Publication {
                 &serde_json::to_vec(boot).unwrap_or_default(),
             )?);
         }
-        let gone = store.gone(objects).await?;
+        let gone = store.lacking(objects).await?;
         match gone.is_empty() {
             true => Ok(()),
             false => Err(PublishError::Gone { objects: gone }),
@@ -309,15 +312,14 @@ impl Store {
     pub async fn chunk_indexes(&self, list: &[ObjectRef]) -> Result<ChunkIndexes, PublishError> {
         let mut indexes = ChunkIndexes::default();
         for object in list {
-            match self.verify_object(object).await {
-                Ok(()) => {}
+            let path = match self.hold(object).await {
+                Ok(path) => path,
                 Err(error @ (StoreError::Missing { .. } | StoreError::Damaged { .. })) => {
                     tracing::warn!(%error, "chunk index left out; known chunks may be stored again");
                     continue;
                 }
                 Err(error) => return Err(error.into()),
-            }
-            let path = self.root().join(object.digest.object_path());
+            };
             let file = File::open(path).map_err(|source| IndexError::Read {
                 index: object.digest,
                 source,

@@ -2,8 +2,7 @@
 //!
 //! Everything read is bounded before it is read and verified before it is returned.
 
-use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,12 +16,10 @@ use image_format::marker::{MARKER_PATH, Marker};
 use image_format::{DecodeError, Digest, DigestMismatch, ImageName, ImageRef, ObjectRef, Version};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
+use crate::staged::{self, RemoteError, Staged};
 use crate::trust::{self, Current, Names, TrustError, load};
-
-/// How much of a temporary file is read and written at once.
-const FILE_PART_BYTES: usize = 1024 * 1024;
 
 /// Why a store cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +57,8 @@ pub enum StoreError {
     Trust(#[from] TrustError),
     #[error("cannot write a temporary file")]
     Temporary { source: io::Error },
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
 impl StoreError {
@@ -75,9 +74,11 @@ impl StoreError {
 /// An open store. Cheap to clone: clones share the back end.
 #[derive(Clone, Debug)]
 pub struct Store {
-    backend: Arc<dyn ObjectStore>,
-    root: PathBuf,
-    marker: Marker,
+    pub(crate) backend: Arc<dyn ObjectStore>,
+    pub(crate) root: PathBuf,
+    pub(crate) marker: Marker,
+    /// What is about to be published, if the store lies on a server.
+    pub(crate) staged: Option<Arc<Staged>>,
 }
 
 /// What a reference leads to.
@@ -119,6 +120,7 @@ impl Store {
             backend,
             root: root.to_owned(),
             marker,
+            staged: None,
         })
     }
 
@@ -156,6 +158,7 @@ impl Store {
             backend: local(root)?,
             root: root.to_owned(),
             marker: Marker::DEFAULT,
+            staged: None,
         };
         store
             .create(MARKER_PATH, Marker::DEFAULT.encode().into())
@@ -428,67 +431,6 @@ impl Store {
         self.fetch(path, Bound::Object(object)).await
     }
 
-    /// Stores an object, unless it is there already.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub async fn put_object(&self, bytes: Bytes) -> Result<ObjectRef, StoreError> {
-        let object = ObjectRef::of(&bytes);
-        self.put_named(object, bytes).await?;
-        Ok(object)
-    }
-
-    /// Stores an object whose name was computed before.
-    pub(crate) async fn put_named(
-        &self,
-        object: ObjectRef,
-        bytes: Bytes,
-    ) -> Result<(), StoreError> {
-        let path = object.digest.object_path();
-        match self.verify_object(&object).await {
-            Err(StoreError::Missing { .. }) => self.create(&path, bytes).await.map(drop),
-            // The right bytes replace it: publishing an image again mends what it can.
-            Err(StoreError::Damaged { .. }) => self.replace(&path, bytes).await,
-            verified => verified,
-        }
-    }
-
-    /// Stores the content of `file`, from its start, as an object, part by part.
-    pub(crate) async fn put_file(&self, mut file: File) -> Result<ObjectRef, StoreError> {
-        let temporary = |source| StoreError::Temporary { source };
-        let (mut hasher, mut length) = (Hasher::new(), 0);
-        let mut part = vec![0; FILE_PART_BYTES];
-        file.rewind().map_err(temporary)?;
-        loop {
-            let count = file.read(&mut part).map_err(temporary)?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(&part[..count]);
-            length += count as u64;
-        }
-        let digest = hasher.finish();
-        let path = digest.object_path();
-        let failed = |source| access(&path, source);
-        let upload = self
-            .backend
-            .put_multipart(&object_path(&path))
-            .await
-            .map_err(failed)?;
-        let mut upload = WriteMultipart::new(upload);
-        file.rewind().map_err(temporary)?;
-        loop {
-            let count = file.read(&mut part).map_err(temporary)?;
-            if count == 0 {
-                break;
-            }
-            upload.wait_for_capacity(2).await.map_err(failed)?;
-            upload.write(&part[..count]);
-        }
-        upload.finish().await.map_err(failed)?;
-        Ok(ObjectRef { digest, length })
-    }
-
     /// Writes a file that must not exist, in one step; tells whether it did not.
     pub(crate) async fn create(&self, path: &str, bytes: Bytes) -> Result<Created, StoreError> {
         let options = PutOptions::from(PutMode::Create);
@@ -537,13 +479,13 @@ pub(crate) enum Created {
 
 /// What is known of a file before it is read.
 #[derive(Clone, Copy)]
-enum Bound<'a> {
+pub(crate) enum Bound<'a> {
     AtMost(usize),
     Digest(&'a Digest, usize),
     Object(&'a ObjectRef),
 }
 
-async fn fetch(
+pub(crate) async fn fetch(
     backend: &dyn ObjectStore,
     path: &str,
     bound: Bound<'_>,
@@ -597,11 +539,11 @@ pub(crate) fn access(path: &str, source: object_store::Error) -> StoreError {
     let path = path.to_owned();
     match source {
         object_store::Error::NotFound { .. } => StoreError::Missing { path },
-        source => StoreError::Access { path, source },
+        source => staged::failed_access(path, source),
     }
 }
 
-fn decode(path: &str) -> impl FnOnce(DecodeError) -> StoreError {
+pub(crate) fn decode(path: &str) -> impl FnOnce(DecodeError) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Decode { path, source }
 }

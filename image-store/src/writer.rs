@@ -66,7 +66,7 @@ pub struct WriteStats {
 }
 
 /// A disk whose objects are all in the store, not yet visible.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WrittenDisk {
     /// What goes into the manifest.
     pub disk: Disk,

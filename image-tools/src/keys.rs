@@ -122,6 +122,33 @@ impl KeyArgs {
         }
     }
 
+    /// Opens keys that were made before their store.
+    ///
+    /// # Errors
+    /// Nobody said where they are, or there are none.
+    pub fn open_made(&self) -> anyhow::Result<KeyRing> {
+        let directory = self.ring.keys.as_ref().context("no keys were named")?;
+        let ring = KeyRing::open(directory)?;
+        ring.root()?;
+        Ok(ring)
+    }
+
+    /// Makes keys and their first root, for a store that is still to be made.
+    ///
+    /// # Errors
+    /// There are keys already, or they cannot be written.
+    pub async fn make_root(&self) -> anyhow::Result<KeyRing> {
+        if let Some(directory) = &self.ring.keys {
+            let ring = KeyRing::generate(directory)?;
+            self.signer(&ring).keep_first_root().await?;
+            return Ok(ring);
+        }
+        let (base, fresh) = fresh_directory()?;
+        let ring = KeyRing::generate(&fresh)?;
+        let root = self.signer(&ring).keep_first_root().await?;
+        keep_fresh(&base, &fresh, &root)
+    }
+
     /// Makes keys for a store that was never signed, and signs it.
     ///
     /// # Errors

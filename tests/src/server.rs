@@ -1,5 +1,6 @@
 //! `circular-server` on a free port.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -26,10 +27,19 @@ impl Server {
     /// # Errors
     /// The server does not come up; the message has what it said.
     pub fn start(store: &Path) -> Result<Self> {
+        Self::start_with(store, &[])
+    }
+
+    /// Serves the store at `store`, with further arguments.
+    ///
+    /// # Errors
+    /// The server does not come up; the message has what it said.
+    pub fn start_with(store: &Path, arguments: &[&OsStr]) -> Result<Self> {
         let mut command = Command::new(binaries::host("circular-server")?);
         command
             .args(["--listen", "127.0.0.1:0", "--store"])
-            .arg(store);
+            .arg(store)
+            .args(arguments);
         let mut daemon = Daemon::start(&mut command)?;
         let url = daemon.wait_for(DEADLINE, |line| {
             let (_, address) = line.split_once(" on http://")?;

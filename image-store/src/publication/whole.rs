@@ -24,7 +24,7 @@ pub(super) async fn is_whole(
     if packs.iter().any(|pack| lost.contains(&pack.digest)) {
         return Ok(false);
     }
-    let gone: Result<Vec<_>, StoreError> = store.gone(packs).await;
+    let gone: Result<Vec<_>, StoreError> = store.lacking(packs).await;
     Ok(gone?.is_empty())
 }
 

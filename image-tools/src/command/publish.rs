@@ -12,7 +12,8 @@ use image_format::manifest::{Boot, Disk};
 use image_format::{Digest, ImageRef, Version};
 use image_store::publication::PublishError;
 use image_store::{
-    BuiltBootPack, KeyRing, Publication, Published, PublishedAs, Store, WriteStats, WrittenDisk,
+    BuiltBootPack, KeyRing, Publication, Published, PublishedAs, Signer, Store, WriteStats,
+    WrittenDisk,
 };
 use serde::Serialize;
 
@@ -22,13 +23,23 @@ use crate::publish::boot::{self, BootBuilt, BootConfig, KernelSource, ProgramPat
 use crate::publish::carry::{self, CarriedOver};
 use crate::publish::prepare::{self, PrepareConfig};
 use crate::publish::source::{Probe, Source};
+use crate::remote::upload::Landed;
+use crate::remote::{RemoteArgs, RemoteStore};
 use crate::ui::{self, Ui};
 
 /// How often a publish begins again when the store lost something meanwhile.
 const ATTEMPTS: u32 = 4;
 
+const EXAMPLES: &str = "\
+To a server elsewhere, which its operator starts with your root:
+  circular init --root-only --keys ~/keys
+  circular-server --upload --tokens tokens.txt --upload-root root.json
+  circular publish debian.raw debian:12 --to https://host/ --token-file token --keys ~/keys
+A publish that broke off is resumed by running it again.";
+
 /// Arguments of `circular publish`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Disk image (raw) or block device
     image: PathBuf,
@@ -45,8 +56,10 @@ pub struct Args {
     #[arg(long)]
     raw: bool,
     /// Read all that the store has of this image before relying on it; store again what is damaged
-    #[arg(long)]
+    #[arg(long, conflicts_with = "to")]
     mend: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
     #[command(flatten)]
     boot: BootArgs,
     #[command(flatten)]
@@ -104,9 +117,26 @@ struct Summary {
     not_bootable: Option<String>,
     /// Where the store's new signing keys are, if this publish made them.
     new_keys: Option<PathBuf>,
+    /// What clients of the store trust.
+    trusted_root: PathBuf,
     boot_pack: Option<CarriedOver>,
-    #[serde(skip)]
-    store: PathBuf,
+    #[serde(flatten)]
+    place: Place,
+}
+
+/// Where it was published.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+enum Place {
+    Directory {
+        #[serde(skip)]
+        store: PathBuf,
+    },
+    Server {
+        server: String,
+        uploaded_files: u64,
+        uploaded_bytes: u64,
+    },
 }
 
 /// Publishes a disk image.
@@ -129,7 +159,11 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         Probe::Refuse
     };
     let source = Arc::new(Source::open(&args.image, probe)?);
-    let store = Store::open_or_create(&common.store).await?;
+    let remote = args.remote.open(ui).await?;
+    let store = match &remote {
+        Some(remote) => remote.store().clone(),
+        None => Store::open_or_create(&common.store).await?,
+    };
     let mut new_keys = None;
     let tell = |directory: &Path| {
         ui.note(&format!(
@@ -139,27 +173,70 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         ));
         new_keys = Some(directory.to_owned());
     };
-    let ring = args.keys.open_or_make(&store, tell).await?;
-    let published = publish(&store, &source, &args, &ring, ui).await?;
+    let ring = match &remote {
+        Some(remote) => remote.keys(&args.keys).await?,
+        None => args.keys.open_or_make(&store, tell).await?,
+    };
+    let place = Place::Directory {
+        store: common.store.clone(),
+    };
+    let target = Target {
+        store: &store,
+        remote: remote.as_ref(),
+        place,
+    };
     let summary = Summary {
         seconds: begun.elapsed().as_secs_f64(),
-        store: common.store.clone(),
         new_keys,
-        ..published
+        ..publish(target, &source, &args, &ring, ui).await?
     };
     ui.result(&summary, text)?;
     Ok(())
 }
 
+/// Where to publish to.
+struct Target<'a> {
+    store: &'a Store,
+    remote: Option<&'a RemoteStore>,
+    place: Place,
+}
+
+/// Brings the disk to the server and makes it visible there.
+async fn publish_to(
+    remote: &RemoteStore,
+    publication: &Publication,
+    signer: &Signer<'_>,
+    ui: &Ui,
+) -> anyhow::Result<(Published, Place)> {
+    let (published, uploaded) = remote
+        .commit(signer, ui, async |store| {
+            Ok(publication.clone().commit(store, signer).await?)
+        })
+        .await?;
+    if uploaded.committed == Some(Landed::WithoutBootFiles) {
+        ui.warn(
+            "the image is published, but the server could not write its boot scripts: look at its log, and publish it again",
+        );
+    }
+    let place = Place::Server {
+        server: remote.url().to_string(),
+        uploaded_files: uploaded.files,
+        uploaded_bytes: uploaded.bytes,
+    };
+    Ok((published, place))
+}
+
 /// Publishes. What the store turns out to lack is stored again: packs that were lost, and what a
 /// sweep took before it was committed.
 async fn publish(
-    store: &Store,
+    target: Target<'_>,
     source: &Arc<Source>,
     args: &Args,
     ring: &KeyRing,
     ui: &Ui,
 ) -> anyhow::Result<Summary> {
+    let store = target.store;
+    let signer = args.keys.signer(ring);
     let mut lost = HashSet::new();
     let mut left = ATTEMPTS;
     loop {
@@ -178,20 +255,34 @@ async fn publish(
             boot_pack: carried.as_ref().and_then(|built| built.boot_pack),
         };
         left -= 1;
-        match publication.commit(store, &args.keys.signer(ring)).await {
-            Err(PublishError::Gone { objects }) if left > 0 => {
+        let outcome = match target.remote {
+            Some(remote) => publish_to(remote, &publication, &signer, ui).await,
+            None => publication
+                .commit(store, &signer)
+                .await
+                .map(|published| (published, target.place.clone()))
+                .map_err(anyhow::Error::from),
+        };
+        let error = match outcome {
+            Ok((published, place)) => {
+                return Ok(Summary {
+                    place,
+                    trusted_root: ring.directory().join("root.json"),
+                    boot_pack: carried.as_ref().map(CarriedOver::of),
+                    ..summary(published, stats, built.as_ref(), not_bootable)
+                });
+            }
+            Err(error) => error,
+        };
+        match error.downcast_ref() {
+            Some(PublishError::Gone { objects }) if left > 0 => {
                 ui.warn(&format!(
                     "{} objects that the image needs are gone from the store; storing them again",
                     objects.len()
                 ));
                 lost.extend(objects.iter().map(|object| object.digest));
             }
-            published => {
-                return Ok(Summary {
-                    boot_pack: carried.as_ref().map(CarriedOver::of),
-                    ..summary(published?, stats, built.as_ref(), not_bootable)
-                });
-            }
+            _ => return Err(error),
         }
     }
 }
@@ -362,8 +453,11 @@ fn summary(
         initramfs_bytes: built.map(|built| built.report.total_bytes),
         not_bootable,
         new_keys: None,
+        trusted_root: PathBuf::new(),
         boot_pack: None,
-        store: PathBuf::new(),
+        place: Place::Directory {
+            store: PathBuf::new(),
+        },
     }
 }
 
@@ -400,28 +494,7 @@ fn text(summary: &Summary) -> String {
         ui::size(summary.new_stored_bytes),
     );
     out.push_str(&boot_text(summary));
-    let image = ImageRef {
-        version: None,
-        ..reference.clone()
-    };
-    let _ = writeln!(out, "\nServe it, then mount it or boot it:");
-    let _ = writeln!(
-        out,
-        "  circular-server --store {} --listen 0.0.0.0:8080",
-        summary.store.display()
-    );
-    let _ = writeln!(
-        out,
-        "  circular-mount http://HOST:8080/ {image} /mnt       # /mnt/disk.raw"
-    );
-    if summary.boot.is_some() {
-        let script = image_format::boot_script::script_path(&image);
-        let _ = writeln!(
-            out,
-            "  qemu-system-x86_64 -m 1024 -boot n -device virtio-net-pci,netdev=n \\\n    \
-             -netdev user,id=n,bootfile=http://10.0.2.2:8080/{script}"
-        );
-    }
+    next_steps(&mut out, summary);
     out
 }
 
@@ -448,4 +521,55 @@ fn boot_text(summary: &Summary) -> String {
         let _ = writeln!(out, "  boots      {how}: {reason}");
     }
     out
+}
+
+/// Says how to use what was published.
+fn next_steps(out: &mut String, summary: &Summary) {
+    let image = ImageRef {
+        version: None,
+        ..summary.reference.clone()
+    };
+    let root = summary.trusted_root.display();
+    match &summary.place {
+        Place::Directory { store } => {
+            let _ = writeln!(out, "\nServe it, then mount it or boot it:");
+            let _ = writeln!(
+                out,
+                "  circular-server --store {} --listen 0.0.0.0:8080",
+                store.display()
+            );
+            let _ = writeln!(
+                out,
+                "  circular-mount --root {root} http://HOST:8080/ {image} /mnt       # /mnt/disk.raw"
+            );
+            if summary.boot.is_some() {
+                let script = image_format::boot_script::script_path(&image);
+                let _ = writeln!(
+                    out,
+                    "  qemu-system-x86_64 -m 1024 -boot n -device virtio-net-pci,netdev=n \\\n    \
+                     -netdev user,id=n,bootfile=http://10.0.2.2:8080/{script}"
+                );
+            }
+        }
+        Place::Server {
+            server,
+            uploaded_files,
+            uploaded_bytes,
+        } => {
+            let _ = writeln!(
+                out,
+                "  uploaded   {uploaded_files} files, {}",
+                ui::size(*uploaded_bytes)
+            );
+            let _ = writeln!(out, "\nMount it, or boot it:");
+            let _ = writeln!(
+                out,
+                "  circular-mount --root {root} {server} {image} /mnt       # /mnt/disk.raw"
+            );
+            if summary.boot.is_some() {
+                let script = image_format::boot_script::script_path(&image);
+                let _ = writeln!(out, "  iPXE: chain {server}{script}");
+            }
+        }
+    }
 }

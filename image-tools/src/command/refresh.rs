@@ -6,11 +6,14 @@ use serde::Serialize;
 use crate::cli::Common;
 use crate::command::utc;
 use crate::keys::KeyArgs;
+use crate::remote::RemoteArgs;
 use crate::ui::Ui;
 
 /// Arguments of `circular refresh`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    #[command(flatten)]
+    remote: RemoteArgs,
     #[command(flatten)]
     keys: KeyArgs,
 }
@@ -28,9 +31,20 @@ struct Refreshed {
 /// # Errors
 /// The keys are missing, or the store was never published to.
 pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
-    let store = Store::open(&common.store).await?;
+    let remote = args.remote.open(ui).await?;
+    let store = match &remote {
+        Some(remote) => remote.store().clone(),
+        None => Store::open(&common.store).await?,
+    };
     let ring = args.keys.open_signed(&store).await?;
-    let expiries = args.keys.signer(&ring).refresh(&store).await?;
+    let signer = args.keys.signer(&ring);
+    let expiries = match &remote {
+        None => signer.refresh(&store).await?,
+        Some(remote) => {
+            let refresh = async |store: &Store| Ok(signer.refresh(store).await?);
+            remote.commit(&signer, ui, refresh).await?.0
+        }
+    };
     let refreshed = Refreshed {
         root_expires: expiries.root,
         targets_expires: expiries.targets,

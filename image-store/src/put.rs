@@ -1,0 +1,81 @@
+//! Stores objects: each under the digest of its bytes, unless it is there and whole.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+
+use bytes::Bytes;
+use image_format::ObjectRef;
+use image_format::digest::Hasher;
+use object_store::{ObjectStoreExt as _, WriteMultipart};
+
+use crate::store::{Store, StoreError, access, object_path};
+
+/// How much of a temporary file is read and written at once.
+const FILE_PART_BYTES: usize = 1024 * 1024;
+
+impl Store {
+    /// Stores an object, unless it is there already.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn put_object(&self, bytes: Bytes) -> Result<ObjectRef, StoreError> {
+        let object = ObjectRef::of(&bytes);
+        self.put_named(object, bytes).await?;
+        Ok(object)
+    }
+
+    /// Stores an object whose name was computed before.
+    pub(crate) async fn put_named(
+        &self,
+        object: ObjectRef,
+        bytes: Bytes,
+    ) -> Result<(), StoreError> {
+        let path = object.digest.object_path();
+        match self.held().verify_object(&object).await {
+            Ok(()) => {
+                self.note_held(&path);
+                Ok(())
+            }
+            Err(StoreError::Missing { .. }) => self.create(&path, bytes).await.map(drop),
+            // The right bytes replace it: publishing an image again mends what it can.
+            Err(StoreError::Damaged { .. }) => self.replace(&path, bytes).await,
+            unreadable => unreadable,
+        }
+    }
+
+    /// Stores the content of `file`, from its start, as an object, part by part.
+    pub(crate) async fn put_file(&self, mut file: File) -> Result<ObjectRef, StoreError> {
+        let temporary = |source| StoreError::Temporary { source };
+        let (mut hasher, mut length) = (Hasher::new(), 0);
+        let mut part = vec![0; FILE_PART_BYTES];
+        file.rewind().map_err(temporary)?;
+        loop {
+            let count = file.read(&mut part).map_err(temporary)?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&part[..count]);
+            length += count as u64;
+        }
+        let digest = hasher.finish();
+        let path = digest.object_path();
+        let failed = |source| access(&path, source);
+        let upload = self
+            .backend
+            .put_multipart(&object_path(&path))
+            .await
+            .map_err(failed)?;
+        let mut upload = WriteMultipart::new(upload);
+        file.rewind().map_err(temporary)?;
+        loop {
+            let count = file.read(&mut part).map_err(temporary)?;
+            if count == 0 {
+                break;
+            }
+            upload.wait_for_capacity(2).await.map_err(failed)?;
+            upload.write(&part[..count]);
+        }
+        upload.finish().await.map_err(failed)?;
+        Ok(ObjectRef { digest, length })
+    }
+}

@@ -1,0 +1,219 @@
+//! `circular publish --to` with a `circular-server --upload` at the other end.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use anyhow::Result;
+use circular_tests::server::Server;
+use circular_tests::store::TestStore;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+const TOKEN: &str = "circular_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/// A server with an empty store, the keys for it, and a token of each scope.
+struct Bench {
+    store: TestStore,
+    server: Server,
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("test paths are plain")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Bench {
+    fn start(more: &[&str]) -> Result<Self> {
+        let store = TestStore::new()?;
+        let keys = store.beside("made");
+        let made = store.circular(&["init", "--root-only", "--keys", path(&keys)])?;
+        assert!(made.status.success(), "{}", stderr(&made));
+        let mut table = String::new();
+        for (scope, token) in [("publish", TOKEN.to_owned()), ("read", format!("{TOKEN}r"))] {
+            let file = store.beside(scope);
+            fs::write(&file, &token)?;
+            let digest = hex(&Sha256::digest(&token));
+            table.push_str(&format!("{scope} {digest} {scope}er\n"));
+        }
+        fs::write(store.beside("tokens"), table)?;
+        let server = Self::serve(&store, more)?;
+        Ok(Self { store, server })
+    }
+
+    fn serve(store: &TestStore, more: &[&str]) -> Result<Server> {
+        let (tokens, root) = (store.beside("tokens"), store.beside("made/root.json"));
+        let arguments = [
+            "--upload".as_ref(),
+            "--tokens".as_ref(),
+            tokens.as_os_str(),
+            "--upload-root".as_ref(),
+            root.as_os_str(),
+        ];
+        let more = more.iter().map(OsStr::new);
+        let arguments: Vec<_> = arguments.into_iter().chain(more).collect();
+        Server::start_with(&store.path(), &arguments)
+    }
+
+    fn image(&self, name: &str, seed: u8) -> Result<PathBuf> {
+        let image = self.store.beside(name);
+        let noise = (0_u32..3 << 18).flat_map(|at| {
+            let mixed = (at ^ (u32::from(seed) << 24)).wrapping_mul(0x9E37_79B1);
+            (mixed ^ (mixed >> 15))
+                .wrapping_mul(0x85EB_CA77)
+                .to_le_bytes()
+        });
+        fs::write(&image, noise.collect::<Vec<_>>())?;
+        Ok(image)
+    }
+
+    fn publish(&self, image: &Path, reference: &str, more: &[&str]) -> Result<Output> {
+        let (keys, work) = (self.store.beside("made"), self.store.beside("work"));
+        let arguments = [
+            "publish",
+            path(image),
+            reference,
+            "--no-boot",
+            "--json",
+            "--to",
+            self.server.url(),
+            "--keys",
+            path(&keys),
+            "--work",
+            path(&work),
+        ];
+        self.store.circular(&[&arguments, more].concat())
+    }
+
+    fn published(&self, image: &Path, reference: &str) -> Result<Value> {
+        let token = self.store.beside("publish");
+        let output = self.publish(image, reference, &["--token-file", path(&token)])?;
+        assert!(output.status.success(), "{}", stderr(&output));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn what_is_published_over_http_is_the_same_disk() -> Result<()> {
+    let bench = Bench::start(&[])?;
+    let (one, two) = (bench.image("one", 1)?, bench.image("two", 2)?);
+    let summary = bench.published(&one, "lab/debian:12")?;
+    assert!(
+        summary["uploaded_bytes"].as_u64() > Some(2 << 20),
+        "{summary}"
+    );
+    assert_eq!(bench.published(&one, "lab/debian:12")?["uploaded_files"], 0);
+    assert_eq!(bench.published(&two, "lab/debian:13")?["version"], "2");
+    for (reference, image) in [("lab/debian:12", &one), ("lab/debian:13", &two)] {
+        let copy = bench.store.beside("copy");
+        let exported = bench
+            .store
+            .circular(&["export", reference, path(&copy), "--force"])?;
+        assert!(exported.status.success(), "{}", stderr(&exported));
+        assert!(
+            fs::read(copy)? == fs::read(image)?,
+            "{reference} is another disk"
+        );
+    }
+    let verified = bench.store.circular(&["verify"])?;
+    assert!(verified.status.success(), "{}", stderr(&verified));
+    // The server wrote them.
+    assert!(bench.store.path().join("boot.ipxe").is_file());
+    Ok(())
+}
+
+#[test]
+fn a_private_store_is_published_to_and_goes_on_after_a_restart() -> Result<()> {
+    let mut bench = Bench::start(&["--private"])?;
+    let image = bench.image("disk", 1)?;
+    bench.published(&image, "debian")?;
+    bench.server = Bench::serve(&bench.store, &["--private"])?;
+    // At another address, so with another work directory.
+    fs::remove_dir_all(bench.store.beside("work"))?;
+    assert_eq!(
+        bench.published(&image, "debian")?["published_as"],
+        "unchanged"
+    );
+    Ok(())
+}
+
+#[test]
+fn nothing_is_stored_without_the_right_token() -> Result<()> {
+    let bench = Bench::start(&[])?;
+    let image = bench.image("disk", 1)?;
+    let wrong = bench.store.beside("wrong");
+    fs::write(&wrong, format!("{TOKEN}x"))?;
+    let read = bench.store.beside("read");
+    for (arguments, says) in [
+        (vec![], "--token-file"),
+        (
+            vec!["--token-file", path(&wrong)],
+            "does not know the token",
+        ),
+        (vec!["--token-file", path(&read)], "scope `publish`"),
+    ] {
+        let refused = bench.publish(&image, "debian", &arguments)?;
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(stderr(&refused).contains(says), "{}", stderr(&refused));
+        assert!(!stderr(&refused).contains(TOKEN));
+    }
+    assert!(!bench.store.path().join("objects").exists());
+    assert!(!bench.store.path().join("metadata/timestamp.json").exists());
+    Ok(())
+}
+
+#[test]
+fn a_server_without_uploads_and_one_with_another_root_say_so() -> Result<()> {
+    let bench = Bench::start(&[])?;
+    let image = bench.image("disk", 1)?;
+    bench.published(&image, "debian")?;
+    let token = bench.store.beside("publish");
+    let closed = Server::start(&bench.store.path())?;
+    let (keys, work) = (bench.store.beside("made"), bench.store.beside("elsewhere"));
+    let mut arguments = vec![
+        "publish",
+        path(&image),
+        "other",
+        "--no-boot",
+        "--token-file",
+        path(&token),
+        "--work",
+        path(&work),
+        "--to",
+        closed.url(),
+        "--keys",
+        path(&keys),
+    ];
+    let refused = bench.store.circular(&arguments)?;
+    assert!(
+        stderr(&refused).contains("start it with `circular-server --upload"),
+        "{}",
+        stderr(&refused)
+    );
+    // Keys that the server was not started with.
+    let stranger = bench.store.beside("stranger");
+    bench
+        .store
+        .circular(&["init", "--root-only", "--keys", path(&stranger)])?;
+    let empty = TestStore::new()?;
+    fs::create_dir_all(empty.beside("made"))?;
+    fs::copy(keys.join("root.json"), empty.beside("made/root.json"))?;
+    fs::copy(bench.store.beside("tokens"), empty.beside("tokens"))?;
+    let server = Bench::serve(&empty, &[])?;
+    let work = empty.beside("work");
+    arguments.splice(
+        7..,
+        [path(&work), "--to", server.url(), "--keys", path(&stranger)],
+    );
+    let refused = bench.store.circular(&arguments)?;
+    assert!(stderr(&refused).contains("refuses"), "{}", stderr(&refused));
+    Ok(())
+}
