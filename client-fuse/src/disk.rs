@@ -2,7 +2,8 @@
 //!
 //! A read first learns from the pages what it is made of ([`plan`]), then asks for all the chunks at
 //! once. A single piece is returned without a copy. Sequential readers are followed, and what they
-//! will want next is fetched before they ask ([`ReadAhead`]).
+//! will want next is fetched before they ask ([`ReadAhead`]), unless they read what the boot pack
+//! lists: that knows better what comes next.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -120,13 +121,37 @@ impl<S: Source> Disk<S> {
         if offset >= end {
             return Ok(Bytes::new());
         }
-        self.read_ahead(&(offset..end));
-        let outcome = self.parts.read(offset..end, self.recorder.as_ref()).await;
+        let outcome = self.read_range(offset..end).await;
         match &outcome {
             Ok(bytes) => self.stats.read_bytes.add(bytes.len() as u64),
             Err(_) => self.stats.read_errors.increment(),
         }
         outcome
+    }
+
+    async fn read_range(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
+        let asked = Instant::now();
+        let pieces = self.parts.plan(&range).await?;
+        let parts: Vec<Part> = pieces.iter().filter_map(Piece::part).cloned().collect();
+        if !self.parts.chunks.are_foreseen(&parts) {
+            self.read_ahead(&range);
+        }
+        let mut bytes = self.parts.chunks.read(&parts).await?.into_iter();
+        if let Some(recorder) = &self.recorder {
+            recorder.note(asked, parts.iter().map(|part| &part.place));
+        }
+        if let ([Piece::Part(_)], Some(only)) = (&pieces[..], bytes.as_slice().first()) {
+            return Ok(only.clone());
+        }
+        let mut out =
+            BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or_default());
+        for piece in pieces {
+            match piece {
+                Piece::Zeros(count) => out.resize(out.len() + count, 0),
+                Piece::Part(_) => out.extend_from_slice(&bytes.next().unwrap_or_default()),
+            }
+        }
+        Ok(out.freeze())
     }
 
     /// Begins to fetch what `pack` lists, in the background, before it is read.
@@ -153,32 +178,6 @@ impl<S: Source> Disk<S> {
 }
 
 impl<S: Source> Parts<S> {
-    async fn read(
-        &self,
-        range: Range<u64>,
-        recorder: Option<&Recorder>,
-    ) -> Result<Bytes, ReadError> {
-        let asked = Instant::now();
-        let pieces = self.plan(&range).await?;
-        let parts: Vec<Part> = pieces.iter().filter_map(Piece::part).cloned().collect();
-        let mut bytes = self.chunks.read(&parts).await?.into_iter();
-        if let Some(recorder) = recorder {
-            recorder.note(asked, parts.iter().map(|part| &part.place));
-        }
-        if let ([Piece::Part(_)], Some(only)) = (&pieces[..], bytes.as_slice().first()) {
-            return Ok(only.clone());
-        }
-        let mut out =
-            BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or_default());
-        for piece in pieces {
-            match piece {
-                Piece::Zeros(count) => out.resize(out.len() + count, 0),
-                Piece::Part(_) => out.extend_from_slice(&bytes.next().unwrap_or_default()),
-            }
-        }
-        Ok(out.freeze())
-    }
-
     async fn plan(&self, range: &Range<u64>) -> Result<Vec<Piece>, ReadError> {
         let mut pieces = Vec::new();
         for run in runs(range.start, range.end - range.start) {

@@ -101,6 +101,12 @@ impl BootStream {
         }
     }
 
+    /// Whether the boot pack lists `chunk`.
+    #[must_use]
+    pub fn lists(&self, chunk: &ChunkId) -> bool {
+        self.frame_of.contains_key(chunk)
+    }
+
     /// Whether `chunk` is in a frame that is still to come.
     #[must_use]
     pub fn will_bring(&self, chunk: &ChunkId) -> bool {

@@ -16,6 +16,7 @@ use image_format::manifest::BootPack;
 use tokio::task::JoinSet;
 
 use super::Chunks;
+use crate::disk::plan::Part;
 use crate::fetch::fetcher::part::{ObjectPart, Patience};
 use crate::fetch::fetcher::{Wanted, land_all};
 use crate::fetch::lanes::{Hurry, Priority};
@@ -56,6 +57,12 @@ impl Drop for Bringing {
 }
 
 impl<S: Source> Chunks<S> {
+    /// Whether there are parts, and the boot pack lists all of them.
+    pub fn are_foreseen(&self, parts: &[Part]) -> bool {
+        let listed = |boot: &Arc<BootStream>| parts.iter().all(|part| boot.lists(&part.place.id()));
+        !parts.is_empty() && self.boot.get().is_some_and(listed)
+    }
+
     /// Notes that `chunk` is read: if it was fetched ahead, that was not in vain.
     pub(super) fn strike(&self, chunk: &ChunkId) {
         if let Some(bytes) = self.ledger.strike(chunk) {

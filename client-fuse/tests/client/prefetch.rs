@@ -88,6 +88,21 @@ async fn a_cold_boot_costs_the_boot_pack_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn read_ahead_follows_no_reader_of_what_the_boot_pack_lists() {
+    let store = Arc::new(Store::booting(mixed_disk(4000, 0), 1));
+    let listed = store.boot_set.iter().map(|chunk| chunk.entry.plain_len());
+    let listed: usize = listed.sum();
+    let stack = start_booting(&MemorySource::new(&store), &store, Setup::DEFAULT).await;
+    for offset in (0..store.disk.len() as u64).step_by(65_536) {
+        let bytes = stack.disk.read(offset, 65_536).await.unwrap();
+        assert!(bytes == store.flat(offset, 65_536), "at {offset}");
+    }
+    assert_eq!(stack.stats.ahead_chunks.count(), 0);
+    assert_eq!(stack.stats.chunks.count(), store.boot_set.len() as u64);
+    assert!(listed > 8 << 20);
+}
+
+#[tokio::test]
 async fn what_was_fetched_in_vain_is_counted() {
     let store = store();
     let stack = start_booting(&MemorySource::new(&store), &store, Setup::DEFAULT).await;
