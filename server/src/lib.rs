@@ -21,6 +21,7 @@ mod body;
 pub mod cli;
 pub mod config;
 mod decide;
+pub mod fuzzing;
 mod handle;
 mod home;
 mod listen;
