@@ -14,6 +14,7 @@
 //! Invariants: no state between requests but open images; no path of a client reaches the file
 //! system (`route`); every answer has a length; every queue and wait has a bound
 //! ([`config::Limits`]).
+#![forbid(unsafe_code)]
 
 pub mod access_log;
 pub mod app;

@@ -9,6 +9,7 @@
 //!
 //! No guard sleeps until something is ready: each waits for a line, a byte or a connection, and
 //! a deadline is only there so that a hang becomes a failure.
+#![forbid(unsafe_code)]
 
 pub mod binaries;
 pub mod console;
