@@ -83,7 +83,7 @@ impl Images {
     /// the others.
     ///
     /// # Errors
-    /// The list of names cannot be read.
+    /// What the store offers cannot be read.
     pub(crate) async fn list(&self, max: usize) -> Result<(Vec<Catalogue>, usize), StoreError> {
         let names = self.store.names().await.map_err(StoreError::Names)?;
         let mut catalogues = Vec::new();

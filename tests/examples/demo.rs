@@ -30,7 +30,8 @@ const LEAVE: u8 = 0x1d;
 fn main() -> Result<()> {
     let mut out = io::stdout();
     let image = images::debian("debian.raw")?;
-    let store = binaries::checkout().join("build/demo/store");
+    let demo = binaries::checkout().join("build/demo");
+    let (store, keys) = (demo.join("store"), demo.join("keys"));
     fs::create_dir_all(&store).context("cannot make the demo's directory")?;
 
     writeln!(out, "== publish {}", image.display())?;
@@ -39,6 +40,7 @@ fn main() -> Result<()> {
         .arg(&image)
         .args(["debian:12", "--cmdline", "console=ttyS0"])
         .env("CIRCULAR_STORE", &store)
+        .env("CIRCULAR_KEYS", &keys)
         .status()
         .context("cannot run circular")?;
     ensure!(status.success(), "publishing ended with {status}");

@@ -11,6 +11,7 @@ cd "$(dirname "$0")/../.."
 build=${1:-build}
 circular=target/debug/circular
 work=$(mktemp -d /tmp/circular-chunking.XXXXXX)
+export CIRCULAR_KEYS=$work/keys
 trap 'umount "$work/root" 2>/dev/null || true; rm -rf "$work"' EXIT
 
 cp --sparse=always "$build/debian.raw" "$work/in-place.raw"

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::binaries;
 use crate::daemon::Daemon;
+use crate::store::TestStore;
 
 /// Longest mount and longest unmount before the test counts as hung.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -32,19 +33,24 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts `reference` of the store at `url` with no disk cache.
+    /// Mounts `reference` of `store`, which is served at `url`, with no disk cache.
     ///
     /// # Errors
     /// It cannot be mounted; the message has what the client said.
-    pub fn start(url: &str, reference: &str) -> Result<Self> {
-        Self::start_with(url, reference, &Options::default())
+    pub fn start(store: &TestStore, url: &str, reference: &str) -> Result<Self> {
+        Self::start_with(store, url, reference, &Options::default())
     }
 
-    /// Mounts `reference` of the store at `url`.
+    /// Mounts `reference` of `store`, which is served at `url`. Nothing is remembered of it.
     ///
     /// # Errors
     /// It cannot be mounted; the message has what the client said.
-    pub fn start_with(url: &str, reference: &str, options: &Options) -> Result<Self> {
+    pub fn start_with(
+        store: &TestStore,
+        url: &str,
+        reference: &str,
+        options: &Options,
+    ) -> Result<Self> {
         let directory =
             TempDir::with_prefix("circular-mount-").context("cannot make a directory")?;
         // The shell gives it descriptor 3 to say that the mount is there: our end of its output.
@@ -52,7 +58,8 @@ impl Mount {
         command
             .args(["-c", "exec \"$@\" 3>&1", "sh"])
             .arg(binaries::host("circular-mount")?)
-            .args(["--foreground", "--ready-fd", "3"])
+            .args(["--foreground", "--ready-fd", "3", "--no-state", "--root"])
+            .arg(store.trusted_root())
             .args(&options.arguments);
         match &options.cache {
             Some(cache) => command.arg("--cache").arg(cache),

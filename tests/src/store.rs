@@ -39,13 +39,26 @@ impl TestStore {
         self.directory.path().join(name)
     }
 
+    /// Returns the directory of the keys that sign this store; the first publish makes them.
+    pub fn keys(&self) -> PathBuf {
+        self.beside("keys")
+    }
+
+    /// Returns the root document that clients of this store trust.
+    pub fn trusted_root(&self) -> PathBuf {
+        self.keys().join("root.json")
+    }
+
     /// Runs `circular` with `arguments` on this store, whatever comes of it.
     ///
     /// # Errors
     /// The program cannot be started.
     pub fn circular(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(binaries::host("circular")?);
-        command.args(arguments).env("CIRCULAR_STORE", self.path());
+        command
+            .args(arguments)
+            .env("CIRCULAR_STORE", self.path())
+            .env("CIRCULAR_KEYS", self.keys());
         command.output().context("cannot run circular")
     }
 

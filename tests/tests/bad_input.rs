@@ -154,11 +154,14 @@ fn failed_mount(store: &TestStore, url: &str, reference: &str) -> Result<Output>
         .args([
             "--foreground",
             "--no-cache",
+            "--no-state",
             "--deadline",
             "1",
             url,
             reference,
+            "--root",
         ])
+        .arg(store.trusted_root())
         .arg(&point)
         .output()
         .context("cannot run circular-mount")
@@ -215,12 +218,12 @@ enum Outcome {
 }
 
 /// Mounts and reads everything; a wrong byte is an error.
-fn read_damaged(server: &Server, image: &Path) -> Result<Outcome> {
+fn read_damaged(store: &TestStore, server: &Server, image: &Path) -> Result<Outcome> {
     let options = Options {
         cache: None,
         arguments: ["--deadline", "1"].map(String::from).to_vec(),
     };
-    let Ok(mount) = Mount::start_with(server.url(), "test:1", &options) else {
+    let Ok(mount) = Mount::start_with(store, server.url(), "test:1", &options) else {
         return Ok(Outcome::Noticed);
     };
     let length = fs::metadata(image)?.len();
@@ -261,7 +264,7 @@ fn damage_is_noticed(damage: impl Fn(Vec<u8>) -> Vec<u8>) -> Result<()> {
         let sound = fs::read(&object.path)?;
         fs::remove_file(&object.path)?;
         fs::write(&object.path, damage(sound.clone()))?;
-        let outcome = read_damaged(&server, &image)
+        let outcome = read_damaged(&store, &server, &image)
             .with_context(|| format!("{:?} {}", object.kind, object.path.display()))?;
         if outcome == Outcome::Noticed {
             noticed.insert(object.kind);
@@ -279,7 +282,7 @@ fn damage_is_noticed(damage: impl Fn(Vec<u8>) -> Vec<u8>) -> Result<()> {
         "noticed only {noticed:?}"
     );
     ensure!(
-        read_damaged(&server, &image)? == Outcome::Harmless,
+        read_damaged(&store, &server, &image)? == Outcome::Harmless,
         "the sound store is not sound"
     );
     Ok(())

@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 /// Publishes, serves, mounts `image`, and compares all of it; also what `export` makes of it.
 fn is_identical(store: &TestStore, image: &Path) -> Result<()> {
     let server = store.publish_and_serve(image, "test:1")?;
-    let mount = Mount::start(server.url(), "test:1")?;
+    let mount = Mount::start(&store, server.url(), "test:1")?;
     let expected = images::sha256(image)?;
     ensure!(
         images::sha256(&mount.disk())? == expected,
@@ -109,7 +109,7 @@ fn disk_from_nginx_is_the_image() -> Result<()> {
     )?;
     store.publish(&image, "test:1")?;
     let nginx = Nginx::start(&store.path())?;
-    let mount = Mount::start(nginx.url(), "test:1")?;
+    let mount = Mount::start(&store, nginx.url(), "test:1")?;
     ensure!(
         images::sha256(&mount.disk())? == images::sha256(&image)?,
         "the mounted disk differs"
@@ -133,7 +133,7 @@ fn disk_comes_from_the_cache_when_the_server_is_gone() -> Result<()> {
             .map(String::from)
             .to_vec(),
     };
-    let mount = Mount::start_with(server.url(), "test:1", &options)?;
+    let mount = Mount::start_with(&store, server.url(), "test:1", &options)?;
     let first = images::sha256(&mount.disk())?;
     server.stop()?;
     drop_page_cache(&mount.disk())?;
