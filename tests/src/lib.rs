@@ -19,6 +19,7 @@ pub mod machine;
 pub mod mount;
 pub mod nginx;
 pub mod proxy;
+pub mod python;
 pub mod require;
 pub mod server;
 pub mod store;
