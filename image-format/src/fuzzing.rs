@@ -4,8 +4,10 @@
 //! Each takes any bytes and panics where a decoder accepted what it should not have. They run under
 //! a fuzzer, over the saved corpus (`tests/tests/fuzz_corpus.rs`), and here on random bytes.
 
+mod boot_pack;
 mod documents;
 
+pub use boot_pack::{boot_pack, profile};
 pub use documents::documents;
 
 use crate::chunk::{CHUNK_BLOCKS_MAX, ChunkId};
@@ -195,12 +197,13 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    const MAGICS: [&[u8]; 5] = [
+    const MAGICS: [&[u8]; 6] = [
         b"",
         b"CIRCPAGE\x01\0",
         b"CIRCRGNT\x01\0",
         b"CIRCRGNL\x01\0",
         b"CIRCCIDX\x01\0",
+        b"\x80\0CIRCBOOT\x01\0",
     ];
 
     proptest! {
@@ -209,6 +212,8 @@ mod tests {
         fn any_bytes(data in vec(any::<u8>(), 0..600), magic in 0..MAGICS.len()) {
             let data = [MAGICS[magic], &data].concat();
             super::page(&data);
+            super::boot_pack(&data);
+            super::profile(&data);
             super::region_table(&data);
             super::chunk_index(&data);
             super::documents(&data);

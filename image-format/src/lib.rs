@@ -4,7 +4,8 @@
 //! named by the SHA-256 of their plain bytes ([`chunk`]), stored as frames ([`frame`]) in packs
 //! ([`pack`]), and found again through index pages ([`page`]) and a region table
 //! ([`region_table`]). A [`manifest`] describes one version of an image; a [`catalogue`] lists the
-//! versions and tags of one name; [`mod@reference`] is how people name all this.
+//! versions and tags of one name; a [`boot_pack`] holds what a boot reads first, found by merging
+//! [`trace`]s into a [`profile`]; [`mod@reference`] is how people name all this.
 //!
 //! Invariants, held by `clippy.toml` beside this crate and by `tests/tests/architecture.rs`:
 //! no I/O, no clock, no environment, no async, no unsafe code. Every length and count that comes
@@ -12,6 +13,7 @@
 //! `docs/FORMAT.md`, with test vectors that a test reads from there.
 #![forbid(unsafe_code)]
 
+pub mod boot_pack;
 pub mod boot_script;
 pub mod catalogue;
 pub mod chunk;
@@ -26,8 +28,10 @@ pub mod manifest;
 pub mod marker;
 pub mod pack;
 pub mod page;
+pub mod profile;
 pub mod reference;
 pub mod region_table;
+pub mod trace;
 
 pub use chunk::{Chunk, ChunkId};
 pub use codec::DecodeError;

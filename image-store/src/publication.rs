@@ -200,6 +200,7 @@ impl Publication {
             disk: self.written.disk,
             chunker: self.chunker,
             boot: self.boot.clone(),
+            boot_pack: None,
         };
         let entry = VersionEntry {
             manifest: store.put_object(manifest.encode().into()).await?,

@@ -256,6 +256,7 @@ fn catalogue(
         },
         chunker: ChunkerParams::DEFAULT,
         boot: None,
+        boot_pack: None,
     };
     let manifest = put(files, manifest.encode());
     let entry = VersionEntry {
