@@ -4,16 +4,19 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use circular_tests::binaries::checkout;
+use image_format::boot_pack::{self, PlacedChunk};
 use image_format::catalogue::{Catalogue, ChunkIndexList, VersionEntry};
 use image_format::chunk_index::{self, IndexEntry};
 use image_format::chunker::ChunkerParams;
 use image_format::frame::Encoder;
-use image_format::manifest::{Boot, Disk, Manifest};
+use image_format::manifest::{Boot, BootPack, Disk, Manifest};
 use image_format::marker::Marker;
-use image_format::page::{Location, PageBuilder};
+use image_format::page::{Entry, Location, PageBuilder};
+use image_format::profile::Profile;
 use image_format::region_table::RegionTable;
+use image_format::trace::{self, Header, Touch, Trace};
 use image_format::{BLOCK_BYTES, ChunkId, Digest, ObjectRef, REGION_BYTES, Tag, Version};
 
 /// Texts as they are: each line is a seed of the target named.
@@ -83,6 +86,7 @@ fn main() -> Result<()> {
     }
     documents()?;
     binaries()?;
+    boot_packs()?;
     disks()
 }
 
@@ -109,6 +113,7 @@ fn documents() -> Result<()> {
         },
         chunker: ChunkerParams::DEFAULT,
         boot: None,
+        boot_pack: None,
     };
     write("documents", "seed-manifest-plain", &manifest.encode())?;
     manifest.boot = Some(Boot {
@@ -118,6 +123,14 @@ fn documents() -> Result<()> {
         cmdline: "console=ttyS0".to_owned(),
         root: Some("PARTUUID=1234".to_owned()),
         base_url: Some("http://h/".to_owned()),
+    });
+    manifest.boot_pack = Some(BootPack {
+        object: ObjectRef {
+            length: 100_000,
+            ..object
+        },
+        head: object,
+        profile: object,
     });
     write("documents", "seed-manifest", &manifest.encode())?;
     let mut catalogue = Catalogue::empty("lab/debian".parse()?);
@@ -199,6 +212,54 @@ fn binaries() -> Result<()> {
         write("frame", &format!("seed-{level}"), &seed)?;
     }
     Ok(())
+}
+
+/// A boot pack of two chunks, and a trace and a profile as one is made from.
+fn boot_packs() -> Result<()> {
+    let plain = b"What a boot reads. ".repeat(1000);
+    let (one, rest) = plain.split_at(BLOCK_BYTES as usize);
+    let two = &rest[..2 * BLOCK_BYTES as usize];
+    let placed = |region, block, plain: &[u8]| {
+        Ok::<_, std::num::TryFromIntError>(PlacedChunk {
+            region,
+            entry: Entry {
+                block,
+                blocks: u32::try_from(plain.len())? / BLOCK_BYTES,
+                chunk: ChunkId::of(plain),
+                pack: 0,
+                offset: 8,
+                length: 99,
+            },
+            pack: ObjectRef {
+                digest: Digest::of(b"pack"),
+                length: 1 << 20,
+            },
+        })
+    };
+    let chunks = [placed(1, 16_383, one)?, placed(0, 7, two)?];
+    ensure!(boot_pack::plan_frames(&chunks).len() == 1, "one frame");
+    let stored = Encoder::new(19)?.encode(&[one, two].concat())?;
+    let head = boot_pack::Head::build(&chunks, &[u32::try_from(stored.len())?])?.encode();
+    let length = u16::try_from(head.len())?.to_le_bytes();
+    let seed = [&length, &head[..], &stored].concat();
+    write("boot_pack", "seed", &seed)?;
+
+    let disk = Digest::of(b"disk");
+    let header = Header::new("lab/debian@3".parse()?, disk);
+    let mut bytes = trace::line(&header);
+    for (asked, chunk) in (0..).zip(&chunks) {
+        bytes.extend(trace::line(&Touch {
+            asked,
+            served: asked + 5,
+            block: chunk.first_block(),
+            blocks: chunk.entry.blocks,
+            chunk: chunk.entry.chunk,
+        }));
+    }
+    write("profile", "seed-trace", &bytes)?;
+    let trace = Trace::decode(&bytes)?;
+    let profile = Profile::merge(disk, None, &[trace]);
+    write("profile", "seed-profile", &profile.encode())
 }
 
 /// The heads of small disks, cut off behind what says what they are.

@@ -14,6 +14,7 @@ type Target = (&'static str, fn(&[u8]));
 
 /// Every file of `tests/fuzz/fuzz_targets`.
 const TARGETS: &[Target] = &[
+    ("boot_pack", image_format::fuzzing::boot_pack),
     ("chunk_index", image_format::fuzzing::chunk_index),
     ("disk_head", initramfs::fuzzing::disk_head),
     ("documents", image_format::fuzzing::documents),
@@ -24,6 +25,7 @@ const TARGETS: &[Target] = &[
         initramfs::fuzzing::kernel_command_line,
     ),
     ("page", image_format::fuzzing::page),
+    ("profile", image_format::fuzzing::profile),
     ("range_header", server::fuzzing::range_header),
     ("region_table", image_format::fuzzing::region_table),
     ("request_path", server::fuzzing::request_path),
