@@ -4,6 +4,7 @@
 
 mod commits;
 mod damage;
+mod sizes;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
