@@ -13,6 +13,12 @@ pub(crate) async fn write(
     names: &Names,
     catalogue: &Catalogue,
 ) -> Result<(), StoreError> {
+    scripts(store, catalogue).await?;
+    write_menu(store, names).await
+}
+
+/// Writes the script of each tag of `catalogue`.
+pub(crate) async fn scripts(store: &Store, catalogue: &Catalogue) -> Result<(), StoreError> {
     for (tag, version) in &catalogue.tags {
         let entry = &catalogue.versions[version];
         let reference = tagged(catalogue, tag);
@@ -20,11 +26,7 @@ pub(crate) async fn write(
             true => store.manifest(&entry.manifest).await?.boot,
             false => None,
         };
-        let mut paths = vec![boot_script::script_path(&reference)];
-        if boot_script::is_default_tag(tag) {
-            paths.push(boot_script::script_path(&catalogue.name.clone().into()));
-        }
-        for path in paths {
+        for path in paths(catalogue, tag) {
             match &boot {
                 Some(boot) => {
                     let text = boot_script::script(&reference.pinned(*version), boot);
@@ -34,8 +36,38 @@ pub(crate) async fn write(
             }
         }
     }
+    Ok(())
+}
+
+/// Removes the scripts of the tags that `before` has and `after` has not.
+pub(crate) async fn forget(
+    store: &Store,
+    before: &Catalogue,
+    after: &Catalogue,
+) -> Result<(), StoreError> {
+    for tag in before.tags.keys() {
+        if !after.tags.contains_key(tag) {
+            for path in paths(before, tag) {
+                store.remove(&path).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes the menu.
+pub(crate) async fn write_menu(store: &Store, names: &Names) -> Result<(), StoreError> {
     let text = menu(store, names).await?;
     store.replace(boot_script::MENU_PATH, text.into()).await
+}
+
+/// Where the script of a tag lies; that of the default tag under the bare name too.
+fn paths(catalogue: &Catalogue, tag: &Tag) -> Vec<String> {
+    let mut paths = vec![boot_script::script_path(&tagged(catalogue, tag))];
+    if boot_script::is_default_tag(tag) {
+        paths.push(boot_script::script_path(&catalogue.name.clone().into()));
+    }
+    paths
 }
 
 fn tagged(catalogue: &Catalogue, tag: &Tag) -> ImageRef {

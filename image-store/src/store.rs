@@ -262,21 +262,36 @@ impl Store {
         let names = self.names().await?;
         let catalogue = self.catalogue(&names, &reference.name).await?;
         let (version, entry) = catalogue.resolve(reference)?;
+        let reference = reference.pinned(version);
+        let manifest = self.listed_manifest(&reference, version, entry).await?;
+        Ok(Resolved {
+            reference,
+            version,
+            entry: *entry,
+            manifest,
+        })
+    }
+
+    /// Reads the manifest that a catalogue lists for `version` of `reference`.
+    ///
+    /// # Errors
+    /// It is missing, damaged, or that of something else.
+    pub(crate) async fn listed_manifest(
+        &self,
+        reference: &ImageRef,
+        version: Version,
+        entry: &VersionEntry,
+    ) -> Result<Manifest, StoreError> {
         let manifest = self.manifest(&entry.manifest).await?;
         let listed = manifest.name == reference.name
             && (manifest.version, manifest.revision) == (version, entry.revision)
             && (manifest.disk.regions.digest, manifest.disk.length) == (entry.disk, entry.length);
         if !listed {
             return Err(StoreError::OtherManifest {
-                reference: reference.pinned(version),
+                reference: reference.clone(),
             });
         }
-        Ok(Resolved {
-            reference: reference.pinned(version),
-            version,
-            entry: *entry,
-            manifest,
-        })
+        Ok(manifest)
     }
 
     /// Reads a manifest.

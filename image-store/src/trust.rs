@@ -7,9 +7,11 @@
 //! - [`keys`]: who may sign; kept outside the store
 //! - [`load`]: reads what is current, held against a trusted root
 //! - [`sign`]: writes what is current next
+//! - [`accept`]: takes what somebody else signed, after it was checked
 //!
 //! The cryptography and the order of checks are `tough`'s; this module adds no rule of its own.
 
+pub mod accept;
 pub mod keys;
 pub mod load;
 pub mod sign;
@@ -75,6 +77,8 @@ pub enum TrustError {
     Target { name: String },
     #[error("signed metadata cannot be encoded")]
     Encode(#[source] Box<tough::schema::Error>),
+    #[error("the root is not signed as it demands itself")]
+    Schema(#[source] Box<tough::schema::Error>),
     #[error("the root cannot be decoded")]
     Root(#[source] serde_json::Error),
     #[error(

@@ -30,6 +30,7 @@ pub(crate) struct Entry {
     started: Instant,
     peer: SocketAddr,
     request: String,
+    token: String,
     agent: String,
     range: String,
     status: StatusCode,
@@ -55,18 +56,28 @@ impl Entry {
             log,
             started: now,
             peer,
+            // Not the whole target: a user's name and password may stand in its authority.
             request: format!(
                 "{} {} {:?}",
                 request.method(),
-                request.uri(),
+                request
+                    .uri()
+                    .path_and_query()
+                    .map_or("*", |path| path.as_str()),
                 request.version()
             ),
+            token: String::new(),
             agent: header(USER_AGENT),
             range: header(RANGE),
             status: StatusCode::OK,
             length: 0,
             sent: 0,
         }
+    }
+
+    /// Notes the name of the token that the request brought; never the token.
+    pub(crate) fn token(&mut self, name: String) {
+        self.token = name;
     }
 
     /// Notes the status.
@@ -107,6 +118,7 @@ impl Drop for Entry {
             target: TARGET,
             peer = %self.peer,
             request = ?self.request,
+            token = ?self.token,
             status = self.status.as_u16(),
             sent = self.sent,
             length = self.length,

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -11,10 +12,15 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::Args;
+use crate::access::Access;
+use crate::cli::{Args, Command};
 use crate::config::{Config, Limits};
 use crate::handle::Handler;
-use crate::listen::{self, Drained};
+use crate::listen::{self, Drained, Listener};
+use crate::reload::ReloadError;
+use crate::tls::Tls;
+use crate::tokens::{Scope, Secret, TokenName};
+use crate::upload::{UploadStartError, Uploads};
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -29,12 +35,17 @@ pub enum StartError {
     },
     #[error("no address to listen on")]
     NoAddress,
+    #[error(transparent)]
+    Files(#[from] ReloadError),
+    #[error("cannot take uploads")]
+    Upload(#[from] UploadStartError),
 }
 
 /// A server that listens but does not answer yet.
 #[derive(Debug)]
 pub struct Server {
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
+    reloader: Reloader,
     addresses: Vec<SocketAddr>,
     handler: Arc<Handler>,
     limits: Limits,
@@ -46,28 +57,38 @@ impl Server {
     /// # Errors
     /// The directory holds no store, or an address cannot be listened on.
     pub async fn bind(config: Config) -> Result<Self, StartError> {
-        let mut listeners = Vec::with_capacity(config.listen.len());
-        let mut addresses = Vec::with_capacity(config.listen.len());
-        for address in config.listen {
+        let access = Access::open(config.tokens.as_deref())?;
+        let tls = config.tls.as_ref();
+        let tls = tls.map(|files| Tls::open(&files.certificate, &files.key));
+        let tls = tls.transpose()?;
+        let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
+        let plain = config.listen_plain.iter().map(|address| (*address, None));
+        let listen = config.listen.iter().map(|address| (*address, tls.clone()));
+        for (address, tls) in listen.chain(plain) {
             let failed = |source| StartError::Listen { address, source };
-            let listener = TcpListener::bind(address).await.map_err(failed)?;
-            addresses.push(listener.local_addr().map_err(failed)?);
-            listeners.push(listener);
+            let socket = TcpListener::bind(address).await.map_err(failed)?;
+            addresses.push(socket.local_addr().map_err(failed)?);
+            listeners.push(Listener { socket, tls });
         }
         let own_address = addresses.first().ok_or(StartError::NoAddress)?.to_string();
-        let handler = Handler::open(
-            &config.store,
-            config.access_log,
-            config.limits.answers,
-            own_address,
-        )
-        .await?;
+        let uploads = match &config.upload {
+            Some(root) => Some(Uploads::open(&config.store, root, &config.limits).await?),
+            None => None,
+        };
+        let handler = Handler::open(&config, access.clone(), uploads, own_address).await?;
         Ok(Self {
             listeners,
+            reloader: Reloader { access, tls },
             addresses,
             handler: Arc::new(handler),
             limits: config.limits,
         })
+    }
+
+    /// Returns what reads tokens and certificates again.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// Returns the address of the first listener, with its real port.
@@ -79,10 +100,28 @@ impl Server {
         *self.addresses.first().expect("bind makes at least one")
     }
 
-    /// Returns the addresses of all listeners, with their real ports.
+    /// Returns the addresses of all listeners, with their real ports: those of
+    /// [`Config::listen`], then those of [`Config::listen_plain`].
     #[must_use]
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    fn announce(&self, store: &Path, tokens: bool) {
+        for (listener, address) in self.listeners.iter().zip(&self.addresses) {
+            let scheme = listener.tls.as_ref().map_or("http", |_| "https");
+            let _ = writeln!(
+                io::stderr(),
+                "serving {} on {scheme}://{address}/ (boot menu: {scheme}://{address}/boot.ipxe)",
+                store.display(),
+            );
+            if tokens && listener.tls.is_none() && !address.ip().is_loopback() {
+                tracing::warn!(
+                    "whoever sees the traffic to http://{address}/ can read the tokens in it: use \
+                     --tls-cert, or a proxy that speaks TLS"
+                );
+            }
+        }
     }
 
     /// Answers until `shutdown` is ready, then lets running answers finish for a bounded time.
@@ -94,15 +133,53 @@ impl Server {
     }
 }
 
+/// Reads the files of a server again.
+#[derive(Clone, Debug)]
+pub struct Reloader {
+    access: Access,
+    tls: Option<Tls>,
+}
+
+impl Reloader {
+    /// Reads tokens and certificates again, whether or not they seem to have changed. What cannot be
+    /// used is logged, and what was read before stays in use. Blocks.
+    pub fn reload(&self) {
+        self.access.reload();
+        if let Some(tls) = &self.tls {
+            tls.reload();
+        }
+    }
+}
+
 /// Runs the server as the command line says, until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// It cannot start; see [`StartError`].
 pub fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(Command::Token { name, scope }) = &args.command {
+        return print_token(name, *scope);
+    }
     start_logging();
     raise_descriptor_limit();
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
     runtime.block_on(serve(args.into_config()))
+}
+
+/// Prints a new token, and the line that lets it in: the only time that the token is anywhere.
+fn print_token(name: &TokenName, scope: Scope) -> anyhow::Result<()> {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes)
+        .ok()
+        .context("the system gave no random numbers")?;
+    let token = Secret::from_random(bytes);
+    writeln!(io::stdout(), "{}", token.reveal())?;
+    writeln!(io::stdout(), "{}", token.line(scope, name))?;
+    let _ = writeln!(
+        io::stderr(),
+        "the first line is the token: give it to its user, it is shown once; \
+         the second goes into the file of --tokens"
+    );
+    Ok(())
 }
 
 /// Prints why the server ends, causes included.
@@ -113,15 +190,14 @@ pub fn report(error: &anyhow::Error) {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let store = config.store.clone();
+    let reloads = config.tokens.is_some() || config.tls.is_some();
+    let tokens = config.tokens.is_some();
     let mut terminate = signal(SignalKind::terminate()).context("cannot await SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot await SIGINT")?;
     let server = Server::bind(config).await?;
-    for address in server.local_addrs() {
-        let _ = writeln!(
-            io::stderr(),
-            "serving {} on http://{address}/ (boot menu: http://{address}/boot.ipxe)",
-            store.display(),
-        );
+    server.announce(&store, tokens);
+    if reloads {
+        reload_on_hangup(server.reloader())?;
     }
     let mut asked = async move || {
         tokio::select! {
@@ -144,6 +220,18 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
         () = again => tracing::warn!("asked twice to stop: running answers were cut short"),
     }
+    Ok(())
+}
+
+fn reload_on_hangup(reloader: Reloader) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot await SIGHUP")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            let reloader = reloader.clone();
+            // A panic is logged by the runtime; the next signal tries again.
+            let _ = tokio::task::spawn_blocking(move || reloader.reload()).await;
+        }
+    });
     Ok(())
 }
 

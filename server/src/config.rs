@@ -12,8 +12,18 @@ use crate::access_log::AccessLog;
 pub struct Config {
     /// The directory that holds the store.
     pub store: PathBuf,
-    /// The addresses to listen on; port 0 takes a free one.
+    /// The addresses to listen on, with TLS if there is a certificate; port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
+    /// The addresses to listen on without TLS, whether or not there is a certificate.
+    pub listen_plain: Vec<SocketAddr>,
+    /// Certificate and key.
+    pub tls: Option<TlsFiles>,
+    /// The table of tokens.
+    pub tokens: Option<PathBuf>,
+    /// Whether reading needs a token too.
+    pub private: bool,
+    /// Whether whoever has a token for it can publish.
+    pub upload: Option<UploadRoot>,
     /// Whether each request is logged.
     pub access_log: AccessLog,
     /// The bounds.
@@ -27,10 +37,33 @@ impl Config {
         Self {
             store,
             listen,
+            listen_plain: Vec::new(),
+            tls: None,
+            tokens: None,
+            private: false,
+            upload: None,
             access_log: AccessLog::On,
             limits: Limits::DEFAULT,
         }
     }
+}
+
+/// The PEM files of TLS; read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, its chain after it.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// What uploaded metadata must chain to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UploadRoot {
+    /// The first root of the store itself.
+    OfStore,
+    /// The root in this file: what a store that is new needs.
+    File(PathBuf),
 }
 
 /// The bounds on what strangers may make the server hold.
@@ -45,6 +78,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// How long a client may take no byte of an answer before its connection is closed.
     pub stall_timeout: Duration,
+    /// How long a client may send no byte of a body that it announced.
+    pub upload_stall_timeout: Duration,
     /// How long answers may go on after shutdown was asked for.
     pub drain_timeout: Duration,
 }
@@ -57,18 +92,27 @@ impl Limits {
     ///   connections do not use up the 1024.
     /// - 120 s: a guest that is paused or swapping may take no byte for a while. It only has
     ///   to connect again if it does for longer.
+    /// - 120 s again for what clients send: the same pause, the other way.
     /// - 30 s: an object of 16 MiB at 5 Mbit/s.
     pub const DEFAULT: Self = Self {
         connections: NonZeroUsize::new(1024).expect("not zero"),
         answers: NonZeroUsize::new(2048).expect("not zero"),
         head_timeout: Duration::from_secs(60),
         stall_timeout: Duration::from_secs(120),
+        upload_stall_timeout: Duration::from_secs(120),
         drain_timeout: Duration::from_secs(30),
     };
 
     /// How long a request waits for its turn before it is answered with 503: shorter than the
     /// command time-out of iPXE, 15 s.
     pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// Bodies that are stored at once; more wait like requests do. Each has at most two pieces of
+    /// 256 KiB in hand.
+    pub const UPLOADS_MAX: usize = 32;
+
+    /// Documents that are read into memory at once, each of at most 8 MiB.
+    pub const UPLOAD_DOCUMENTS_MAX: usize = 4;
 
     /// Most bytes of a request head; more is answered with 431. A head of ours has under 1 KiB.
     pub const HEAD_BYTES_MAX: u32 = 16 << 10;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::header::{
     ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE,
     CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, LAST_MODIFIED, RANGE, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
@@ -118,6 +118,27 @@ impl Decision {
         decision
     }
 
+    /// Keeps the answer out of caches that are shared: it is for this client only (RFC 9111, 5.2.2.7).
+    pub(crate) fn keep_private(mut self) -> Self {
+        let value = self.headers.get(CACHE_CONTROL);
+        let value = value
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or("no-store");
+        let value = format!("private, {}", value.trim_start_matches("public, "));
+        self.set_text(CACHE_CONTROL, &value);
+        self
+    }
+
+    /// Says how to bring a token (RFC 9110, 11.6.1). Firmware and browsers only know Basic.
+    fn challenge(mut self, basic: bool) -> Self {
+        self.set(WWW_AUTHENTICATE, "Bearer realm=\"circular\"");
+        if basic {
+            let value = HeaderValue::from_static("Basic realm=\"circular\"");
+            self.headers.append(WWW_AUTHENTICATE, value);
+        }
+        self
+    }
+
     fn set(&mut self, name: HeaderName, value: &'static str) {
         self.headers.insert(name, HeaderValue::from_static(value));
     }
@@ -190,8 +211,12 @@ pub(crate) fn respond(method: &Method, headers: &HeaderMap, found: &Representati
 /// Why a request is not answered with what it asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// The method is neither GET nor HEAD.
-    Method,
+    /// The method is not one of these, as an `Allow` header lists them.
+    Method(&'static str),
+    /// There is no token that the server knows.
+    Unauthorized,
+    /// The token is not for this.
+    Forbidden,
     /// The request has a body; nothing here reads one, so the connection ends too.
     Body,
     /// There are as many answers under way as there may be.
@@ -210,11 +235,16 @@ pub(crate) enum Refusal {
 /// Decides the answer to what cannot be served.
 pub(crate) fn refuse(refusal: &Refusal) -> Decision {
     match refusal {
-        Refusal::Method => {
-            let mut decision = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-            decision.set(ALLOW, "GET, HEAD");
+        Refusal::Method(allowed) => {
+            let body = format!("only {}\n", allowed.replace(", ", " and "));
+            let mut decision = text(StatusCode::METHOD_NOT_ALLOWED, &body);
+            decision.set(ALLOW, allowed);
             decision
         }
+        Refusal::Unauthorized => {
+            text(StatusCode::UNAUTHORIZED, "this store needs a token\n").challenge(true)
+        }
+        Refusal::Forbidden => text(StatusCode::FORBIDDEN, "the token is not for this\n"),
         Refusal::Body => {
             let mut decision = text(StatusCode::BAD_REQUEST, "a request here has no body\n");
             decision.set(CONNECTION, "close");
@@ -266,6 +296,18 @@ fn text(status: StatusCode, body: &str) -> Decision {
     let mut decision = Decision::new(status, Caching::Never);
     decision.set(CONTENT_TYPE, ContentType::Text.header());
     decision.with_segments([Segment::Literal(Bytes::copy_from_slice(body.as_bytes()))])
+}
+
+/// An answer of the upload router: JSON, never kept.
+pub(crate) fn json(status: StatusCode, body: String) -> Decision {
+    let mut decision = Decision::new(status, Caching::Never);
+    decision.set(CONTENT_TYPE, ContentType::Json.header());
+    match status {
+        StatusCode::UNAUTHORIZED => decision = decision.challenge(false),
+        StatusCode::SERVICE_UNAVAILABLE => decision.set(RETRY_AFTER, "1"),
+        _ => {}
+    }
+    decision.with_segments([Segment::Literal(body.into())])
 }
 
 fn unavailable(body: &str) -> Decision {

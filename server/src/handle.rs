@@ -1,12 +1,11 @@
 //! The request path: request → route → open → decide → response.
 //!
 //! This is the one place where the pure modules meet the store and the connection. It keeps no
-//! state between requests but what [`crate::raw`] has open.
+//! state between requests but what [`crate::raw`] has open. Whether a request is let in is decided
+//! here too, before anything is looked up for it.
 
 use std::error::Error as _;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,21 +18,38 @@ use image_format::marker::{MARKER_BYTES_MAX, Marker};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use crate::access::Access;
 use crate::access_log::{AccessLog, Entry};
 use crate::body::{Body, Source};
-use crate::config::Limits;
+use crate::config::{Config, Limits};
+use crate::credentials::{self, Denied};
 use crate::decide::{self, Caching, ContentType, Decision, Refusal, Representation};
 use crate::precondition::Validators;
 use crate::raw::Images;
 use crate::route::{Route, StorePath, route};
 use crate::store::{OpenFile, StoreError, Tree};
+use crate::tokens::Scope;
+use crate::upload::protocol::{Asked, Reply, UploadError, asked};
+use crate::upload::{self, Uploads};
 use crate::{home, range};
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    /// Its address.
+    pub(crate) address: SocketAddr,
+    /// `http` or `https`: how it came.
+    pub(crate) scheme: &'static str,
+}
 
 /// Answers requests from one store.
 #[derive(Debug)]
 pub(crate) struct Handler {
     tree: Tree,
     images: Images,
+    access: Access,
+    private: bool,
+    uploads: Option<Uploads>,
     access_log: AccessLog,
     answers: Arc<Semaphore>,
     own_address: String,
@@ -51,51 +67,125 @@ impl Handler {
     /// # Errors
     /// The directory holds no store that can be read.
     pub(crate) async fn open(
-        root: &Path,
-        access_log: AccessLog,
-        answers: NonZeroUsize,
+        config: &Config,
+        access: Access,
+        uploads: Option<Uploads>,
         own_address: String,
     ) -> Result<Self, image_store::StoreError> {
         Ok(Self {
-            tree: Tree::new(root),
-            images: Images::open(root).await?,
-            access_log,
-            answers: Arc::new(Semaphore::new(answers.get())),
+            tree: Tree::new(&config.store),
+            images: Images::open(&config.store).await?,
+            access,
+            private: config.private,
+            uploads,
+            access_log: config.access_log,
+            answers: Arc::new(Semaphore::new(config.limits.answers.get())),
             own_address,
         })
     }
 
     /// Answers one request. Never fails: what goes wrong is an answer too.
-    pub(crate) async fn handle<B: HttpBody>(
-        &self,
-        request: Request<B>,
-        peer: SocketAddr,
-    ) -> Response<Body> {
-        let mut entry = Entry::new(self.access_log, peer, &request, Instant::now());
+    pub(crate) async fn handle<B>(&self, request: Request<B>, peer: Peer) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    {
+        let mut entry = Entry::new(self.access_log, peer.address, &request, Instant::now());
+        let method = request.method().clone();
         let permit = self.admit().await;
-        let found = match permit {
-            Some(_) => self.find(&request, &entry).await,
-            None => Err(Refusal::Busy),
-        };
-        let (decision, source) = match found {
-            Ok(found) => {
-                hint_at_broken_ipxe(request.headers(), peer);
-                let method = request.method();
-                let decision = decide::respond(method, request.headers(), &found.representation);
-                (decision, found.source)
+        let admitted = permit.is_some();
+        let uploads = self.uploads.as_ref();
+        let uploads = uploads.and_then(|uploads| {
+            asked(request.method(), request.uri().path()).map(|asked| (uploads, asked))
+        });
+        let (decision, source) = match uploads {
+            Some((uploads, asked)) => {
+                let answer = match admitted {
+                    true => self.upload(uploads, asked, request, &mut entry).await,
+                    false => Err(UploadError::Busy),
+                };
+                (decide_upload(&answer, &entry), Source::Memory(Bytes::new()))
             }
-            Err(refusal) => (decide::refuse(&refusal), Source::Memory(Bytes::new())),
+            None => self.serve(request, peer, admitted, &mut entry).await,
+        };
+        let decision = match self.private {
+            true => decision.keep_private(),
+            false => decision,
         };
         entry.status(decision.status);
         let Decision {
             status,
             headers,
             segments,
-        } = decision.for_method(request.method());
+        } = decision.for_method(&method);
         let mut response = Response::new(Body::new(segments, source, entry, permit));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response
+    }
+
+    async fn serve<B>(
+        &self,
+        request: Request<B>,
+        peer: Peer,
+        admitted: bool,
+        entry: &mut Entry,
+    ) -> (Decision, Source)
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    {
+        let found = match admitted {
+            true => self.find(&request, peer, entry).await,
+            false => Err(Refusal::Busy),
+        };
+        match found {
+            Ok(found) => {
+                hint_at_broken_ipxe(request.headers(), peer.address);
+                let method = request.method();
+                let decision = decide::respond(method, request.headers(), &found.representation);
+                (decision, found.source)
+            }
+            Err(refusal) => (decide::refuse(&refusal), Source::Memory(Bytes::new())),
+        }
+    }
+
+    async fn upload<B>(
+        &self,
+        uploads: &Uploads,
+        asked: Asked,
+        request: Request<B>,
+        entry: &mut Entry,
+    ) -> Result<Reply, UploadError>
+    where
+        B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
+    {
+        match self
+            .let_in(request.headers(), Some(Scope::Publish), entry)
+            .await
+        {
+            Ok(()) => uploads.answer(asked, request).await,
+            Err(denied) => {
+                let (head, body) = request.into_parts();
+                upload::discard(&head.headers, body);
+                Err(match denied {
+                    Denied::Unknown => UploadError::Unauthorized,
+                    Denied::Scope => UploadError::Forbidden,
+                })
+            }
+        }
+    }
+
+    /// Decides whether a request is let in, by the token that it brings.
+    async fn let_in(
+        &self,
+        headers: &HeaderMap,
+        needed: Option<Scope>,
+        entry: &mut Entry,
+    ) -> Result<(), Denied> {
+        let grant = self.access.identify(headers).await;
+        if let Some(grant) = &grant {
+            entry.token(grant.name.to_string());
+        }
+        credentials::check(grant.as_ref(), needed)
     }
 
     /// Waits for the turn of a request; nothing where that takes too long.
@@ -107,17 +197,28 @@ impl Handler {
     async fn find<B: HttpBody>(
         &self,
         request: &Request<B>,
-        entry: &Entry,
+        peer: Peer,
+        entry: &mut Entry,
     ) -> Result<Found, Refusal> {
+        let route = route(request.uri().path());
+        let needed = match route {
+            Some(Route::Health) => None,
+            _ => self.private.then_some(Scope::Read),
+        };
+        self.let_in(request.headers(), needed, entry)
+            .await
+            .map_err(|denied| match denied {
+                Denied::Unknown => Refusal::Unauthorized,
+                Denied::Scope => Refusal::Forbidden,
+            })?;
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Err(Refusal::Method("GET, HEAD"));
+        }
         if !request.body().is_end_stream() {
             return Err(Refusal::Body);
         }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Refusal::Method);
-        }
-        let route = route(request.uri().path()).ok_or(Refusal::NoSuchAddress)?;
-        let found = match route {
-            Route::Home => self.home(request).await,
+        let found = match route.ok_or(Refusal::NoSuchAddress)? {
+            Route::Home => self.home(request, peer).await,
             Route::Health => return self.health().await,
             Route::File(path) => self.file(path).await,
             Route::Raw(image) => self.raw(&image).await,
@@ -171,13 +272,13 @@ impl Handler {
         })
     }
 
-    async fn home<B>(&self, request: &Request<B>) -> Result<Found, StoreError> {
+    async fn home<B>(&self, request: &Request<B>, peer: Peer) -> Result<Found, StoreError> {
         let (catalogues, n_more) = self.images.list(home::IMAGES_MAX).await?;
         let host = request.uri().authority().map(http::uri::Authority::as_str);
         let header = request.headers().get(HOST);
         let host = host.or_else(|| header.and_then(|value| value.to_str().ok()));
         let host = host.and_then(home::parse_host).unwrap_or(&self.own_address);
-        let page = home::page(host, &catalogues, n_more);
+        let page = home::page(peer.scheme, host, &catalogues, n_more);
         Ok(generated(page, ContentType::Html, Caching::Revalidate))
     }
 
@@ -212,6 +313,23 @@ impl Handler {
         let read = Source::File(Arc::new(file)).read(whole).await;
         let bytes = read.map_err(|error| error.to_string())?;
         Marker::decode(&bytes).map_err(|error| error.to_string())
+    }
+}
+
+fn decide_upload(answer: &Result<Reply, UploadError>, entry: &Entry) -> Decision {
+    match answer {
+        Ok(reply) => {
+            let (status, body) = reply.render();
+            decide::json(status, body)
+        }
+        Err(UploadError::Method(allowed)) => decide::refuse(&Refusal::Method(allowed)),
+        Err(error) => {
+            let status = error.status();
+            if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
+                entry.failed(error);
+            }
+            decide::json(status, error.render())
+        }
     }
 }
 

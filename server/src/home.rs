@@ -10,9 +10,10 @@ use image_format::{ImageRef, Tag};
 /// Most images listed; more of them are for `circular list`.
 pub(crate) const IMAGES_MAX: usize = 200;
 
-/// Writes the page. `host` is the `Host` header, or the server's own address.
-pub(crate) fn page(host: &str, catalogues: &[Catalogue], n_more: usize) -> String {
-    let base = format!("http://{host}/");
+/// Writes the page. `host` is the `Host` header, or the server's own address; `scheme` is `http` or
+/// `https`.
+pub(crate) fn page(scheme: &str, host: &str, catalogues: &[Catalogue], n_more: usize) -> String {
+    let base = format!("{scheme}://{host}/");
     let base = Escaped(&base);
     let mut out = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn an_image_comes_with_the_lines_to_paste() {
-        let page = page("boot.example:8080", &[catalogue()], 0);
+        let page = page("http", "boot.example:8080", &[catalogue()], 0);
         for line in [
             "<td>lab/debian:12<td>1<td>2 GiB<td>",
             "circular-mount http://boot.example:8080/ lab/debian:12 /mnt",
@@ -184,12 +185,12 @@ mod tests {
 
     #[test]
     fn an_empty_store_says_how_to_fill_it() {
-        assert!(page("h", &[], 0).contains("circular publish"));
+        assert!(page("https", "h", &[], 0).contains("circular publish"));
     }
 
     #[test]
     fn what_is_left_out_is_counted() {
-        assert!(page("h", &[catalogue()], 7).contains("and 7 more"));
+        assert!(page("http", "h", &[catalogue()], 7).contains("and 7 more"));
     }
 
     #[test]

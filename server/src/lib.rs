@@ -1,5 +1,5 @@
 //! Serves a store over HTTP: its files with ranges and validators, each image as one flat file,
-//! a page and a health check. Reads only; there is nothing to upload to.
+//! a page and a health check. Reads only, unless it is told to take uploads from whoever has a token.
 //!
 //! A request goes through the modules in this order:
 //!
@@ -16,11 +16,13 @@
 //! ([`config::Limits`]).
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod access_log;
 pub mod app;
 mod body;
 pub mod cli;
 pub mod config;
+mod credentials;
 mod decide;
 pub mod fuzzing;
 mod handle;
@@ -29,9 +31,15 @@ mod listen;
 mod precondition;
 mod range;
 mod raw;
+mod reload;
 mod route;
 mod store;
+mod tls;
+pub mod tokens;
+mod upload;
 
 pub use app::{Server, StartError};
 pub use config::Config;
 pub use listen::Drained;
+pub use reload::ReloadError;
+pub use upload::UploadStartError;

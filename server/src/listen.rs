@@ -1,5 +1,7 @@
 //! Connections: accepts them, bounds them, and lets them finish at shutdown.
 //!
+//! - TLS is spoken first where a listener has a certificate; the handshake counts as part of the
+//!   time that a request head may take.
 //! - A permit is taken before a connection is accepted, so what is too much waits in the
 //!   kernel's listen queue.
 //! - The protocol is told by the first bytes: HTTP/1, or HTTP/2 with prior knowledge.
@@ -22,14 +24,16 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::Limits;
-use crate::handle::Handler;
+use crate::handle::{Handler, Peer};
+use crate::tls::Tls;
 use guard::Guarded;
 
 /// How long accepting pauses when the machine has no more descriptors or memory: short
@@ -43,6 +47,22 @@ const SEND_BUFFER_BYTES: usize = 512 << 10;
 /// How often an HTTP/2 client is asked whether it is still there, and how long it may take
 /// to answer.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Where connections come from.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    /// Takes them.
+    pub(crate) socket: TcpListener,
+    /// What they speak before HTTP, if anything.
+    pub(crate) tls: Option<Tls>,
+}
+
+/// What all connections share.
+struct Shared {
+    protocol: auto::Builder<TokioExecutor>,
+    handler: Arc<Handler>,
+    limits: Limits,
+}
 
 /// How a shutdown went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +78,17 @@ pub enum Drained {
 /// # Cancel safety
 /// Dropping the future drops all connections.
 pub(crate) async fn serve(
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     handler: Arc<Handler>,
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) -> Drained {
-    let protocol = protocol(&limits);
+    let shared = Arc::new(Shared {
+        protocol: protocol(&limits),
+        handler,
+        limits,
+    });
+    let (closing, closed) = watch::channel(false);
     let permits = Arc::new(Semaphore::new(limits.connections.get()));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -74,8 +99,9 @@ pub(crate) async fn serve(
             Some(ended) = connections.join_next() => report(ended),
             accepted = accept(&listeners, &permits) => match accepted {
                 Ok(accepted) => {
-                    let connection = accepted.serve(&protocol, &handler, &limits);
-                    connections.spawn(graceful.watcher().watch(connection));
+                    let shared = Arc::clone(&shared);
+                    let (watcher, closed) = (graceful.watcher(), closed.clone());
+                    connections.spawn(accepted.serve(shared, watcher, closed));
                 }
                 Err(error) => pause_after(&error).await,
             },
@@ -83,6 +109,7 @@ pub(crate) async fn serve(
     }
     drop(listeners);
     tracing::info!(connections = connections.len(), "shutting down");
+    let _ = closing.send(true);
     let drained = timeout(limits.drain_timeout, graceful.shutdown()).await;
     // What ended is taken away first, so that only what still runs is counted.
     while let Some(ended) = connections.try_join_next() {
@@ -119,21 +146,30 @@ fn protocol(limits: &Limits) -> auto::Builder<TokioExecutor> {
 struct Accepted {
     stream: TcpStream,
     peer: SocketAddr,
+    tls: Option<Tls>,
     permit: OwnedSemaphorePermit,
+    since: Instant,
 }
 
-async fn accept(listeners: &[TcpListener], permits: &Arc<Semaphore>) -> io::Result<Accepted> {
+async fn accept(listeners: &[Listener], permits: &Arc<Semaphore>) -> io::Result<Accepted> {
     let permit = Arc::clone(permits).acquire_owned().await;
     let permit = permit.map_err(io::Error::other)?; // never closed
-    let (stream, peer) = poll_fn(|cx| {
-        let mut polled = listeners.iter().map(|listener| listener.poll_accept(cx));
-        polled.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    let (accepted, tls) = poll_fn(|cx| {
+        for listener in listeners {
+            if let Poll::Ready(accepted) = listener.socket.poll_accept(cx) {
+                return Poll::Ready((accepted, listener.tls.clone()));
+            }
+        }
+        Poll::Pending
     })
-    .await?;
+    .await;
+    let (stream, peer) = accepted?;
     Ok(Accepted {
         stream,
         peer,
+        tls,
         permit,
+        since: Instant::now(),
     })
 }
 
@@ -161,31 +197,66 @@ fn report(ended: Result<Result<(), BoxError>, JoinError>) {
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Accepted {
-    /// Makes the connection; the permit goes with its stream.
-    fn serve(
+    /// Serves the connection to its end, its handshake included.
+    async fn serve(
         self,
-        protocol: &auto::Builder<TokioExecutor>,
-        handler: &Arc<Handler>,
-        limits: &Limits,
-    ) -> impl GracefulConnection<Output = Result<(), BoxError>, Error = BoxError> + Send + use<>
-    {
+        shared: Arc<Shared>,
+        watcher: Watcher,
+        mut closed: watch::Receiver<bool>,
+    ) -> Result<(), BoxError> {
         let Self {
             stream,
             peer,
+            tls,
             permit,
+            since,
         } = self;
         // Answers are whole pieces already; waiting to fill a packet only delays their end.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, "cannot turn off Nagle's algorithm: {error}");
         }
-        let stream = Guarded::new(stream, permit, limits.head_timeout, limits.stall_timeout);
-        let handler = Arc::clone(handler);
-        let service = service_fn(move |request| {
-            let handler = Arc::clone(&handler);
-            async move { Ok::<_, Infallible>(handler.handle(request, peer).await) }
-        });
-        protocol
-            .serve_connection(TokioIo::new(stream), service)
-            .into_owned()
+        let left = || shared.limits.head_timeout.saturating_sub(since.elapsed());
+        let Some(tls) = tls else {
+            let peer = Peer {
+                address: peer,
+                scheme: "http",
+            };
+            let stream = Guarded::new(stream, permit, left(), shared.limits.stall_timeout);
+            return speak(stream, peer, &shared, watcher).await;
+        };
+        let handshake = async { Ok::<_, BoxError>(tls.acceptor().await?.accept(stream).await?) };
+        let stream = tokio::select! {
+            done = timeout(left(), handshake) => done??,
+            // Nothing was asked yet, so nothing is left to be finished.
+            _ = closed.wait_for(|closed| *closed) => return Ok(()),
+        };
+        let peer = Peer {
+            address: peer,
+            scheme: "https",
+        };
+        let stream = Guarded::new(stream, permit, left(), shared.limits.stall_timeout);
+        speak(stream, peer, &shared, watcher).await
     }
+}
+
+/// Speaks HTTP until the connection ends; the permit goes with its stream.
+async fn speak<S>(
+    stream: Guarded<S>,
+    peer: Peer,
+    shared: &Shared,
+    watcher: Watcher,
+) -> Result<(), BoxError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let handler = Arc::clone(&shared.handler);
+    let service = service_fn(move |request| {
+        let handler = Arc::clone(&handler);
+        async move { Ok::<_, Infallible>(handler.handle(request, peer).await) }
+    });
+    let connection = shared
+        .protocol
+        .serve_connection(TokioIo::new(stream), service)
+        .into_owned();
+    watcher.watch(connection).await
 }

@@ -100,6 +100,11 @@ impl StorePath {
         }
     }
 
+    /// Reads the file name of a target.
+    pub(crate) fn target(name: &str) -> Option<Self> {
+        Self::parse(&["targets", name])
+    }
+
     /// Returns the path relative to the root of the store.
     pub(crate) fn relative(&self) -> PathBuf {
         match self {

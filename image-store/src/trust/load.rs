@@ -1,7 +1,9 @@
 //! Reads the current metadata of a store and holds it against a trusted root.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use image_format::{Digest, ImageName, ObjectRef};
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt as _};
@@ -33,9 +35,21 @@ const LIMITS: Limits = Limits {
 /// # Errors
 /// Something is missing, or not signed as the root demands.
 pub async fn load(backend: Arc<dyn ObjectStore>, root: &[u8]) -> Result<Current, TrustError> {
+    load_over(backend, Arc::default(), root).await
+}
+
+/// Metadata as it would be, by its path in the store: other bytes, or none.
+pub(super) type Overlay = Arc<BTreeMap<ObjectPath, Option<Bytes>>>;
+
+/// Loads what would be current in `backend` if its files were those of `overlay`, as [`load`] does.
+pub(super) async fn load_over(
+    backend: Arc<dyn ObjectStore>,
+    overlay: Overlay,
+    root: &[u8],
+) -> Result<Current, TrustError> {
     let url = |directory: &str| Url::parse(&format!("{BASE}{directory}/")).expect("a constant");
     let repository = RepositoryLoader::new(&root, url("metadata"), url("targets"))
-        .transport(StoreTransport { backend })
+        .transport(StoreTransport { backend, overlay })
         .limits(LIMITS)
         .expiration_enforcement(ExpirationEnforcement::Unsafe)
         .load()
@@ -54,9 +68,7 @@ impl Current {
     ///
     /// # Errors
     /// A target is neither an image nor the list of chunk indexes.
-    pub fn catalogues(
-        &self,
-    ) -> Result<std::collections::BTreeMap<ImageName, ObjectRef>, TrustError> {
+    pub fn catalogues(&self) -> Result<BTreeMap<ImageName, ObjectRef>, TrustError> {
         let targets = self.targets.signed.targets.iter();
         targets
             .filter(|(name, _)| name.raw() != CHUNK_INDEXES_TARGET)
@@ -101,12 +113,23 @@ fn object(target: &Target) -> Option<ObjectRef> {
 #[derive(Clone, Debug)]
 struct StoreTransport {
     backend: Arc<dyn ObjectStore>,
+    overlay: Overlay,
 }
 
 #[async_trait]
 impl Transport for StoreTransport {
     async fn fetch(&self, url: Url) -> Result<TransportStream, TransportError> {
         let path = ObjectPath::from(url.path());
+        match self.overlay.get(&path) {
+            Some(Some(bytes)) => {
+                return Ok(futures_util::stream::iter([Ok(bytes.clone())]).boxed_sync());
+            }
+            Some(None) => {
+                let kind = TransportErrorKind::FileNotFound;
+                return Err(TransportError::new(kind, url.as_str()));
+            }
+            None => {}
+        }
         let failed = |error: object_store::Error| {
             let kind = match error {
                 object_store::Error::NotFound { .. } => TransportErrorKind::FileNotFound,
@@ -135,7 +158,7 @@ trait BoxedSync {
     fn boxed_sync(self) -> TransportStream;
 }
 
-impl<S: futures_util::Stream<Item = Result<bytes::Bytes, TransportError>> + Send + Sync + 'static>
+impl<S: futures_util::Stream<Item = Result<Bytes, TransportError>> + Send + Sync + 'static>
     BoxedSync for S
 {
     fn boxed_sync(self) -> TransportStream {

@@ -92,7 +92,7 @@ fn each_refusal_has_its_status_and_is_never_kept() {
     };
     #[rustfmt::skip]
     let table = [
-        (Refusal::Method,                                405, "allow",       "GET, HEAD"),
+        (Refusal::Method("GET, HEAD"),                   405, "allow",       "GET, HEAD"),
         (Refusal::Body,                                  400, "connection",  "close"),
         (Refusal::Busy,                                  503, "retry-after", "1"),
         (Refusal::NoSuchAddress,                         404, "content-type", "text/plain; charset=utf-8"),

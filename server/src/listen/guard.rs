@@ -25,8 +25,12 @@ pub(super) struct Guarded<S> {
     _permit: OwnedSemaphorePermit,
     opening: Opening,
     stall_timeout: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
+    write_stalled: Stalled,
+    flush_stalled: Stalled,
 }
+
+/// Runs while something waits for the client to take bytes.
+type Stalled = Option<Pin<Box<Sleep>>>;
 
 #[derive(Debug)]
 enum Opening {
@@ -50,28 +54,27 @@ impl<S> Guarded<S> {
                 until: Box::pin(sleep(opening_timeout)),
             },
             stall_timeout,
-            stalled: None,
+            write_stalled: None,
+            flush_stalled: None,
         }
     }
+}
 
-    /// Passes on what a write came to; time runs while it comes to nothing.
-    fn watch<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        polled: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
-        // Whoever is answered has said what it wants.
-        self.opening = Opening::Over;
-        if polled.is_ready() {
-            self.stalled = None;
-            return polled;
-        }
-        let timeout = self.stall_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        match stalled.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(timed_out("the client takes no bytes"))),
-            Poll::Pending => Poll::Pending,
-        }
+/// Passes on what a write or a flush came to; time runs while it comes to nothing.
+fn watch<T>(
+    stalled: &mut Stalled,
+    stall_timeout: Duration,
+    cx: &mut Context<'_>,
+    polled: Poll<io::Result<T>>,
+) -> Poll<io::Result<T>> {
+    if polled.is_ready() {
+        *stalled = None;
+        return polled;
+    }
+    let stalled = stalled.get_or_insert_with(|| Box::pin(sleep(stall_timeout)));
+    match stalled.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(Err(timed_out("the client takes no bytes"))),
+        Poll::Pending => Poll::Pending,
     }
 }
 
@@ -112,8 +115,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let guarded = self.get_mut();
+        // Whoever is answered has said what it wants.
+        guarded.opening = Opening::Over;
         let polled = Pin::new(&mut guarded.stream).poll_write(cx, buf);
-        guarded.watch(cx, polled)
+        watch(
+            &mut guarded.write_stalled,
+            guarded.stall_timeout,
+            cx,
+            polled,
+        )
     }
 
     fn poll_write_vectored(
@@ -122,8 +132,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let guarded = self.get_mut();
+        guarded.opening = Opening::Over;
         let polled = Pin::new(&mut guarded.stream).poll_write_vectored(cx, bufs);
-        guarded.watch(cx, polled)
+        watch(
+            &mut guarded.write_stalled,
+            guarded.stall_timeout,
+            cx,
+            polled,
+        )
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -131,11 +147,26 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let guarded = self.get_mut();
+        // TLS keeps bytes back until here.
+        let polled = Pin::new(&mut guarded.stream).poll_flush(cx);
+        watch(
+            &mut guarded.flush_stalled,
+            guarded.stall_timeout,
+            cx,
+            polled,
+        )
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let guarded = self.get_mut();
+        let polled = Pin::new(&mut guarded.stream).poll_shutdown(cx);
+        watch(
+            &mut guarded.flush_stalled,
+            guarded.stall_timeout,
+            cx,
+            polled,
+        )
     }
 }
 

@@ -1,0 +1,152 @@
+//! Whether a store has everything that a catalogue leads to.
+//!
+//! What is small (manifest, region table, leaves, pages) is read and held against its digest; what
+//! is large (packs, kernel, initramfs) must be there with its length: an object was checked against
+//! its digest when it came, and every client checks it again.
+
+use std::collections::HashSet;
+
+use image_format::catalogue::{Catalogue, VersionEntry};
+use image_format::digest::ObjectMismatch;
+use image_format::manifest::Manifest;
+use image_format::page::{PAGE_BYTES_MAX, Page};
+use image_format::region_table::{LEAF_BYTES_MAX, LeafTable, Lookup, RegionTable};
+use image_format::{DecodeError, Digest, ImageRef, ObjectRef, Version};
+
+use crate::store::{Store, StoreError};
+
+/// Follows references through one store; each object is looked at once.
+#[derive(Debug)]
+pub(super) struct Walk<'a> {
+    store: &'a Store,
+    seen: HashSet<ObjectRef>,
+    pages: HashSet<Digest>,
+}
+
+impl<'a> Walk<'a> {
+    /// Has seen nothing yet.
+    pub(super) fn new(store: &'a Store) -> Self {
+        Self {
+            store,
+            seen: HashSet::new(),
+            pages: HashSet::new(),
+        }
+    }
+
+    /// Checks every version of `after` that `before` does not have just so.
+    ///
+    /// # Errors
+    /// Something is missing, damaged, or not what it is listed as.
+    pub(super) async fn catalogue(
+        &mut self,
+        before: &Catalogue,
+        after: &Catalogue,
+    ) -> Result<(), StoreError> {
+        for (version, entry) in &after.versions {
+            if before.versions.get(version) != Some(entry) {
+                let reference = ImageRef::from(after.name.clone()).pinned(*version);
+                self.version(&reference, *version, entry).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the chunk indexes of a list.
+    ///
+    /// # Errors
+    /// One is missing, or has another length.
+    pub(super) async fn chunk_indexes(&mut self, list: &[ObjectRef]) -> Result<(), StoreError> {
+        for index in list {
+            self.exists(index).await?;
+        }
+        Ok(())
+    }
+
+    async fn version(
+        &mut self,
+        reference: &ImageRef,
+        version: Version,
+        entry: &VersionEntry,
+    ) -> Result<(), StoreError> {
+        let manifest = self
+            .store
+            .listed_manifest(reference, version, entry)
+            .await?;
+        if let Some(boot) = &manifest.boot {
+            self.exists(&boot.kernel).await?;
+            self.exists(&boot.initramfs).await?;
+        }
+        self.disk(&manifest).await
+    }
+
+    async fn disk(&mut self, manifest: &Manifest) -> Result<(), StoreError> {
+        let regions = &manifest.disk.regions;
+        let table = RegionTable::decode(&self.store.object(regions).await?)
+            .map_err(unusable(&regions.digest))?;
+        if table.disk_length() != manifest.disk.length {
+            let source = DecodeError::Invalid {
+                what: "region table",
+                reason: "it is that of a disk of another length",
+            };
+            return Err(unusable(&regions.digest)(source));
+        }
+        let leaves: Vec<_> = table.leaves().collect();
+        for (number, digest) in leaves {
+            let bytes = self.store.object_at_most(&digest, LEAF_BYTES_MAX).await?;
+            let leaf = LeafTable::decode(&bytes, &table, number).map_err(unusable(&digest))?;
+            for slot in 0..table.leaf_slots(number) {
+                if let Some(page) = leaf.page(slot) {
+                    self.page(&page).await?;
+                }
+            }
+        }
+        for region in 0..table.n_regions() {
+            match table.lookup(region) {
+                Lookup::Page(page) => self.page(&page).await?,
+                Lookup::Hole => {}
+                // All of them were looked through above.
+                Lookup::Leaf { .. } => break,
+            }
+        }
+        Ok(())
+    }
+
+    async fn page(&mut self, digest: &Digest) -> Result<(), StoreError> {
+        if !self.pages.insert(*digest) {
+            return Ok(());
+        }
+        let bytes = self.store.object_at_most(digest, PAGE_BYTES_MAX).await?;
+        let page = Page::decode(&bytes).map_err(unusable(digest))?;
+        for pack in page.packs() {
+            self.exists(pack).await?;
+        }
+        Ok(())
+    }
+
+    async fn exists(&mut self, object: &ObjectRef) -> Result<(), StoreError> {
+        if self.seen.contains(object) {
+            return Ok(());
+        }
+        let path = object.digest.object_path();
+        match self.store.object_length(&object.digest).await? {
+            None => Err(StoreError::Missing { path }),
+            Some(length) if length != object.length => Err(StoreError::Damaged {
+                path,
+                source: ObjectMismatch::Length {
+                    digest: object.digest,
+                    expected: object.length,
+                    actual: length,
+                },
+            }),
+            Some(_) => {
+                self.seen.insert(*object);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn unusable(digest: &Digest) -> impl FnOnce(DecodeError) -> StoreError + use<> {
+    let path = digest.object_path();
+    move |source| StoreError::Decode { path, source }
+}
