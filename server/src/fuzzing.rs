@@ -4,8 +4,15 @@
 
 use std::path::Component;
 
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue, Method};
+use image_store::trust::accept::{FILES_MAX, Proposal, ProposedFile};
+
+use crate::credentials;
 use crate::range::{ByteRange, RANGES_MAX, Selection, select};
 use crate::route::{Route, StorePath, route};
+use crate::tokens::{Scope, TOKEN_LEN_MAX, Tokens};
+use crate::upload::protocol::{Asked, QUESTION_NAMES_MAX, Question, asked};
 
 /// Any text as the value of a `Range` header, for a representation whose length the first eight
 /// bytes say: what is selected exists, and asking for just that selects it again.
@@ -86,6 +93,71 @@ fn file(path: &StorePath) {
     }
 }
 
+/// Any text as the value of an `Authorization` header, up to the first line break, and then as a table of
+/// tokens: the token of a request opens what its own line says, and nothing without one.
+///
+/// # Panics
+/// If a token gets more or less than its line says.
+pub fn credentials(data: &[u8]) {
+    let mut parts = data.splitn(2, |byte| *byte == b'\n');
+    let (header, table) = (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    );
+    let tokens = Tokens::parse(table);
+    let Ok(value) = HeaderValue::from_bytes(header) else {
+        return;
+    };
+    let mut headers = HeaderMap::new();
+    headers.append(AUTHORIZATION, value.clone());
+    let Some(secret) = credentials::token(&headers) else {
+        return;
+    };
+    assert!((1..=TOKEN_LEN_MAX).contains(&secret.reveal().len()));
+    if let Ok(tokens) = &tokens {
+        assert_eq!(tokens.find(&secret), None, "a token that nobody made");
+    }
+    let name = "fuzz".parse().expect("a name");
+    let line = secret.line(Scope::Read, &name);
+    let longer = [table, b"\n", line.as_bytes()].concat();
+    if let (Ok(_), Ok(tokens)) = (tokens, Tokens::parse(&longer)) {
+        let grant = tokens.find(&secret).expect("its line is there");
+        assert_eq!(grant.scope, Scope::Read, "more than its line says");
+    }
+    headers.append(AUTHORIZATION, value);
+    assert!(credentials::token(&headers).is_none(), "one of two tokens");
+}
+
+/// Any bytes as what a publisher sends: the path of a file, a question for what is missing, new metadata.
+///
+/// # Panics
+/// If something is stored under another name than it says, or there is more of it than there may be.
+pub fn upload(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        if let Some(Asked::Put(item)) = asked(&Method::PUT, text) {
+            assert_eq!(item.path.digest(), Some(&item.digest));
+            file(&item.path);
+        }
+        if let Some(proposed) = ProposedFile::parse(text) {
+            assert_eq!(proposed.to_string(), text, "two names of one file");
+        }
+    }
+    if let Ok(question) = Question::decode(data) {
+        assert!(question.objects.len() <= QUESTION_NAMES_MAX);
+        for (name, path) in question.targets.into_iter().flatten() {
+            assert_eq!(path.relative().to_str(), Some(&*format!("targets/{name}")));
+            file(&path);
+        }
+    }
+    if let Ok(proposal) = Proposal::decode(data) {
+        assert!((1..=FILES_MAX).contains(&proposal.files.len()));
+        for (proposed, bytes) in &proposal.files {
+            assert!(bytes.len() as u64 <= proposed.bytes_max());
+            assert!(!proposed.path().contains(".."));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -103,6 +175,10 @@ mod tests {
             super::range_header(&data);
             super::request_path(path.as_bytes());
             super::request_path(&data);
+            super::upload(path.as_bytes());
+            super::upload(&data);
+            super::credentials(&[b"Bearer ", path.as_bytes()].concat());
+            super::credentials(&data);
         }
     }
 }

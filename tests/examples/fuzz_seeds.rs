@@ -49,6 +49,27 @@ const TEXTS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "upload",
+        &[
+            "/objects/ab/ab5f00112233445566778899aabbccddeeff00112233445566778899aabbccdd",
+            "/upload/commit",
+            "12.targets.json",
+            "{\"objects\":[\"ab5f00112233445566778899aabbccddeeff00112233445566778899aabbccdd\"],\"targets\":\
+             [\"ab5f00112233445566778899aabbccddeeff00112233445566778899aabbccdd.lab,debian\"]}",
+            "{\"follows\":null,\"files\":{\"1.root.json\":\"{}\",\"timestamp.json\":\"\"},\"removes\":[\"a\"]}",
+        ],
+    ),
+    (
+        "credentials",
+        &[
+            "Bearer circular_1",
+            "Basic eDpjaXJjdWxhcl8x\nread \
+             ab5f00112233445566778899aabbccddeeff00112233445566778899aabbccdd lab@2 # until May\n",
+            "Bearer x\n# nobody\n\npublish \
+             ab5f00112233445566778899aabbccddeeff00112233445566778899aabbccdd ci\r\n",
+        ],
+    ),
+    (
         "kernel_command_line",
         &[
             "circular.boot=http://h:8080/boot.ipxe circular.image=debian:12@3 quiet -- x",
@@ -210,6 +231,11 @@ fn binaries() -> Result<()> {
         let frame = Encoder::new(level)?.encode(plain)?;
         let seed = [&[u8::try_from(blocks - 1)?], &frame[..]].concat();
         write("frame", &format!("seed-{level}"), &seed)?;
+    }
+    // A block of one byte 4,096 times (RFC 8878), in a window of 1 KiB, and in one of 128 MiB.
+    for (name, window) in [("seed-repeat", 0x00), ("seed-window", 0x88)] {
+        let head = [0, 0x28, 0xb5, 0x2f, 0xfd, 0x40, window, 0x00, 0x0f];
+        write("frame", name, &[&head[..], b"\x03\x80\0a"].concat())?;
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ type Target = (&'static str, fn(&[u8]));
 const TARGETS: &[Target] = &[
     ("boot_pack", image_format::fuzzing::boot_pack),
     ("chunk_index", image_format::fuzzing::chunk_index),
+    ("credentials", server::fuzzing::credentials),
     ("disk_head", initramfs::fuzzing::disk_head),
     ("documents", image_format::fuzzing::documents),
     ("frame", image_format::fuzzing::frame),
@@ -29,6 +30,7 @@ const TARGETS: &[Target] = &[
     ("range_header", server::fuzzing::range_header),
     ("region_table", image_format::fuzzing::region_table),
     ("request_path", server::fuzzing::request_path),
+    ("upload", server::fuzzing::upload),
 ];
 
 /// A corpus is for every checkout: few files, and small ones.
