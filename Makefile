@@ -64,11 +64,12 @@ lint: ## Check format, lints and documentation
 # The wheel on PyPI is of 2023: it knows neither today's licences nor today's advisories.
 $(DENY):
 	CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-	cargo install --quiet --locked --root $(@D)/.. --target-dir target/cargo-deny cargo-deny@$(DENYVER)
+	cargo install --quiet --locked --root build/cargo-deny-$(DENYVER) --target-dir target/cargo-deny cargo-deny@$(DENYVER)
+	rm -rf target/cargo-deny
 
 deny: $(DENY) ## Check licences, sources, duplicates and advisories of all crates
 	$(DENY) check licenses bans sources
-	@if $(DENY) fetch db; then $(DENY) check --disable-fetch advisories; \
+	@if $(DENY) fetch db; then $(DENY) --offline check advisories; \
 	else echo 'advisories: skipped, their database cannot be fetched'; fi
 
 fuzz: ## Fuzz one TARGET of tests/fuzz for FUZZ_SECONDS (needs nightly Rust and cargo-fuzz)
