@@ -13,11 +13,18 @@ BUILD   := cargo build --locked --workspace --bins --examples --tests
 GUEST   := cargo build --locked --config .cargo/guest.toml --profile guest -p client-fuse -p initramfs
 NEXTEST := $(shell command -v cargo-nextest)
 PROFILE := $(if $(CI),ci,default)
+# A TUF client that is not ours, for the tests; its versions and hashes are in the list.
+TUF     := build/python-tuf
+TUFLIST := tests/tuf/requirements.txt
+DENYVER := 0.20.2
+DENY    := build/cargo-deny-$(DENYVER)/bin/cargo-deny
+TARGET  ?= page
+FUZZ_SECONDS ?= 600
 
-.PHONY: help setup build guest image demo test lint clean
+.PHONY: help setup build guest image demo python-tuf test lint deny fuzz clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install the Debian packages that are missing
 	@$(SUDO) tests/setup.sh
@@ -35,7 +42,13 @@ image: setup ## Build the Debian disks in build/ (once)
 demo: build guest image ## Publish a Debian, serve it, boot it over HTTP and log in
 	@cargo run --quiet --locked --package circular-tests --example demo
 
-test: build guest image ## Run every test, the boots included
+python-tuf: setup ## Install the TUF client of the tests in build/ (once)
+	@[ $(TUF)/installed -nt $(TUFLIST) ] || { \
+	  mkdir -p build && python3 -m venv --clear $(TUF) && \
+	  $(TUF)/bin/pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(TUFLIST) && \
+	  touch $(TUF)/installed; } || echo 'no python-tuf: the tests that need it say that they are skipped'
+
+test: build guest image python-tuf ## Run every test, the boots included
 ifneq ($(NEXTEST),)
 	cargo nextest run --locked --workspace --profile $(PROFILE)
 else
@@ -47,6 +60,24 @@ lint: ## Check format, lints and documentation
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --locked --workspace --no-deps
+
+# The wheel on PyPI is of 2023: it knows neither today's licences nor today's advisories.
+$(DENY):
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	cargo install --quiet --locked --root build/cargo-deny-$(DENYVER) --target-dir target/cargo-deny cargo-deny@$(DENYVER)
+	rm -rf target/cargo-deny
+
+deny: $(DENY) ## Check licences, sources, duplicates and advisories of all crates
+	$(DENY) check licenses bans sources
+	@if $(DENY) fetch db; then $(DENY) --offline check advisories; \
+	else echo 'advisories: skipped, their database cannot be fetched'; fi
+
+fuzz: ## Fuzz one TARGET of tests/fuzz for FUZZ_SECONDS (needs nightly Rust and cargo-fuzz)
+	@mkdir -p build/fuzz/$(TARGET)
+	@cp Cargo.lock tests/fuzz/Cargo.lock
+	cargo +nightly fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz $(TARGET) \
+	  build/fuzz/$(TARGET) tests/fuzz/corpus/$(TARGET) -- \
+	  -max_total_time=$(FUZZ_SECONDS) -timeout=25 -rss_limit_mb=2048 -print_final_stats=1
 
 clean: ## Remove what was built, the Debian disks too
 	cargo clean

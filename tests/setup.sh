@@ -11,6 +11,7 @@ packages=(
     qemu-utils qemu-block-extra              # reads a disk over HTTP
     fuse3 curl nginx-light                   # what the tests compare with
     strace                                   # kills publishers at each system call
+    python3-venv                             # a TUF client that is not ours
 )
 
 missing=()

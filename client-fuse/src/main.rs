@@ -1,4 +1,5 @@
 //! `circular-mount`: parses the command line, runs, turns the outcome into an exit code.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
 //! The `circular` command.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

@@ -15,6 +15,7 @@
 pub mod archive;
 pub mod build;
 pub mod filesystem;
+pub mod fuzzing;
 pub mod init;
 pub mod layout;
 pub mod modules;

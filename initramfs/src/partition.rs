@@ -68,13 +68,16 @@ fn gpt_entry(entry: &[u8], number: u32, sector_bytes: usize) -> Option<Partition
     let sector_bytes = u64::try_from(sector_bytes).ok()?;
     let (first, last) = (u64_at(entry, 32)?, u64_at(entry, 40)?);
     let sectors = last.checked_sub(first)?.checked_add(1)?;
+    let offset = first.checked_mul(sector_bytes)?;
+    let length = sectors.checked_mul(sector_bytes)?;
+    offset.checked_add(length)?;
     Some(Partition {
         number,
         uuid: guid_at(entry, 16)?,
         name: utf16_name(entry.get(56..128)?),
         type_guid: Some(type_guid),
-        offset: first.checked_mul(sector_bytes)?,
-        length: sectors.checked_mul(sector_bytes)?,
+        offset,
+        length,
     })
 }
 
@@ -185,6 +188,15 @@ mod tests {
     #[test]
     fn a_gpt_of_4096_byte_sectors_is_found() {
         assert_eq!(partitions(&gpt_disk(4096))[0].offset, 2048 * 4096);
+    }
+
+    #[test]
+    fn a_gpt_entry_that_ends_beyond_any_disk_is_left_out() {
+        let mut disk = gpt_disk(512);
+        let last = 1_u64 << 55;
+        put(&mut disk, 1024 + 256 + 32, &(last - 9).to_le_bytes());
+        put(&mut disk, 1024 + 256 + 40, &last.to_le_bytes());
+        assert!(partitions(&disk).is_empty());
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! Invariants: no state between requests but open images; no path of a client reaches the file
 //! system (`route`); every answer has a length; every queue and wait has a bound
 //! ([`config::Limits`]).
+#![forbid(unsafe_code)]
 
 mod access;
 pub mod access_log;
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod config;
 mod credentials;
 mod decide;
+pub mod fuzzing;
 mod handle;
 mod home;
 mod listen;

@@ -1,4 +1,5 @@
 //! `circular-server`: serves a store over HTTP.
+#![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 

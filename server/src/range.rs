@@ -78,11 +78,11 @@ pub(crate) fn select(header: &str, length: u64) -> Selection {
         .collect();
     let asked = ranges
         .iter()
-        .fold(0_u64, |sum, range| sum.saturating_add(range.length()));
+        .try_fold(0_u64, |sum, range| sum.checked_add(range.length()));
     match ranges.as_slice() {
         [] => Selection::Unsatisfiable,
         [one] => Selection::One(*one),
-        _ if asked > length => Selection::Whole,
+        _ if asked.is_none_or(|asked| asked > length) => Selection::Whole,
         _ => Selection::Many(ranges),
     }
 }
@@ -187,6 +187,8 @@ mod tests {
             ("bytes=0-1,-2",                   10, many(&[(0, 2), (8, 10)])),
             ("bytes=0-1,50-60",                10, one(0, 2)),
             ("bytes=0-8,1-9",                  10, Whole),
+            ("bytes=9-,0-8",             u64::MAX, many(&[(9, u64::MAX), (0, 9)])),
+            ("bytes=9-,0-9",             u64::MAX, Whole),
             ("bytes=10-",                      10, Unsatisfiable),
             ("bytes=10-20,30-",                10, Unsatisfiable),
             ("bytes=99999999999999999999-",    10, Unsatisfiable),

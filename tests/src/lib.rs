@@ -9,6 +9,7 @@
 //!
 //! No guard sleeps until something is ready: each waits for a line, a byte or a connection, and
 //! a deadline is only there so that a hang becomes a failure.
+#![forbid(unsafe_code)]
 
 pub mod binaries;
 pub mod console;
@@ -18,6 +19,7 @@ pub mod machine;
 pub mod mount;
 pub mod nginx;
 pub mod proxy;
+pub mod python;
 pub mod require;
 pub mod server;
 pub mod store;

@@ -1,6 +1,6 @@
 //! Says whether a test can run on this machine; never lets it pass silently where it must run.
 //!
-//! `CIRCULAR_REQUIRE=fuse,qemu,nginx` turns what would be skipped into a failure. What the boots
+//! `CIRCULAR_REQUIRE=fuse,qemu,nginx,tuf` turns what would be skipped into a failure. What the boots
 //! are made from (the Debian disks, the guest's binaries) is required with `qemu`.
 
 use std::fs::OpenOptions;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use crate::{binaries, images};
+use crate::{binaries, images, python};
 
 /// What lets QEMU read disks over HTTP.
 const HTTP_DRIVER: &str = "/usr/lib/x86_64-linux-gnu/qemu/block-curl.so";
@@ -24,6 +24,8 @@ pub enum Need {
     QemuImg,
     /// `nginx`.
     Nginx,
+    /// The client of `make python-tuf`.
+    PythonTuf,
     /// The disks of `make image`.
     Debian,
     /// The static binaries of `make guest`, and the busybox that goes with them.
@@ -36,6 +38,7 @@ impl Need {
         match self {
             Self::Fuse => "fuse",
             Self::Nginx => "nginx",
+            Self::PythonTuf => "tuf",
             Self::Qemu | Self::QemuImg | Self::Debian | Self::Guest => "qemu",
         }
     }
@@ -55,6 +58,8 @@ impl Need {
                 .then(|| format!("no {HTTP_DRIVER}"))
                 .or_else(|| program("qemu-img")),
             Self::Nginx => program("nginx"),
+            Self::PythonTuf => (!python::installed().is_file())
+                .then(|| "no python-tuf; `make python-tuf` installs it".to_owned()),
             Self::Debian => images::debian("debian.raw")
                 .err()
                 .map(|error| error.to_string()),

@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 /// Publishes, serves, mounts `image`, and compares all of it; also what `export` makes of it.
 fn is_identical(store: &TestStore, image: &Path) -> Result<()> {
     let server = store.publish_and_serve(image, "test:1")?;
-    let mount = Mount::start(&store, server.url(), "test:1")?;
+    let mount = Mount::start(store, server.url(), "test:1")?;
     let expected = images::sha256(image)?;
     ensure!(
         images::sha256(&mount.disk())? == expected,

@@ -11,6 +11,7 @@ mod killer;
 mod mend;
 mod revisions;
 mod roots;
+mod sizes;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -191,8 +191,9 @@ impl FromStr for MacAddress {
         let mut bytes = [0; 6];
         let mut parts = text.split(['-', ':']);
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2);
-            let part = part.ok_or_else(refused)?;
+            let digits =
+                |part: &&str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            let part = parts.next().filter(digits).ok_or_else(refused)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| refused())?;
         }
         parts.next().map_or(Ok(Self(bytes)), |_| Err(refused()))
@@ -286,7 +287,13 @@ mod tests {
         let address = MacAddress::of_bootif("01-52-54-00-12-34-5A").unwrap();
         assert_eq!(address.to_string(), "52:54:00:12:34:5a");
         assert_eq!("52:54:00:12:34:5a".parse(), Ok(address));
-        for text in ["", "01-52", "52:54:00:12:34:5a:77", "zz:54:00:12:34:5a"] {
+        for text in [
+            "",
+            "01-52",
+            "52:54:00:12:34:5a:77",
+            "zz:54:00:12:34:5a",
+            "+2:54:00:12:34:5a",
+        ] {
             assert!(MacAddress::of_bootif(text).is_err(), "{text}");
         }
     }

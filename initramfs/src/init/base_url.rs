@@ -26,8 +26,11 @@ pub fn of_boot_script(url: &str) -> Result<String, BaseUrlError> {
         Some(before) if before.ends_with('/') => Some(before.len()),
         _ => path_url.rfind("/boot/").map(|slash| slash + 1),
     };
+    // A host may be called `boot`; then what is left has no host.
     base_end
-        .map(|end| path_url[..end].to_owned())
+        .map(|end| &path_url[..end])
+        .filter(|base| http(base).is_ok())
+        .map(str::to_owned)
         .ok_or_else(|| BaseUrlError::NoStore(url.to_owned()))
 }
 
@@ -67,6 +70,8 @@ mod tests {
                 "http://h/boot/store/",
             ),
             ("http://h/boot/boot.ipxe", "http://h/boot/"),
+            ("http://boot/boot.ipxe", "http://boot/"),
+            ("http://boot/boot/a=1.ipxe", "http://boot/"),
             ("HTTP://h/boot/", "HTTP://h/"),
         ] {
             assert_eq!(of_boot_script(script).as_deref(), Ok(base), "{script}");
@@ -75,7 +80,12 @@ mod tests {
 
     #[test]
     fn other_scripts_name_no_store() {
-        for script in ["http://h/", "http://h/my.ipxe", "http://h/reboot.ipxe"] {
+        for script in [
+            "http://h/",
+            "http://h/my.ipxe",
+            "http://h/reboot.ipxe",
+            "http://boot/a=1.ipxe",
+        ] {
             let refused = BaseUrlError::NoStore(script.to_owned());
             assert_eq!(of_boot_script(script), Err(refused));
         }
