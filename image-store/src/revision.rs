@@ -62,6 +62,18 @@ impl Revision {
         if manifest.boot_pack == self.after {
             return Ok(manifest);
         }
+        // They were written before the lock was taken; a sweep may have taken them since.
+        for object in self
+            .after
+            .iter()
+            .flat_map(|pack| [pack.object, pack.profile])
+        {
+            let length = store.object_length(&object.digest).await.map_err(publish)?;
+            if length != Some(object.length) {
+                let path = object.digest.object_path();
+                return Err(publish(crate::StoreError::Missing { path }));
+            }
+        }
         manifest.boot_pack = self.after;
         manifest.revision = manifest.revision.saturating_add(1);
         let object = store.put_object(manifest.encode().into()).await;

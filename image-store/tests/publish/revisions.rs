@@ -44,6 +44,16 @@ async fn of_two_who_revise_at_once_one_is_told() {
         before: None,
         after: built.boot_pack,
     };
+    let lost = Revision {
+        after: built
+            .boot_pack
+            .map(|pack| image_format::manifest::BootPack {
+                profile: ObjectRef::of(b"never stored"),
+                ..pack
+            }),
+        ..revision.clone()
+    };
+    assert!(lost.commit(&store, &signer(&keys)).await.is_err());
     let revised = revision.clone().commit(&store, &signer(&keys)).await;
     assert_eq!(revised.unwrap().revision, 2);
     let files = scratch.files();
