@@ -159,6 +159,8 @@ impl Publication {
                 &serde_json::to_vec(boot).unwrap_or_default(),
             )?);
         }
+        let pack = self.boot_pack.iter();
+        objects.extend(pack.flat_map(|pack| [pack.object, pack.profile]));
         let gone = store.lacking(objects).await?;
         match gone.is_empty() {
             true => Ok(()),

@@ -4,12 +4,13 @@
 //! version and its disk stay; the tags do not move.
 
 use image_format::ImageRef;
-use image_format::catalogue::{CATALOGUE_BYTES_MAX, VersionEntry};
+use image_format::catalogue::VersionEntry;
 use image_format::manifest::{BootPack, Manifest};
 
 use crate::boot_files;
+use crate::catalogue_change::CatalogueChange;
 use crate::lock::CommitLock;
-use crate::publication::{PublishError, put_target};
+use crate::publication::PublishError;
 use crate::store::Store;
 use crate::trust::sign::Signer;
 
@@ -63,16 +64,11 @@ impl Revision {
             return Ok(manifest);
         }
         // They were written before the lock was taken; a sweep may have taken them since.
-        for object in self
-            .after
-            .iter()
-            .flat_map(|pack| [pack.object, pack.profile])
-        {
-            let length = store.object_length(&object.digest).await.map_err(publish)?;
-            if length != Some(object.length) {
-                let path = object.digest.object_path();
-                return Err(publish(crate::StoreError::Missing { path }));
-            }
+        let pack = self.after.iter();
+        let objects = pack.flat_map(|pack| [pack.object, pack.profile]);
+        let gone = store.lacking(objects).await.map_err(publish)?;
+        if !gone.is_empty() {
+            return Err(PublishError::Gone { objects: gone }.into());
         }
         manifest.boot_pack = self.after;
         manifest.revision = manifest.revision.saturating_add(1);
@@ -83,15 +79,9 @@ impl Revision {
             ..*entry
         };
         catalogue.versions.insert(version, entry);
-        let bytes = catalogue.encode();
-        if bytes.len() > CATALOGUE_BYTES_MAX {
-            return Err(PublishError::CatalogueFull { name: name.clone() }.into());
-        }
-        let target = put_target(store, name.to_file_safe(), bytes);
-        let target = target.await.map_err(publish)?;
-        names.names.insert(name.clone(), target.1);
-        let advanced = signer.advance(store, &current, &[target]).await;
-        advanced.map_err(publish)?;
+        CatalogueChange::encode(&catalogue)?
+            .commit(store, signer, &current, &mut names, Vec::new())
+            .await?;
         boot_files::write(store, &names, &catalogue)
             .await
             .map_err(|source| PublishError::BootFiles { source })?;

@@ -72,9 +72,8 @@ impl<'a> Walk<'a> {
             .store
             .listed_manifest(reference, version, entry)
             .await?;
-        if let Some(boot) = &manifest.boot {
-            self.exists(&boot.kernel).await?;
-            self.exists(&boot.initramfs).await?;
+        for object in manifest.objects() {
+            self.exists(&object).await?;
         }
         self.disk(&manifest).await
     }
