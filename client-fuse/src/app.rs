@@ -1,9 +1,11 @@
 //! Wiring: the one place that picks concrete parts and nests them.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use image_format::trace::Header;
 use tokio::runtime::Handle;
 
 use crate::cache::Caches;
@@ -21,6 +23,7 @@ use crate::mount::signals::Signals;
 use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::process::{self, Readiness, Side};
+use crate::record::{Recorder, TraceFile};
 use crate::stats::Stats;
 use crate::trust::minimum::MINIMUM_BYTES_MAX;
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
@@ -40,6 +43,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     // A relative path or a bad mount point is told at once, while we are where we were called.
     let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
+    let trace = config.record.as_deref().map(create_trace).transpose()?;
     let readiness = match process::detach(config.process.style, config.process.ready_fd)? {
         Side::Waiting(code) => return Ok(ExitCode::from(code)),
         Side::Mounting(readiness) => readiness,
@@ -55,7 +59,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         .max_blocking_threads(cores + BLOCKING_THREADS_EXTRA)
         .build()
         .context("cannot start the worker threads")?;
-    let outcome = runtime.block_on(serve(config, mountpoint, readiness));
+    let outcome = runtime.block_on(serve(config, mountpoint, trace, readiness));
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
 }
@@ -63,6 +67,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
 async fn serve(
     config: &Config,
     mountpoint: Mountpoint,
+    trace: Option<TraceFile>,
     readiness: Readiness,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
@@ -84,12 +89,17 @@ async fn serve(
         Arc::clone(&caches),
         Arc::clone(&stats),
     );
+    let recorder = trace.map(|file| start_trace(file, &image)).transpose()?;
     let disk = Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
         caches,
         &Handle::current(),
+        recorder,
     );
+    if let Some(pack) = image.manifest.boot_pack {
+        disk.prefetch(pack);
+    }
     let fs = ImageFs::new(disk, &image, &config.base, stats);
     let name = format!("{}{}", config.base, image.reference);
     let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
@@ -114,6 +124,15 @@ fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
     });
     let others = others.collect();
     Ok(Mirrors::of((config.base.to_string(), first), others))
+}
+
+fn create_trace(path: &Path) -> anyhow::Result<TraceFile> {
+    TraceFile::create(path).with_context(|| format!("cannot record to {}", path.display()))
+}
+
+fn start_trace(file: TraceFile, image: &OpenImage) -> anyhow::Result<Recorder> {
+    let header = Header::new(image.reference.clone(), image.disk_digest());
+    Recorder::start(file, &header).context("cannot begin the trace")
 }
 
 /// Opens the image with patience of its own; nothing of that goes into the caches.

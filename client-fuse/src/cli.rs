@@ -148,6 +148,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", help_heading = "Network")]
     pub deadline: Option<u64>,
 
+    /// File to record what is read first in, for `circular profile add`
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    pub record: Option<PathBuf>,
     /// Least important lines to log
     #[arg(long, value_name = "off|error|warn|info|debug|trace", env = "CIRCULAR_LOG",
           default_value_t = LevelFilter::INFO, help_heading = "Logging")]
@@ -190,11 +193,7 @@ impl Args {
         } else {
             Role::Plain
         };
-        let retry = match (self.deadline, role) {
-            (Some(0), _) | (None, Role::RootDisk) => RetryPolicy::until(None),
-            (Some(seconds), _) => RetryPolicy::until(Some(Duration::from_secs(seconds))),
-            (None, Role::Plain) => RetryPolicy::DEFAULT,
-        };
+        let retry = patience(self.deadline, role);
         let retry_open = match role {
             Role::RootDisk => retry,
             Role::Plain => NetworkConfig::RETRY_OPEN,
@@ -211,11 +210,7 @@ impl Args {
             base: self.url,
             mirrors: self.mirrors,
             identity: IdentityConfig {
-                authorities: match (self.ca, self.ca_only) {
-                    (None, _) => Authorities::System,
-                    (Some(file), false) => Authorities::SystemAnd(file),
-                    (Some(file), true) => Authorities::Only(file),
-                },
+                authorities: authorities(self.ca, self.ca_only),
                 token: self.token_file,
             },
             reference: self.image,
@@ -251,6 +246,7 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
+            record: self.record,
             process: ProcessConfig {
                 style: if self.foreground {
                     Style::Foreground
@@ -263,6 +259,23 @@ impl Args {
                 log_level: self.log_level,
             },
         }
+    }
+}
+
+/// How long readers wait for a server that fails, in seconds; 0: for ever.
+fn patience(deadline: Option<u64>, role: Role) -> RetryPolicy {
+    match (deadline, role) {
+        (Some(0), _) | (None, Role::RootDisk) => RetryPolicy::until(None),
+        (Some(seconds), _) => RetryPolicy::until(Some(Duration::from_secs(seconds))),
+        (None, Role::Plain) => RetryPolicy::DEFAULT,
+    }
+}
+
+fn authorities(file: Option<PathBuf>, only: bool) -> Authorities {
+    match (file, only) {
+        (None, _) => Authorities::System,
+        (Some(file), false) => Authorities::SystemAnd(file),
+        (Some(file), true) => Authorities::Only(file),
     }
 }
 

@@ -176,6 +176,11 @@ pub enum FetchError {
         path: String,
         source: Arc<FrameError>,
     },
+    #[error("{path} is of no use")]
+    Useless {
+        path: String,
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the fetch of {path} was given up by a failed task")]
     Abandoned { path: String },
     #[error("every mirror failed: {}", each(.failures))]
@@ -203,7 +208,9 @@ impl FetchError {
         match self {
             Self::Source(error) => error.fault(),
             Self::Short { .. } | Self::Slow { .. } => Fault::Transient,
-            Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } => Fault::Wrong,
+            Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } | Self::Useless { .. } => {
+                Fault::Wrong
+            }
             Self::Abandoned { .. } => Fault::Permanent,
             Self::Everywhere { failures } => {
                 let faults = failures.iter().map(|(_, error)| error.fault());
@@ -216,7 +223,9 @@ impl FetchError {
     #[must_use]
     pub fn blame(&self) -> Blame {
         let lying = match self {
-            Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } => true,
+            Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } | Self::Useless { .. } => {
+                true
+            }
             Self::Source(error) => matches!(
                 **error,
                 SourceError::WrongRange { .. } | SourceError::Encoded { .. }
@@ -224,6 +233,14 @@ impl FetchError {
             _ => false,
         };
         if lying { Blame::Lying } else { Blame::Unable }
+    }
+
+    /// Whether nobody answers, or only to say that he cannot now: other ranges would fare no better.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        let broken =
+            matches!(self, Self::Source(error) if matches!(**error, SourceError::Broken { .. }));
+        matches!(self, Self::Source(_)) && self.fault() == Fault::Transient && !broken
     }
 
     /// Whether the server says that there is no such file.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::digest::{DIGEST_BYTES, Digest, DigestMismatch};
 
@@ -10,7 +11,8 @@ use crate::digest::{DIGEST_BYTES, Digest, DigestMismatch};
 pub const CHUNK_BLOCKS_MAX: u32 = 256;
 
 /// Names a chunk by the digest of its uncompressed bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct ChunkId(Digest);
 
 impl ChunkId {

@@ -21,15 +21,23 @@ pub const WINDOW_LOG_MAX: u32 = 21;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages are the docs")]
 pub enum FrameError {
-    #[error("chunk {chunk} is not one zstd frame of {expected} bytes")]
-    Shape { chunk: ChunkId, expected: usize },
-    #[error("chunk {chunk} does not decompress")]
-    Zstd { chunk: ChunkId, source: io::Error },
+    #[error("chunk {chunk} does not unpack")]
+    Unpack { chunk: ChunkId, source: UnpackError },
     #[error("chunk {chunk} is corrupt")]
     Corrupt {
         chunk: ChunkId,
         source: DigestMismatch,
     },
+}
+
+/// Why stored bytes do not unpack to the length expected.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum UnpackError {
+    #[error("it is not one zstd frame of {expected} bytes")]
+    Shape { expected: usize },
+    #[error("zstd cannot decompress it")]
+    Zstd(#[source] io::Error),
 }
 
 /// Compresses chunks, one after another, with one context.
@@ -76,36 +84,38 @@ thread_local! {
 /// # Errors
 /// The bytes are no such frame, or not the chunk that their name promises.
 pub fn decode(id: ChunkId, plain_len: usize, stored: &[u8]) -> Result<Chunk, FrameError> {
-    let plain = if stored.len() == plain_len {
-        Bytes::copy_from_slice(stored)
-    } else {
-        Bytes::from(decompress(id, plain_len, stored)?)
-    };
+    let plain =
+        unpack(plain_len, stored).map_err(|source| FrameError::Unpack { chunk: id, source })?;
     Chunk::verify(id, plain).map_err(|source| FrameError::Corrupt { chunk: id, source })
 }
 
-fn decompress(chunk: ChunkId, expected: usize, stored: &[u8]) -> Result<Vec<u8>, FrameError> {
-    let shape = FrameError::Shape { chunk, expected };
+/// Returns the `expected` plain bytes of a frame, or of bytes stored raw; not yet verified.
+pub(crate) fn unpack(expected: usize, stored: &[u8]) -> Result<Bytes, UnpackError> {
+    if stored.len() == expected {
+        return Ok(Bytes::copy_from_slice(stored));
+    }
+    let shape = UnpackError::Shape { expected };
     if get_frame_content_size(stored).ok().flatten() != Some(expected as u64)
         || find_frame_compressed_size(stored) != Ok(stored.len())
     {
         return Err(shape);
     }
-    let zstd = |source| FrameError::Zstd { chunk, source };
     DECODER.with_borrow_mut(|slot| {
         let decoder = match slot {
             Some(decoder) => decoder,
             None => {
-                let mut decoder = Decompressor::new().map_err(zstd)?;
+                let mut decoder = Decompressor::new().map_err(UnpackError::Zstd)?;
                 decoder
                     .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
-                    .map_err(zstd)?;
+                    .map_err(UnpackError::Zstd)?;
                 slot.insert(decoder)
             }
         };
-        let plain = decoder.decompress(stored, expected).map_err(zstd)?;
+        let plain = decoder
+            .decompress(stored, expected)
+            .map_err(UnpackError::Zstd)?;
         if plain.len() == expected {
-            Ok(plain)
+            Ok(Bytes::from(plain))
         } else {
             Err(shape)
         }
@@ -149,18 +159,19 @@ mod tests {
         let plain = vec![7; 8192];
         let id = ChunkId::of(&plain);
         let mut stored = Encoder::new(3).unwrap().encode(&plain).unwrap();
-        assert!(matches!(
-            decode(id, 4096, &stored),
-            Err(FrameError::Shape { .. })
-        ));
+        let no_such_frame = |length, stored: &[u8]| {
+            let error = decode(id, length, stored).unwrap_err();
+            matches!(
+                error,
+                FrameError::Unpack {
+                    source: UnpackError::Shape { .. },
+                    ..
+                }
+            )
+        };
+        assert!(no_such_frame(4096, &stored));
         stored.push(0);
-        assert!(matches!(
-            decode(id, 8192, &stored),
-            Err(FrameError::Shape { .. })
-        ));
-        assert!(matches!(
-            decode(id, 8192, &[]),
-            Err(FrameError::Shape { .. })
-        ));
+        assert!(no_such_frame(8192, &stored));
+        assert!(no_such_frame(8192, &[]));
     }
 }

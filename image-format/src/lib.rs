@@ -4,7 +4,8 @@
 //! named by the SHA-256 of their plain bytes ([`chunk`]), stored as frames ([`frame`]) in packs
 //! ([`pack`]), and found again through index pages ([`page`]) and a region table
 //! ([`region_table`]). A [`manifest`] describes one version of an image; a [`catalogue`] lists the
-//! versions and tags of one name; a [`hint`] says what can be fetched ahead; [`mod@reference`] is how
+//! versions and tags of one name; a [`hint`] says what can be fetched ahead; a [`boot_pack`] holds
+//! what a boot reads first, found by merging [`trace`]s into a [`profile`]; [`mod@reference`] is how
 //! people name all this.
 //!
 //! Invariants, held by `clippy.toml` beside this crate and by `tests/tests/architecture.rs`:
@@ -13,6 +14,7 @@
 //! `docs/FORMAT.md`, with test vectors that a test reads from there.
 #![forbid(unsafe_code)]
 
+pub mod boot_pack;
 pub mod boot_script;
 pub mod catalogue;
 pub mod chunk;
@@ -30,8 +32,10 @@ pub mod manifest;
 pub mod marker;
 pub mod pack;
 pub mod page;
+pub mod profile;
 pub mod reference;
 pub mod region_table;
+pub mod trace;
 
 pub use chunk::{Chunk, ChunkId};
 pub use codec::DecodeError;

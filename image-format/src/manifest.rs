@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::boot_pack::{BOOT_PACK_BYTES_MAX, HEAD_BYTES_MAX};
 use crate::chunker::ChunkerParams;
 use crate::codec::{self, DecodeError};
 use crate::digest::{Digest, ObjectRef};
 use crate::geometry::DISK_BYTES_MAX;
+use crate::profile::PROFILE_BYTES_MAX;
 use crate::reference::{ImageName, Version};
 use crate::region_table::TABLE_BYTES_MAX;
 
@@ -41,6 +43,20 @@ pub struct Manifest {
     /// How to boot it; none for a disk that is only mounted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<Boot>,
+    /// What a boot reads first, in one object; none while nobody recorded a boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_pack: Option<BootPack>,
+}
+
+/// A boot pack, and what it was made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootPack {
+    /// The boot pack: its head, then its frames.
+    pub object: ObjectRef,
+    /// Its head alone: readers verify it before the rest arrives.
+    pub head: ObjectRef,
+    /// The profile that it was made from: publishers carry it over to the next version.
+    pub profile: ObjectRef,
 }
 
 /// The content of a disk.
@@ -123,7 +139,26 @@ impl Manifest {
                 return bad("the kernel release has odd characters");
             }
         }
+        if let Some(pack) = &self.boot_pack {
+            if pack.head.length > HEAD_BYTES_MAX as u64
+                || pack.object.length > BOOT_PACK_BYTES_MAX
+                || pack.head.length >= pack.object.length
+            {
+                return bad("the boot pack or its head has an impossible length");
+            }
+            if pack.profile.length > PROFILE_BYTES_MAX as u64 {
+                return bad("the profile is too long");
+            }
+        }
         self.chunker.check()
+    }
+
+    /// Returns every object that the manifest names, besides the region table and what that leads to.
+    pub fn objects(&self) -> impl Iterator<Item = ObjectRef> {
+        let boot = self.boot.iter();
+        let boot = boot.flat_map(|boot| [boot.kernel, boot.initramfs]);
+        let pack = self.boot_pack.iter();
+        boot.chain(pack.flat_map(|pack| [pack.object, pack.profile]))
     }
 
     /// Encodes the manifest. Equal manifests have equal bytes.
@@ -176,6 +211,14 @@ mod tests {
                 root: None,
                 base_url: None,
             }),
+            boot_pack: Some(BootPack {
+                object: ObjectRef {
+                    length: 100_000,
+                    ..object
+                },
+                head: object,
+                profile: object,
+            }),
         }
     }
 
@@ -186,7 +229,7 @@ mod tests {
 
     #[test]
     fn impossible_manifests_are_refused() {
-        let spoil: [fn(&mut Manifest); 8] = [
+        let spoil: [fn(&mut Manifest); 11] = [
             |m| m.format = 2,
             |m| m.revision = 0,
             |m| m.disk.length = 0,
@@ -195,6 +238,9 @@ mod tests {
             |m| m.boot.as_mut().unwrap().cmdline = "quiet ${net0/mac}".to_owned(),
             |m| m.boot.as_mut().unwrap().kernel_release = "../../etc".to_owned(),
             |m| m.chunker.max_blocks = 0,
+            |m| m.boot_pack.as_mut().unwrap().object.length = 3,
+            |m| m.boot_pack.as_mut().unwrap().head.length = 1 << 30,
+            |m| m.boot_pack.as_mut().unwrap().profile.length = 1 << 30,
         ];
         for (row, change) in spoil.iter().enumerate() {
             let mut bad = manifest();

@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use image_format::boot_pack::{Head, PlacedChunk};
 use image_format::chunk_index::{Header, IndexEntry};
 use image_format::chunker::{ChunkerParams, Cut, End};
 use image_format::content::ContentHasher;
 use image_format::page::{Location, Page, PageBuilder};
+use image_format::profile::Profile;
 use image_format::region_table::RegionTable;
+use image_format::trace::{self, Touch, Trace};
 use image_format::{ChunkId, Digest, ImageRef, ObjectRef, frame};
 
 const DOCUMENT: &str = include_str!("../../docs/FORMAT.md");
@@ -96,6 +99,43 @@ fn page() -> Page {
         .expect("a vector is well-formed")
 }
 
+/// The chunks of [`page`], in the other order, in the second region of a disk.
+fn boot_pack() -> Head {
+    let page = page();
+    let chunks = page.entries().iter().rev().map(|entry| PlacedChunk {
+        region: 1,
+        entry: *entry,
+        pack: page.pack(entry),
+    });
+    let chunks: Vec<_> = chunks.collect();
+    Head::build(&chunks, &[70_000]).expect("a vector is well-formed")
+}
+
+/// A trace of the chunks of [`boot_pack`].
+fn trace() -> Trace {
+    let image: ImageRef = "lab/debian:12@3".parse().expect("a vector is well-formed");
+    let touch = |(asked, chunk): (u64, PlacedChunk)| Touch {
+        asked,
+        served: asked + 900,
+        block: chunk.first_block(),
+        blocks: chunk.entry.blocks,
+        chunk: chunk.entry.chunk,
+    };
+    Trace {
+        header: trace::Header::new(image, Digest::of(b"disk")),
+        touches: [0, 1500]
+            .into_iter()
+            .zip(boot_pack().chunks())
+            .map(touch)
+            .collect(),
+    }
+}
+
+fn one_line(bytes: &[u8]) -> String {
+    let text = std::str::from_utf8(bytes).expect("a vector is well-formed");
+    text.trim_end().replace('\n', " \\n ")
+}
+
 fn computed(key: &str) -> String {
     let (kind, input) = key.split_once(' ').unwrap_or((key, ""));
     match kind {
@@ -138,6 +178,14 @@ fn computed(key: &str) -> String {
             length: 500,
         }
         .encode()),
+        "boot-pack-head" => hex(&boot_pack().encode()),
+        "trace" => {
+            let trace = trace();
+            let touches = trace.touches.iter().flat_map(trace::line);
+            let lines = trace::line(&trace.header).into_iter().chain(touches);
+            one_line(&lines.collect::<Vec<_>>())
+        }
+        "profile" => one_line(&Profile::merge(Digest::of(b"disk"), None, &[trace()]).encode()),
         _ => panic!("no such vector: {key}"),
     }
 }

@@ -10,7 +10,7 @@ use std::fs::File;
 
 use image_format::catalogue::{self, CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VersionEntry};
 use image_format::chunker::ChunkerParams;
-use image_format::manifest::{Boot, Manifest};
+use image_format::manifest::{Boot, BootPack, Manifest};
 use image_format::{DecodeError, ImageName, ImageRef, ObjectRef, links};
 
 use crate::boot_files;
@@ -61,6 +61,9 @@ pub struct Publication {
     pub chunker: ChunkerParams,
     /// How to boot it.
     pub boot: Option<Boot>,
+    /// What a boot of it reads first, carried over from another version; used if the disk is new to
+    /// the name. A version that has a boot pack keeps it.
+    pub boot_pack: Option<BootPack>,
 }
 
 /// What a publish came to.
@@ -200,6 +203,7 @@ impl Publication {
             disk,
             chunker: self.chunker,
             boot: self.boot.clone(),
+            boot_pack: self.boot_pack,
         };
         let find = |same: &dyn Fn(&VersionEntry) -> bool| {
             let mut newest_first = catalogue.versions.iter().rev();
@@ -242,6 +246,7 @@ impl Publication {
             return Ok((existing, *entry, PublishedAs::Unchanged));
         }
         manifest.disk = existing.disk;
+        manifest.boot_pack = existing.boot_pack;
         self.store_manifest(store, manifest, PublishedAs::NewRevision)
             .await
     }

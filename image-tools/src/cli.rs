@@ -8,8 +8,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use image_format::ImageRef;
 
 use crate::command::{
-    self, export, gc, init, inspect, key, list, manual, publish, refresh, remove, rollback, root,
-    tag, verify,
+    self, export, gc, init, inspect, key, list, manual, profile, publish, refresh, remove,
+    rollback, root, tag, verify,
 };
 use crate::ui::Ui;
 
@@ -72,6 +72,8 @@ enum Command {
     Remove(remove::Args),
     /// Delete what nothing refers to any more
     Gc(gc::Args),
+    /// Say what boots of an image read first, so that clients fetch it in one stream
+    Profile(profile::Args),
     /// Sign what the store offers again, before it expires
     Refresh(refresh::Args),
     /// Look at signing keys; add, remove or replace them
@@ -136,6 +138,7 @@ fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
             Command::Refresh(args) => refresh::run(&common, args, ui).await,
             Command::Key(args) => key::run(&common, *args, ui).await,
             Command::Root(args) => root::run(&common, *args, ui).await,
+            Command::Profile(args) => profile::run(&common, args, ui).await,
             Command::List(args) => list::run(&common, args, ui).await,
             Command::Inspect(args) => inspect::run(&common, args, ui).await,
             Command::Export(args) => export::run(&common, args, ui).await,

@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod key;
 pub mod list;
 pub mod manual;
+pub mod profile;
 pub mod publish;
 pub mod refresh;
 pub mod remove;

@@ -31,6 +31,7 @@ use crate::stats::{Counter, Stats};
 
 mod attempts;
 mod outage;
+pub mod part;
 
 pub(crate) use attempts::Attempts;
 use outage::Outage;
@@ -524,14 +525,7 @@ fn deliver(complete: Vec<(Wanted, Bytes)>, caches: &Caches, stats: &Stats) -> Ve
     let mut fill = Vec::new();
     for (wanted, stored) in complete {
         match wanted.place.decode(&stored) {
-            Ok(chunk) => {
-                stats.chunks.increment();
-                if !caches.memory.keep(chunk.clone()) {
-                    stats.duplicate_chunks.increment();
-                }
-                wanted.landing.deliver(Ok(chunk.clone()));
-                fill.push((wanted.place, chunk));
-            }
+            Ok(chunk) => fill.push((wanted.place, land(wanted, chunk, caches, stats))),
             Err(error) => damaged.push((wanted, error)),
         }
     }
@@ -539,4 +533,24 @@ fn deliver(complete: Vec<(Wanted, Bytes)>, caches: &Caches, stats: &Stats) -> Ve
         stats.disk_fill_bytes.add(caches.disk.fill(&place, &chunk));
     }
     damaged
+}
+
+/// Keeps a chunk in memory and delivers it.
+fn land(wanted: Wanted, chunk: Chunk, caches: &Caches, stats: &Stats) -> Chunk {
+    stats.chunks.increment();
+    if !caches.memory.keep(chunk.clone()) {
+        stats.duplicate_chunks.increment();
+    }
+    wanted.landing.deliver(Ok(chunk.clone()));
+    chunk
+}
+
+/// Keeps and delivers chunks that are verified already, then writes them to the disk cache.
+pub(crate) fn land_all(verified: Vec<(Wanted, Chunk)>, caches: &Caches, stats: &Stats) {
+    let landed = verified
+        .into_iter()
+        .map(|(wanted, chunk)| (wanted.place, land(wanted, chunk, caches, stats)));
+    for (place, chunk) in landed.collect::<Vec<_>>() {
+        stats.disk_fill_bytes.add(caches.disk.fill(&place, &chunk));
+    }
 }

@@ -151,7 +151,7 @@ async fn a_redirect_leads_only_where_the_web_is() {
             "http://169.254.169.254/latest/",
             "of this machine or of its link",
         ),
-        (&format!("ftp://127.0.0.1:{port}"), "HTTP status 302"),
+        (&format!("ftp://127.0.0.1:{port}"), "neither http nor https"),
     ] {
         let (base, _) = serve(to(target));
         let error = ask(&base, &Identity::default()).await.unwrap_err();

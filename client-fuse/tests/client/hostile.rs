@@ -158,14 +158,14 @@ fn damaged(
             let head = format!("302 Found\r\nLocation: http://{address}/{}", plot.path);
             answer(out, &head, b"")
         }
-        _ => answer(out, &head, &tampered(&body, range, plot)),
+        _ => answer(out, &head, &tampered(&body, range.as_ref(), plot)),
     }
 }
 
 /// The body of an answer, damaged; as long as it was where only a part was asked for.
-fn tampered(good: &Bytes, range: Option<Range<usize>>, plot: &Plot) -> Vec<u8> {
+fn tampered(good: &Bytes, range: Option<&Range<usize>>, plot: &Plot) -> Vec<u8> {
     let mut bytes = good.to_vec();
-    let other = |file: &Bytes| match &range {
+    let other = |file: &Bytes| match range {
         None => file.to_vec(),
         Some(_) => file.iter().copied().cycle().take(good.len()).collect(),
     };

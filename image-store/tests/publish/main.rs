@@ -9,6 +9,7 @@ mod damage;
 mod kill;
 mod killer;
 mod mend;
+mod revisions;
 mod roots;
 
 use std::collections::BTreeMap;
@@ -158,6 +159,7 @@ pub(crate) fn publication(reference: &str, written: WrittenDisk) -> Publication 
         written,
         chunker: ChunkerParams::DEFAULT,
         boot: None,
+        boot_pack: None,
     }
 }
 

@@ -11,12 +11,15 @@ use anyhow::{Context as _, bail};
 use image_format::manifest::{Boot, Disk};
 use image_format::{Digest, ImageRef, Version};
 use image_store::publication::PublishError;
-use image_store::{KeyRing, Publication, Published, PublishedAs, Store, WriteStats, WrittenDisk};
+use image_store::{
+    BuiltBootPack, KeyRing, Publication, Published, PublishedAs, Store, WriteStats, WrittenDisk,
+};
 use serde::Serialize;
 
 use crate::cli::Common;
 use crate::keys::{self, KeyArgs};
 use crate::publish::boot::{self, BootBuilt, BootConfig, KernelSource, ProgramPaths};
+use crate::publish::carry::{self, CarriedOver};
 use crate::publish::prepare::{self, PrepareConfig};
 use crate::publish::source::{Probe, Source};
 use crate::ui::{self, Ui};
@@ -101,6 +104,7 @@ struct Summary {
     not_bootable: Option<String>,
     /// Where the store's new signing keys are, if this publish made them.
     new_keys: Option<PathBuf>,
+    boot_pack: Option<CarriedOver>,
     #[serde(skip)]
     store: PathBuf,
 }
@@ -164,12 +168,14 @@ async fn publish(
         let (built, not_bootable) =
             make_bootable(store, source, &args.boot, ring.root()?, ui).await?;
         source.check_unchanged()?;
+        let carried = carry_over(store, args, &written.disk, ui).await;
         let publication = Publication {
             reference: args.reference.clone(),
             created: keys::now(),
             written,
             chunker: store.marker().chunker,
             boot: built.as_ref().map(|built| built.boot.clone()),
+            boot_pack: carried.as_ref().and_then(|built| built.boot_pack),
         };
         left -= 1;
         match publication.commit(store, &args.keys.signer(ring)).await {
@@ -180,7 +186,12 @@ async fn publish(
                 ));
                 lost.extend(objects.iter().map(|object| object.digest));
             }
-            published => return Ok(summary(published?, stats, built.as_ref(), not_bootable)),
+            published => {
+                return Ok(Summary {
+                    boot_pack: carried.as_ref().map(CarriedOver::of),
+                    ..summary(published?, stats, built.as_ref(), not_bootable)
+                });
+            }
         }
     }
 }
@@ -243,6 +254,20 @@ async fn write_disk_once(
     .with_context(|| format!("cannot publish `{}`", source.path().display()))?;
     bar.finish_and_clear();
     Ok(written)
+}
+
+/// Carries the boot pack of the name over; a publish does not fail for want of one.
+async fn carry_over(store: &Store, args: &Args, disk: &Disk, ui: &Ui) -> Option<BuiltBootPack> {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let workers = args.jobs.unwrap_or(cores).get();
+    let carried = carry::carry_over(store, &args.reference, disk, workers).await;
+    carried.unwrap_or_else(|error| {
+        let error = anyhow::Error::from(error);
+        ui.warn(&format!(
+            "no boot pack for this version: {error:#}. Record its boot and run `circular profile add`"
+        ));
+        None
+    })
 }
 
 /// Builds what booting needs. An image without a kernel of its own is published all the same, and
@@ -337,6 +362,7 @@ fn summary(
         initramfs_bytes: built.map(|built| built.report.total_bytes),
         not_bootable,
         new_keys: None,
+        boot_pack: None,
         store: PathBuf::new(),
     }
 }
@@ -373,22 +399,7 @@ fn text(summary: &Summary) -> String {
         ui::size(summary.new_data_bytes),
         ui::size(summary.new_stored_bytes),
     );
-    if let Some(boot) = &summary.boot {
-        let _ = writeln!(
-            out,
-            "  boots      kernel {} ({}), initramfs {}",
-            boot.kernel_release,
-            ui::size(boot.kernel.length),
-            ui::size(boot.initramfs.length)
-        );
-    }
-    if let Some(reason) = &summary.not_bootable {
-        let how = match summary.boot {
-            Some(_) => "as it did before",
-            None => "no",
-        };
-        let _ = writeln!(out, "  boots      {how}: {reason}");
-    }
+    out.push_str(&boot_text(summary));
     let image = ImageRef {
         version: None,
         ..reference.clone()
@@ -410,6 +421,31 @@ fn text(summary: &Summary) -> String {
             "  qemu-system-x86_64 -m 1024 -boot n -device virtio-net-pci,netdev=n \\\n    \
              -netdev user,id=n,bootfile=http://10.0.2.2:8080/{script}"
         );
+    }
+    out
+}
+
+/// How it boots, and how fast.
+fn boot_text(summary: &Summary) -> String {
+    let mut out = String::new();
+    if let Some(boot) = &summary.boot {
+        let _ = writeln!(
+            out,
+            "  boots      kernel {} ({}), initramfs {}",
+            boot.kernel_release,
+            ui::size(boot.kernel.length),
+            ui::size(boot.initramfs.length)
+        );
+    }
+    if let Some(carried) = &summary.boot_pack {
+        let _ = writeln!(out, "  boot pack  {}", carried.text());
+    }
+    if let Some(reason) = &summary.not_bootable {
+        let how = match summary.boot {
+            Some(_) => "as it did before",
+            None => "no",
+        };
+        let _ = writeln!(out, "  boots      {how}: {reason}");
     }
     out
 }

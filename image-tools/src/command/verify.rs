@@ -130,10 +130,8 @@ async fn check(
     ui: &Ui,
 ) -> anyhow::Result<()> {
     let resolved = store.resolve(reference).await?;
-    if let Some(boot) = &resolved.manifest.boot {
-        for object in [boot.kernel, boot.initramfs] {
-            found.extend(check_object(store, object, seen).await);
-        }
+    for object in resolved.manifest.objects() {
+        found.extend(check_object(store, object, seen).await);
     }
     let reader = ImageReader::open(store.clone(), &resolved.manifest).await?;
     let bar = ui.progress("verifying", reader.length());

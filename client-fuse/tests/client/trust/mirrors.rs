@@ -131,7 +131,7 @@ async fn a_mirror_that_lies_once_in_the_middle_of_a_read_is_asked_last() {
     let image = open(&fetcher, &base, &reference, &good.trust())
         .await
         .unwrap();
-    let disk = Disk::new(image.table, fetcher, no_caches(), &Handle::current());
+    let disk = Disk::new(image.table, fetcher, no_caches(), &Handle::current(), None);
     for offset in (0..store.disk.len() as u64).step_by(64 << 10) {
         let bytes = disk.read(offset, 64 << 10).await.unwrap();
         assert_eq!(&bytes[..], store.flat(offset, 64 << 10));

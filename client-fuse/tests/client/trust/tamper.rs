@@ -203,7 +203,7 @@ async fn mount(
     let opened = open(&fetcher, &base, &reference.unwrap(), trust).await;
     let taken = stats.fetched.metadata_bytes.count() + stats.fetched.table_bytes.count();
     let mounted = opened.map(|image| Mounted {
-        disk: Disk::new(image.table, fetcher, caches, &Handle::current()),
+        disk: Disk::new(image.table, fetcher, caches, &Handle::current(), None),
         stats,
     });
     let mounted = mounted.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
