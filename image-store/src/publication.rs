@@ -156,6 +156,8 @@ impl Publication {
                 &serde_json::to_vec(boot).unwrap_or_default(),
             )?);
         }
+        let boot_pack = self.boot_pack.iter();
+        objects.extend(boot_pack.flat_map(|pack| [pack.object, pack.profile]));
         let gone = store.gone(objects).await?;
         match gone.is_empty() {
             true => Ok(()),

@@ -62,6 +62,15 @@ impl Revision {
         if manifest.boot_pack == self.after {
             return Ok(manifest);
         }
+        // A sweep may have taken what nothing referred to yet.
+        let objects = self
+            .after
+            .iter()
+            .flat_map(|pack| [pack.object, pack.profile]);
+        let gone = store.gone(objects).await.map_err(publish)?;
+        if !gone.is_empty() {
+            return Err(PublishError::Gone { objects: gone }.into());
+        }
         manifest.boot_pack = self.after;
         manifest.revision = manifest.revision.saturating_add(1);
         let object = store.put_object(manifest.encode().into()).await;
