@@ -1,7 +1,8 @@
 //! Checks whether objects that something refers to are there, and whole.
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use image_format::{Digest, ObjectRef};
+use image_format::digest::{Hasher, ObjectMismatch};
+use image_format::{Digest, DigestMismatch, ObjectRef};
 use object_store::ObjectStoreExt as _;
 
 use crate::store::{Store, StoreError, access, object_path};
@@ -14,6 +15,42 @@ const HEADS_AT_ONCE: usize = 16;
 const READS_AT_ONCE: usize = 4;
 
 impl Store {
+    /// Reads a whole object of any length part by part, only to check it against its reference.
+    ///
+    /// # Errors
+    /// It is missing or damaged.
+    pub async fn verify_object(&self, object: &ObjectRef) -> Result<(), StoreError> {
+        let path = object.digest.object_path();
+        let result = self
+            .backend()
+            .get(&object_path(&path))
+            .await
+            .map_err(|source| access(&path, source))?;
+        let (mut hasher, mut length) = (Hasher::new(), 0);
+        let mut parts = result.into_stream();
+        while let Some(part) = parts.next().await {
+            let part = part.map_err(|source| access(&path, source))?;
+            length += part.len() as u64;
+            hasher.update(&part);
+        }
+        let damaged = |source| StoreError::Damaged {
+            path: path.clone(),
+            source,
+        };
+        if length != object.length {
+            return Err(damaged(ObjectMismatch::Length {
+                digest: object.digest,
+                expected: object.length,
+                actual: length,
+            }));
+        }
+        let (expected, actual) = (object.digest, hasher.finish());
+        if actual != expected {
+            return Err(damaged(DigestMismatch { expected, actual }.into()));
+        }
+        Ok(())
+    }
+
     /// Returns the length of an object, or `None` if there is none.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use image_format::catalogue::{self, Catalogue, ChunkIndexList, ResolveError, Ver
 use image_format::digest::{Hasher, ObjectMismatch};
 use image_format::manifest::Manifest;
 use image_format::marker::{MARKER_PATH, Marker};
-use image_format::{DecodeError, Digest, DigestMismatch, ImageName, ImageRef, ObjectRef, Version};
+use image_format::{DecodeError, Digest, ImageName, ImageRef, ObjectRef, Version};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
@@ -380,42 +380,6 @@ impl Store {
             });
         }
         Ok(bytes)
-    }
-
-    /// Reads a whole object of any length part by part, only to check it against its reference.
-    ///
-    /// # Errors
-    /// It is missing or damaged.
-    pub async fn verify_object(&self, object: &ObjectRef) -> Result<(), StoreError> {
-        let path = object.digest.object_path();
-        let result = self
-            .backend
-            .get(&object_path(&path))
-            .await
-            .map_err(|source| access(&path, source))?;
-        let (mut hasher, mut length) = (Hasher::new(), 0);
-        let mut parts = result.into_stream();
-        while let Some(part) = parts.next().await {
-            let part = part.map_err(|source| access(&path, source))?;
-            length += part.len() as u64;
-            hasher.update(&part);
-        }
-        let damaged = |source| StoreError::Damaged {
-            path: path.clone(),
-            source,
-        };
-        if length != object.length {
-            return Err(damaged(ObjectMismatch::Length {
-                digest: object.digest,
-                expected: object.length,
-                actual: length,
-            }));
-        }
-        let (expected, actual) = (object.digest, hasher.finish());
-        if actual != expected {
-            return Err(damaged(DigestMismatch { expected, actual }.into()));
-        }
-        Ok(())
     }
 
     /// Reads a file of at most `max` bytes.
