@@ -1,9 +1,11 @@
 //! Wiring: the one place that picks concrete parts and nests them.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use image_format::trace::Header;
 use tokio::runtime::Handle;
 
 use crate::cache::Caches;
@@ -13,13 +15,17 @@ use crate::config::{Config, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
+use crate::fetch::http::identity::Identity;
+use crate::fetch::mirrors::Mirrors;
 use crate::fs::ImageFs;
 use crate::log;
 use crate::mount::signals::Signals;
 use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::process::{self, Readiness, Side};
+use crate::record::{Recorder, TraceFile};
 use crate::stats::Stats;
+use crate::trust::minimum::MINIMUM_BYTES_MAX;
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
@@ -37,6 +43,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     // A relative path or a bad mount point is told at once, while we are where we were called.
     let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
+    let trace = config.record.as_deref().map(create_trace).transpose()?;
     let readiness = match process::detach(config.process.style, config.process.ready_fd)? {
         Side::Waiting(code) => return Ok(ExitCode::from(code)),
         Side::Mounting(readiness) => readiness,
@@ -52,7 +59,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         .max_blocking_threads(cores + BLOCKING_THREADS_EXTRA)
         .build()
         .context("cannot start the worker threads")?;
-    let outcome = runtime.block_on(serve(config, mountpoint, readiness));
+    let outcome = runtime.block_on(serve(config, mountpoint, trace, readiness));
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
 }
@@ -60,13 +67,14 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
 async fn serve(
     config: &Config,
     mountpoint: Mountpoint,
+    trace: Option<TraceFile>,
     readiness: Readiness,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let source = HttpSource::new(config.base.clone(), &config.network)?;
+    let mirrors = Arc::new(mirrors(config)?);
     let stats = Arc::new(Stats::default());
     let image = tokio::select! {
-        image = open_image(config, &source, &stats) => image?,
+        image = open_image(config, &mirrors, &stats) => image?,
         signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
     };
     let caches = Arc::new(Caches {
@@ -74,19 +82,24 @@ async fn serve(
         disk: open_disk_cache(config, &image).await,
     });
     let network = &config.network;
-    let fetcher = Fetcher::new(
-        source,
+    let fetcher = Fetcher::over(
+        mirrors,
         network.connections,
         network.retry,
         Arc::clone(&caches),
         Arc::clone(&stats),
     );
+    let recorder = trace.map(|file| start_trace(file, &image)).transpose()?;
     let disk = Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
         caches,
         &Handle::current(),
+        recorder,
     );
+    if let Some(pack) = image.manifest.boot_pack {
+        disk.prefetch(pack);
+    }
     let fs = ImageFs::new(disk, &image, &config.base, stats);
     let name = format!("{}{}", config.base, image.reference);
     let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
@@ -97,10 +110,35 @@ async fn serve(
     Ok(())
 }
 
+/// The servers of the store; what they need of files is read here.
+fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
+    let identity = Identity::load(&config.identity)?;
+    let bases = || std::iter::once(&config.base).chain(&config.mirrors);
+    if identity.has_token() && bases().any(|base| base.as_url().scheme() == "http") {
+        tracing::warn!("over http everybody on the way can read the token; https hides it");
+    }
+    let first = HttpSource::with(config.base.clone(), &config.network, &identity)?;
+    let others = config.mirrors.iter().map(|base| {
+        let source = first.mirror(base.clone());
+        (base.to_string(), source)
+    });
+    let others = others.collect();
+    Ok(Mirrors::of((config.base.to_string(), first), others))
+}
+
+fn create_trace(path: &Path) -> anyhow::Result<TraceFile> {
+    TraceFile::create(path).with_context(|| format!("cannot record to {}", path.display()))
+}
+
+fn start_trace(file: TraceFile, image: &OpenImage) -> anyhow::Result<Recorder> {
+    let header = Header::new(image.reference.clone(), image.disk_digest());
+    Recorder::start(file, &header).context("cannot begin the trace")
+}
+
 /// Opens the image with patience of its own; nothing of that goes into the caches.
 async fn open_image(
     config: &Config,
-    source: &HttpSource,
+    mirrors: &Arc<Mirrors<HttpSource>>,
     stats: &Arc<Stats>,
 ) -> anyhow::Result<OpenImage> {
     let none = Arc::new(Caches {
@@ -108,8 +146,8 @@ async fn open_image(
         disk: DiskCache::off(),
     });
     let network = &config.network;
-    let fetcher = Arc::new(Fetcher::new(
-        source.clone(),
+    let fetcher = Arc::new(Fetcher::over(
+        Arc::clone(mirrors),
         network.connections,
         network.retry_open,
         none,
@@ -131,9 +169,16 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         RootConfig::FirstUse => Anchor::FirstUse,
         RootConfig::Remembered => Anchor::Remembered,
     };
+    let minimum = config.minimum.as_ref().map(|path| {
+        let minimum = read_bounded(path, MINIMUM_BYTES_MAX)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let minimum = serde_json::from_slice(&minimum);
+        minimum.with_context(|| format!("{} says no versions", path.display()))
+    });
     Ok(Trust {
         anchor,
         state: config.state.clone(),
+        minimum: minimum.transpose()?,
         expiry: config.expiry,
         now: jiff::Timestamp::now(),
     })

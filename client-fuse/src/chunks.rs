@@ -2,9 +2,10 @@
 //!
 //! Whatever a read lacks is fetched together: neighbouring chunks come in one request. A chunk that
 //! is already on its way is waited for, whoever asked for it first, so that no chunk is ever fetched
-//! twice at once.
+//! twice at once. What the boot pack brings is not fetched from anywhere else ([`boot`]).
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use image_format::chunk::ChunkId;
@@ -19,8 +20,12 @@ use crate::fetch::plan::{PlanLimits, coalesce};
 use crate::fetch::{FetchError, Source};
 use crate::flight::{Abandoned, Boarding, Flights, Seat};
 use crate::place::Place;
+use crate::prefetch::BootStream;
+use crate::prefetch::ledger::Ledger;
 use crate::stats::Stats;
 use crate::tasks::Tasks;
+
+pub mod boot;
 
 /// A read joins this many flights that come to nothing (a task failed) before it reports an error.
 const ABANDONED_MAX: usize = 3;
@@ -31,6 +36,11 @@ pub struct Chunks<S> {
     fetcher: Arc<Fetcher<S>>,
     caches: Arc<Caches>,
     flights: Flights<ChunkId, Delivery>,
+    /// The boot pack, once its head is here.
+    boot: OnceLock<Arc<BootStream>>,
+    ledger: Ledger,
+    /// Requests for guests that no frame of the boot pack carries.
+    guest_requests: Arc<AtomicUsize>,
     tasks: Tasks,
     stats: Arc<Stats>,
 }
@@ -51,6 +61,9 @@ impl<S: Source> Chunks<S> {
             fetcher,
             caches,
             flights: Flights::new(),
+            boot: OnceLock::new(),
+            ledger: Ledger::default(),
+            guest_requests: Arc::default(),
             tasks: Tasks::new(runtime),
             stats,
         }
@@ -72,6 +85,9 @@ impl<S: Source> Chunks<S> {
     ///
     /// Dropping the future stops waiting; fetches under way go on into the caches.
     pub async fn read(&self, parts: &[Part]) -> Result<Vec<Bytes>, FetchError> {
+        for part in parts {
+            self.strike(&part.place.id());
+        }
         let mut found = vec![Bytes::new(); parts.len()];
         let missing = self.look_in_memory(parts, &mut found);
         let mut missing = self.look_on_disk(missing, &mut found).await;
@@ -156,10 +172,10 @@ impl<S: Source> Chunks<S> {
                     // It may have landed between the look into memory and this.
                     match self.caches.memory.find(&part.place.id()) {
                         Some(chunk) => landing.deliver(Ok(chunk)),
-                        None => wanted.push(Wanted {
+                        None => wanted.extend(self.hand_over(Wanted {
                             place: part.place,
                             landing,
-                        }),
+                        })),
                     }
                     seats.push((number, part, seat));
                 }
@@ -181,12 +197,19 @@ impl<S: Source> Chunks<S> {
         let hurry = Arc::new(Hurry::new());
         let mut wanted = Vec::new();
         for place in places {
-            if self.caches.memory.holds(&place.id()) || self.caches.disk.may_hold(&place) {
+            if self.caches.memory.holds(&place.id())
+                || self.caches.disk.may_hold(&place)
+                || self
+                    .boot
+                    .get()
+                    .is_some_and(|boot| boot.will_bring(&place.id()))
+            {
                 continue;
             }
             if let Boarding::Lead(landing, _) = self.flights.board(place.id(), &hurry)
                 && !self.caches.memory.holds(&place.id())
             {
+                self.bring(&place);
                 wanted.push(Wanted { place, landing });
             }
         }
@@ -196,8 +219,29 @@ impl<S: Source> Chunks<S> {
 
     fn launch(&self, wanted: Vec<Wanted>, priority: Priority, hurry: &Arc<Hurry>) {
         for request in coalesce(wanted, PlanLimits::DEFAULT) {
-            self.tasks
-                .spawn(Arc::clone(&self.fetcher).range(request, priority, Arc::clone(hurry)));
+            let fetch = Arc::clone(&self.fetcher).range(request, priority, Arc::clone(hurry));
+            let guest = (priority == Priority::Guest).then(|| Counted::up(&self.guest_requests));
+            self.tasks.spawn(async move {
+                fetch.await;
+                drop(guest);
+            });
         }
+    }
+}
+
+/// One of a number of things that go on at once.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn up(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

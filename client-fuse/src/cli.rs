@@ -11,8 +11,8 @@ use tracing::level_filters::LevelFilter;
 
 use crate::app;
 use crate::config::{
-    Access, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, MountConfig, NetworkConfig,
-    ProcessConfig, Role, RootConfig, Style, TrustConfig,
+    Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
+    MountConfig, NetworkConfig, ProcessConfig, Role, RootConfig, Style, TrustConfig,
 };
 use crate::fetch::retry::RetryPolicy;
 
@@ -76,8 +76,14 @@ pub struct Args {
     /// Remember nothing
     #[arg(long, help_heading = "Trust")]
     pub no_state: bool,
-    /// What to make of signed metadata that is out of date
-    /// [default: enforce; with --initramfs: warn, because a machine may have no clock]
+    /// Take no metadata below the versions in this file, like
+    /// {"root":1,"timestamp":7,"snapshot":7,"targets":7}; for machines that remember nothing
+    #[arg(long, value_name = "FILE", help_heading = "Trust")]
+    pub minimum: Option<PathBuf>,
+    /// What to make of signed metadata that is out of date: refuse it, because newer versions may be
+    /// kept from this machine, or log that. The time is that of this machine's clock, never of a server
+    /// [default: enforce; with --initramfs: warn, because a machine may have no clock, and one that does
+    /// not boot is worse than one that boots what may be old]
     #[arg(long, value_name = "enforce|warn", help_heading = "Trust")]
     pub expiry: Option<Expiry>,
 
@@ -105,6 +111,30 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
 
+    /// Another server of the same store, asked when those before it fail or send something wrong;
+    /// may be given several times. None of them is trusted
+    #[arg(long = "mirror", value_name = "URL", help_heading = "Network")]
+    pub mirrors: Vec<BaseUrl>,
+    /// Certificate authorities for https, in PEM, beside those of the system
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "CIRCULAR_CA",
+        help_heading = "Network"
+    )]
+    pub ca: Option<PathBuf>,
+    /// Take the word of no other authority than those of --ca
+    #[arg(long, requires = "ca", help_heading = "Network")]
+    pub ca_only: bool,
+    /// File with the token that a private store wants; it is sent to URL and to each --mirror, and
+    /// to nobody else
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "CIRCULAR_TOKEN_FILE",
+        help_heading = "Network"
+    )]
+    pub token_file: Option<PathBuf>,
     /// Most requests at once
     #[arg(long, value_name = "N", default_value_t = NetworkConfig::CONNECTIONS, help_heading = "Network",
           value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -118,6 +148,9 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", help_heading = "Network")]
     pub deadline: Option<u64>,
 
+    /// File to record what is read first in, for `circular profile add`
+    #[arg(long, value_name = "FILE", help_heading = "Logging")]
+    pub record: Option<PathBuf>,
     /// Least important lines to log
     #[arg(long, value_name = "off|error|warn|info|debug|trace", env = "CIRCULAR_LOG",
           default_value_t = LevelFilter::INFO, help_heading = "Logging")]
@@ -144,7 +177,9 @@ pub fn main() -> ExitCode {
     };
     let defaults = Directories::of_user();
     app::run(&args.into_config(defaults)).unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "circular-mount: {error:#}");
+        // In one write: in an initramfs the stream is the kernel's log, where each is a record.
+        let line = format!("circular-mount: {error:#}\n");
+        let _ = std::io::stderr().write_all(line.as_bytes());
         ExitCode::FAILURE
     })
 }
@@ -158,11 +193,7 @@ impl Args {
         } else {
             Role::Plain
         };
-        let retry = match (self.deadline, role) {
-            (Some(0), _) | (None, Role::RootDisk) => RetryPolicy::until(None),
-            (Some(seconds), _) => RetryPolicy::until(Some(Duration::from_secs(seconds))),
-            (None, Role::Plain) => RetryPolicy::DEFAULT,
-        };
+        let retry = patience(self.deadline, role);
         let retry_open = match role {
             Role::RootDisk => retry,
             Role::Plain => NetworkConfig::RETRY_OPEN,
@@ -177,6 +208,11 @@ impl Args {
         let state = self.state.or(defaults.state).filter(|_| !self.no_state);
         Config {
             base: self.url,
+            mirrors: self.mirrors,
+            identity: IdentityConfig {
+                authorities: authorities(self.ca, self.ca_only),
+                token: self.token_file,
+            },
             reference: self.image,
             mount: MountConfig {
                 mountpoint: self.mountpoint,
@@ -193,6 +229,7 @@ impl Args {
                     None => RootConfig::Remembered,
                 },
                 state,
+                minimum: self.minimum,
                 expiry: self.expiry.unwrap_or(match role {
                     Role::Plain => Expiry::Enforce,
                     Role::RootDisk => Expiry::Warn,
@@ -209,6 +246,7 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
+            record: self.record,
             process: ProcessConfig {
                 style: if self.foreground {
                     Style::Foreground
@@ -221,6 +259,23 @@ impl Args {
                 log_level: self.log_level,
             },
         }
+    }
+}
+
+/// How long readers wait for a server that fails, in seconds; 0: for ever.
+fn patience(deadline: Option<u64>, role: Role) -> RetryPolicy {
+    match (deadline, role) {
+        (Some(0), _) | (None, Role::RootDisk) => RetryPolicy::until(None),
+        (Some(seconds), _) => RetryPolicy::until(Some(Duration::from_secs(seconds))),
+        (None, Role::Plain) => RetryPolicy::DEFAULT,
+    }
+}
+
+fn authorities(file: Option<PathBuf>, only: bool) -> Authorities {
+    match (file, only) {
+        (None, _) => Authorities::System,
+        (Some(file), false) => Authorities::SystemAnd(file),
+        (Some(file), true) => Authorities::Only(file),
     }
 }
 
@@ -330,6 +385,28 @@ mod tests {
     }
 
     #[test]
+    fn authorities_are_added_unless_they_are_all() {
+        let authorities = |extra: &[&str]| config(extra).identity.authorities;
+        let file = || PathBuf::from("ca.pem");
+        assert_eq!(authorities(&[]), Authorities::System);
+        assert_eq!(
+            authorities(&["--ca", "ca.pem"]),
+            Authorities::SystemAnd(file())
+        );
+        assert_eq!(
+            authorities(&["--ca", "ca.pem", "--ca-only"]),
+            Authorities::Only(file())
+        );
+    }
+
+    #[test]
+    fn mirrors_are_asked_in_the_order_given() {
+        let mirrors = config(&["--mirror", "http://b/", "--mirror", "https://a/s"]).mirrors;
+        let mirrors: Vec<_> = mirrors.iter().map(ToString::to_string).collect();
+        assert_eq!(mirrors, ["http://b/", "https://a/s/"]);
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         let parse =
             |args: &[&str]| Args::try_parse_from([&["circular-mount"], args].concat()).is_err();
@@ -341,6 +418,8 @@ mod tests {
         assert!(trust(&["--no-state", "--trust-on-first-use"]));
         assert!(trust(&["--no-state", "--state", "/s"]));
         assert!(trust(&["--expiry", "never"]));
+        assert!(trust(&["--ca-only"]));
+        assert!(trust(&["--mirror", "file:///store"]));
         assert!(parse(&[
             "http://host/",
             "debian",

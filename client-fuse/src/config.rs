@@ -16,6 +16,10 @@ use crate::fetch::retry::RetryPolicy;
 pub struct Config {
     /// The store, with a path that ends in a slash.
     pub base: BaseUrl,
+    /// Other servers of the same store, in the order in which they are to be asked.
+    pub mirrors: Vec<BaseUrl>,
+    /// Who the servers must be, and who we are to them.
+    pub identity: IdentityConfig,
     /// The image.
     pub reference: ImageRef,
     /// The mount.
@@ -28,6 +32,8 @@ pub struct Config {
     pub disk_cache: Option<DiskCacheConfig>,
     /// Most bytes of verified chunks in the memory cache. A reader in a tight corner can go down to 1 MiB.
     pub memory_cache: ByteSize,
+    /// File to write a trace of first touches to.
+    pub record: Option<PathBuf>,
     /// The life of the process.
     pub process: ProcessConfig,
 }
@@ -58,6 +64,8 @@ pub struct TrustConfig {
     /// Directory that remembers what was seen, so that nothing older is taken later; made if it is
     /// missing. `None`: nothing is remembered.
     pub state: Option<PathBuf>,
+    /// File with the least versions of metadata to take.
+    pub minimum: Option<PathBuf>,
     /// What to make of metadata that is out of date.
     pub expiry: Expiry,
 }
@@ -123,6 +131,27 @@ impl NetworkConfig {
     pub const RETRY_OPEN: RetryPolicy = RetryPolicy::until(Some(Duration::from_secs(5)));
 }
 
+/// Who the servers must be, and who we are to them.
+#[derive(Clone, Debug, Default)]
+pub struct IdentityConfig {
+    /// Whose word counts for the certificate of an https server.
+    pub authorities: Authorities,
+    /// File with the token that a private store wants.
+    pub token: Option<PathBuf>,
+}
+
+/// Whose word counts for the certificate of an https server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Authorities {
+    /// That of whom the system trusts.
+    #[default]
+    System,
+    /// Of these too; a file of certificates in PEM.
+    SystemAnd(PathBuf),
+    /// Of these only.
+    Only(PathBuf),
+}
+
 /// Where to keep fetched chunks on disk, and how many.
 #[derive(Clone, Debug)]
 pub struct DiskCacheConfig {
@@ -172,7 +201,8 @@ pub enum Role {
     RootDisk,
 }
 
-/// The address of a store: http or https, with a host, its path ending in a slash.
+/// The address of a store: http or https, with a host, without user and password, its path ending
+/// in a slash. It may be shown to anybody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseUrl(Url);
 
@@ -201,6 +231,9 @@ impl FromStr for BaseUrl {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(BaseUrlError::Scheme(url.scheme().to_owned()));
         }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(BaseUrlError::Credentials);
+        }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(BaseUrlError::Query);
         }
@@ -227,6 +260,10 @@ pub enum BaseUrlError {
     Scheme(String),
     #[error("the address of a store has no '?' or '#' part")]
     Query,
+    #[error(
+        "an address is no place for a password: everybody can see it. Put the token into a file and give that with --token-file"
+    )]
+    Credentials,
 }
 
 /// A number of bytes; written as `4096`, `64M` or `10G` (powers of 1024).
@@ -321,6 +358,8 @@ mod tests {
             "host:8080",
             "",
             "http://host/?a=b",
+            "http://x:secret@host/",
+            "http://secret@host/",
         ] {
             assert!(wrong.parse::<BaseUrl>().is_err(), "{wrong}");
         }

@@ -6,11 +6,13 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use image_format::DecodeError;
 use image_format::digest::Digest;
 use image_format::geometry::runs;
+use image_format::manifest::BootPack;
 use image_format::region_table::RegionTable;
 use tokio::runtime::Handle;
 
@@ -21,11 +23,15 @@ use crate::disk::plan::{Part, Piece};
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::{FetchError, Source};
 use crate::readahead::ReadAhead;
+use crate::record::Recorder;
 use crate::stats::Stats;
 use crate::tasks::Tasks;
 
 pub mod pages;
 pub mod plan;
+
+/// Index pages fetched ahead of a boot: as many as are kept.
+const PAGES_AHEAD_MAX: usize = 64;
 
 /// A published disk, readable at any offset.
 #[derive(Debug)]
@@ -33,6 +39,7 @@ pub struct Disk<S> {
     length: u64,
     parts: Arc<Parts<S>>,
     ahead: Mutex<ReadAhead>,
+    recorder: Option<Recorder>,
     tasks: Tasks,
     stats: Arc<Stats>,
 }
@@ -41,7 +48,7 @@ pub struct Disk<S> {
 #[derive(Debug)]
 struct Parts<S> {
     pages: Pages<S>,
-    chunks: Chunks<S>,
+    chunks: Arc<Chunks<S>>,
 }
 
 /// Why a read fails. Cheap to clone: all who wait for the same thing get the same one.
@@ -60,13 +67,15 @@ pub enum ReadError {
 }
 
 impl<S: Source> Disk<S> {
-    /// The disk that `table` describes; its background work runs on `runtime`.
+    /// The disk that `table` describes; its background work runs on `runtime`, and `recorder` notes
+    /// what is read first.
     #[must_use]
     pub fn new(
         table: RegionTable,
         fetcher: Arc<Fetcher<S>>,
         caches: Arc<Caches>,
         runtime: &Handle,
+        recorder: Option<Recorder>,
     ) -> Self {
         let stats = Arc::clone(fetcher.stats());
         let length = table.disk_length();
@@ -81,9 +90,10 @@ impl<S: Source> Disk<S> {
             length,
             parts: Arc::new(Parts {
                 pages: Pages::new(table, fetcher),
-                chunks,
+                chunks: Arc::new(chunks),
             }),
             ahead: Mutex::new(ahead),
+            recorder,
             tasks: Tasks::new(runtime.clone()),
             stats,
         }
@@ -111,12 +121,19 @@ impl<S: Source> Disk<S> {
             return Ok(Bytes::new());
         }
         self.read_ahead(&(offset..end));
-        let outcome = self.parts.read(offset..end).await;
+        let outcome = self.parts.read(offset..end, self.recorder.as_ref()).await;
         match &outcome {
             Ok(bytes) => self.stats.read_bytes.add(bytes.len() as u64),
             Err(_) => self.stats.read_errors.increment(),
         }
         outcome
+    }
+
+    /// Begins to fetch what `pack` lists, in the background, before it is read.
+    pub fn prefetch(&self, pack: BootPack) {
+        let (parts, length) = (Arc::clone(&self.parts), self.length);
+        self.tasks
+            .spawn(async move { parts.prefetch(pack, length).await });
     }
 
     /// Notes a read and fetches what its reader will probably want next.
@@ -136,10 +153,18 @@ impl<S: Source> Disk<S> {
 }
 
 impl<S: Source> Parts<S> {
-    async fn read(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
+    async fn read(
+        &self,
+        range: Range<u64>,
+        recorder: Option<&Recorder>,
+    ) -> Result<Bytes, ReadError> {
+        let asked = Instant::now();
         let pieces = self.plan(&range).await?;
         let parts: Vec<Part> = pieces.iter().filter_map(Piece::part).cloned().collect();
         let mut bytes = self.chunks.read(&parts).await?.into_iter();
+        if let Some(recorder) = recorder {
+            recorder.note(asked, parts.iter().map(|part| &part.place));
+        }
         if let ([Piece::Part(_)], Some(only)) = (&pieces[..], bytes.as_slice().first()) {
             return Ok(only.clone());
         }
@@ -161,6 +186,31 @@ impl<S: Source> Parts<S> {
             pieces.extend(plan::pieces(run, page.as_deref(), range));
         }
         Ok(pieces)
+    }
+
+    async fn prefetch(&self, pack: BootPack, length: u64) {
+        let Some(boot) = self.chunks.open_boot_pack(pack, length).await else {
+            return;
+        };
+        let mut regions: Vec<u32> = Vec::new();
+        for region in boot.head().chunks().map(|chunk| chunk.region) {
+            if !regions.contains(&region) && regions.len() < PAGES_AHEAD_MAX {
+                regions.push(region);
+            }
+        }
+        tokio::join!(
+            self.pages_ahead(regions.iter().step_by(2)),
+            self.pages_ahead(regions.iter().skip(1).step_by(2)),
+            self.chunks.stream(boot)
+        );
+    }
+
+    async fn pages_ahead(&self, regions: impl Iterator<Item = &u32>) {
+        for region in regions {
+            if let Err(error) = self.pages.page(*region).await {
+                tracing::debug!(%error, region, "no page ahead; the read itself will report it");
+            }
+        }
     }
 
     async fn fetch_ahead(&self, range: Range<u64>) {

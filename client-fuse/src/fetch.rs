@@ -3,8 +3,9 @@
 //!
 //! [`plan`] joins wanted chunks into range requests, [`lanes`] lets guest reads go before
 //! read-ahead, [`fetcher`] carries requests out, verifies and delivers, [`retry`] decides what
-//! happens after a failure, [`split`] cuts a body into chunks while it arrives, and [`http`] is the
-//! source that talks to a server. Nothing leaves this module unverified.
+//! happens after a failure, [`mirrors`] which server is asked, [`pace`] how slow an answer may be,
+//! [`split`] cuts a body into chunks while it arrives, and [`http`] is the source that talks to a
+//! server. Nothing leaves this module unverified.
 
 use std::future::Future;
 use std::ops::Range;
@@ -16,11 +17,13 @@ use futures_util::Stream;
 use image_format::digest::DigestMismatch;
 use image_format::frame::FrameError;
 
-use crate::fetch::retry::Fault;
+use crate::fetch::retry::{Blame, Fault};
 
 pub mod fetcher;
 pub mod http;
 pub mod lanes;
+pub mod mirrors;
+pub mod pace;
 pub mod plan;
 pub mod resolve;
 pub mod retry;
@@ -92,6 +95,22 @@ pub enum SourceError {
     #[error("{url} is answered with HTTP status {status}")]
     Status { url: String, status: u16 },
     #[error(
+        "{url} is answered with HTTP status {status}: the store is private, and wants a token; give one with --token-file"
+    )]
+    NoToken { url: String, status: u16 },
+    #[error(
+        "{url} is answered with HTTP status {status}: the store does not take the token of --token-file; ask its operator for one that may read"
+    )]
+    BadToken { url: String, status: u16 },
+    #[error(
+        "{url} leads to {host}, which answers with HTTP status {status}: a token is not taken along to another address; give the address where the store really is"
+    )]
+    TokenNotTaken {
+        url: String,
+        status: u16,
+        host: String,
+    },
+    #[error(
         "the server ignores range requests for {url}; serve the store with circular-server, nginx or S3"
     )]
     NoRanges { url: String },
@@ -121,9 +140,12 @@ impl SourceError {
                 ..
             } => Fault::Transient,
             Self::Missing { .. } | Self::WrongRange { .. } | Self::Encoded { .. } => Fault::Wrong,
-            Self::Status { .. } | Self::Unaskable { .. } | Self::NoRanges { .. } => {
-                Fault::Permanent
-            }
+            Self::Status { .. }
+            | Self::NoToken { .. }
+            | Self::BadToken { .. }
+            | Self::TokenNotTaken { .. }
+            | Self::Unaskable { .. }
+            | Self::NoRanges { .. } => Fault::Permanent,
         }
     }
 }
@@ -138,6 +160,12 @@ pub enum FetchError {
     Short { path: String, want: u64, got: u64 },
     #[error("the answer for {path} is longer than {limit} bytes")]
     Long { path: String, limit: u64 },
+    #[error("the answer for {path} came too slowly: {got} bytes in {seconds} s")]
+    Slow {
+        path: String,
+        got: u64,
+        seconds: u64,
+    },
     #[error("{path} is not what its name says")]
     Digest {
         path: String,
@@ -148,8 +176,29 @@ pub enum FetchError {
         path: String,
         source: Arc<FrameError>,
     },
+    #[error("{path} is of no use")]
+    Useless {
+        path: String,
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the fetch of {path} was given up by a failed task")]
     Abandoned { path: String },
+    #[error("every mirror failed: {}", each(.failures))]
+    Everywhere { failures: Arc<[(String, Self)]> },
+}
+
+/// What each mirror said, with the causes: there is more than one chain of them.
+pub(crate) fn each<E: std::error::Error>(failures: &[(String, E)]) -> String {
+    let one = |(mirror, error): &(String, E)| {
+        let mut text = format!("{mirror}: {error}");
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    };
+    failures.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 impl FetchError {
@@ -158,16 +207,63 @@ impl FetchError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Source(error) => error.fault(),
-            Self::Short { .. } => Fault::Transient,
-            Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } => Fault::Wrong,
+            Self::Short { .. } | Self::Slow { .. } => Fault::Transient,
+            Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } | Self::Useless { .. } => {
+                Fault::Wrong
+            }
             Self::Abandoned { .. } => Fault::Permanent,
+            Self::Everywhere { failures } => {
+                let faults = failures.iter().map(|(_, error)| error.fault());
+                faults.min().unwrap_or(Fault::Permanent)
+            }
         }
+    }
+
+    /// What is to be thought of the server that it came from.
+    #[must_use]
+    pub fn blame(&self) -> Blame {
+        let lying = match self {
+            Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } | Self::Useless { .. } => {
+                true
+            }
+            Self::Source(error) => matches!(
+                **error,
+                SourceError::WrongRange { .. } | SourceError::Encoded { .. }
+            ),
+            _ => false,
+        };
+        if lying { Blame::Lying } else { Blame::Unable }
+    }
+
+    /// Whether nobody answers, or only to say that he cannot now: other ranges would fare no better.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        let broken =
+            matches!(self, Self::Source(error) if matches!(**error, SourceError::Broken { .. }));
+        matches!(self, Self::Source(_)) && self.fault() == Fault::Transient && !broken
     }
 
     /// Whether the server says that there is no such file.
     #[must_use]
     pub fn is_missing(&self) -> bool {
-        matches!(self, Self::Source(error) if matches!(**error, SourceError::Missing { .. }))
+        match self {
+            Self::Source(error) => matches!(**error, SourceError::Missing { .. }),
+            Self::Everywhere { failures } => failures.iter().all(|(_, error)| error.is_missing()),
+            _ => false,
+        }
+    }
+
+    /// Whether the server says that there is no such file, or that it is not for us: some storage
+    /// says 403 for both, so as not to tell which files there are.
+    #[must_use]
+    pub fn is_missing_or_forbidden(&self) -> bool {
+        let forbidden = matches!(self, Self::Source(error) if matches!(
+            **error,
+            SourceError::NoToken { status: 403, .. }
+                | SourceError::BadToken { status: 403, .. }
+                | SourceError::TokenNotTaken { status: 403, .. }
+        ));
+        forbidden || self.is_missing()
     }
 }
 

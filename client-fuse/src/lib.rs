@@ -5,13 +5,14 @@
 //! ```text
 //! kernel ── fuse ─► fs ─► disk ─► chunks ─► memory ─► cache file ─► flight ─► fetcher ─► http
 //!                        (plan)            (verified)  (verified)            (plan, retry, verify)
-//!                         └─ readahead ─► chunks
+//!                         ├─ readahead ─► chunks
+//!                         └─ prefetch (boot pack) ─► chunks
 //! ```
 //!
 //! Decisions are pure and stand alone: [`disk::plan`] (bytes to chunks), [`fetch::plan`] (chunks to
-//! requests), [`fetch::retry`], [`readahead`]. What acts is kept at the edge: [`fuse`] is the only
+//! requests), [`fetch::retry`], [`readahead`], [`prefetch::planner`]. What acts is kept at the edge: [`fuse`] is the only
 //! file that knows the kernel's interface, [`fetch::http`] the only one that talks to a server,
-//! [`cache::disk`] and [`trust`] the only ones that keep files. [`app`] nests them; [`open`] is where
+//! [`cache::disk`], [`trust`] and [`record`] the only ones that keep files. [`app`] nests them; [`open`] is where
 //! a reference becomes a disk, [`trust`] decides what of a store is believed.
 
 pub mod app;
@@ -28,8 +29,10 @@ pub mod log;
 pub mod mount;
 pub mod open;
 pub mod place;
+pub mod prefetch;
 pub mod process;
 pub mod readahead;
+pub mod record;
 pub mod stats;
 pub mod tasks;
 pub mod trust;

@@ -3,9 +3,15 @@
 //! Signed metadata → catalogue of the name → manifest of the version → region table: small files,
 //! each bounded before it is fetched and, from the catalogue on, held against the digest that the
 //! one before it gave. What is believed of the metadata is decided in [`trust`] and nowhere else.
+//!
+//! What depends on each other need not wait for each other: `ahead` has files on their way before
+//! it is known that they are the right ones. At best that takes two round trips: next root,
+//! timestamp and hint; then snapshot, targets, catalogue, manifest and region table. They are
+//! checked in order, whatever the order in which they came.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use image_format::DecodeError;
 use image_format::catalogue::{
     CATALOGUE_BYTES_MAX, Catalogue, ResolveError, VersionEntry, catalogue_path,
@@ -13,13 +19,17 @@ use image_format::catalogue::{
 use image_format::digest::{Digest, ObjectRef};
 use image_format::manifest::Manifest;
 use image_format::reference::{ImageName, ImageRef, Version};
-use image_format::region_table::RegionTable;
+use image_format::region_table::{RegionTable, TABLE_BYTES_MAX};
 
 use crate::config::BaseUrl;
 use crate::fetch::fetcher::{Expect, Fetcher, Whole};
 use crate::fetch::{FetchError, Source};
 use crate::stats::Counter;
 use crate::trust::{self, Trust, TrustError, Trusted};
+
+mod ahead;
+
+use ahead::Ahead;
 
 /// How many names an error message lists.
 const NAMES_LISTED_MAX: usize = 20;
@@ -93,21 +103,38 @@ pub async fn open<S: Source>(
     reference: &ImageRef,
     trust: &Trust,
 ) -> Result<OpenImage, OpenError> {
-    let trusted = trust::load(fetcher, base, trust).await.map_err(|error| {
+    let told = |error: TrustError| {
         if error.is_no_store() {
             let base = base.to_string();
             return OpenError::NotAStore { base };
         }
         OpenError::Trust(error)
-    })?;
+    };
+    let beginning = trust::begin(fetcher, base, trust).await.map_err(told)?;
+    let mut ahead = Ahead::start(fetcher, reference);
+    let trusted = trust::load(fetcher, beginning, trust).await.map_err(told)?;
     let object = *trusted
         .names
         .get(&reference.name)
         .ok_or_else(|| unknown(base, &reference.name, &trusted))?;
-    let catalogue = fetch_catalogue(fetcher, &reference.name, object).await?;
+    let early = ahead.take(&object.digest).await;
+    let catalogue = fetch_catalogue(fetcher, &reference.name, object, early).await?;
     let (version, entry) = catalogue.resolve(reference)?;
-    let manifest = fetch_manifest(fetcher, &reference.name, version, entry).await?;
-    let table = fetch_table(fetcher, &manifest).await?;
+    let early = (
+        ahead.take(&entry.manifest.digest).await,
+        ahead.take(&entry.disk).await,
+    );
+    let (manifest, table) = futures_util::join!(
+        fetch_manifest(fetcher, &reference.name, version, entry, early.0),
+        fetch_table(fetcher, entry, early.1),
+    );
+    let (manifest, table) = (manifest?, table?);
+    if table.disk_length() != manifest.disk.length {
+        return Err(OpenError::Mixed {
+            what: TABLE,
+            reason: "it is that of a disk of another length",
+        });
+    }
     Ok(OpenImage {
         reference: reference.pinned(version),
         version,
@@ -117,10 +144,21 @@ pub async fn open<S: Source>(
     })
 }
 
+const TABLE: &str = "region table";
+
+/// The catalogue of `name`.
+fn catalogue_file(name: &ImageName, object: ObjectRef) -> Whole {
+    Whole {
+        path: catalogue_path(name, &object.digest),
+        expect: Expect::Object(object),
+    }
+}
+
 async fn fetch_catalogue<S: Source>(
     fetcher: &Fetcher<S>,
     name: &ImageName,
     object: ObjectRef,
+    early: Option<Bytes>,
 ) -> Result<Catalogue, OpenError> {
     const WHAT: &str = "catalogue";
     let max = CATALOGUE_BYTES_MAX as u64;
@@ -128,11 +166,8 @@ async fn fetch_catalogue<S: Source>(
         let source = DecodeError::TooLong { what: WHAT, max };
         return Err(OpenError::Decode { what: WHAT, source });
     }
-    let whole = Whole {
-        path: catalogue_path(name, &object.digest),
-        expect: Expect::Object(object),
-    };
-    let bytes = fetch(fetcher, WHAT, &whole, metadata(fetcher)).await?;
+    let whole = catalogue_file(name, object);
+    let bytes = fetch(fetcher, WHAT, &whole, early, metadata(fetcher)).await?;
     Catalogue::decode(&bytes, name).map_err(|source| OpenError::Decode { what: WHAT, source })
 }
 
@@ -141,15 +176,11 @@ async fn fetch_manifest<S: Source>(
     name: &ImageName,
     version: Version,
     entry: &VersionEntry,
+    early: Option<Bytes>,
 ) -> Result<Manifest, OpenError> {
     const WHAT: &str = "manifest";
-    let bytes = fetch(
-        fetcher,
-        WHAT,
-        &Whole::object(entry.manifest),
-        metadata(fetcher),
-    )
-    .await?;
+    let whole = Whole::object(entry.manifest);
+    let bytes = fetch(fetcher, WHAT, &whole, early, metadata(fetcher)).await?;
     let manifest =
         Manifest::decode(&bytes).map_err(|source| OpenError::Decode { what: WHAT, source })?;
     let mixed = |reason| Err(OpenError::Mixed { what: WHAT, reason });
@@ -163,30 +194,32 @@ async fn fetch_manifest<S: Source>(
     Ok(manifest)
 }
 
+/// The catalogue names the table too, by the digest of the disk: it need not wait for the manifest.
 async fn fetch_table<S: Source>(
     fetcher: &Fetcher<S>,
-    manifest: &Manifest,
+    entry: &VersionEntry,
+    early: Option<Bytes>,
 ) -> Result<RegionTable, OpenError> {
-    const WHAT: &str = "region table";
-    let whole = Whole::object(manifest.disk.regions);
-    let bytes = fetch(fetcher, WHAT, &whole, &fetcher.stats().fetched.table_bytes).await?;
-    let table =
-        RegionTable::decode(&bytes).map_err(|source| OpenError::Decode { what: WHAT, source })?;
-    if table.disk_length() != manifest.disk.length {
-        return Err(OpenError::Mixed {
-            what: WHAT,
-            reason: "it is that of a disk of another length",
-        });
-    }
-    Ok(table)
+    let whole = Whole::of(entry.disk, TABLE_BYTES_MAX);
+    let counter = &fetcher.stats().fetched.table_bytes;
+    let bytes = fetch(fetcher, TABLE, &whole, early, counter).await?;
+    RegionTable::decode(&bytes).map_err(|source| OpenError::Decode {
+        what: TABLE,
+        source,
+    })
 }
 
+/// What came early, which was found right then, or what comes now.
 async fn fetch<S: Source>(
     fetcher: &Fetcher<S>,
     what: &'static str,
     whole: &Whole,
+    early: Option<Bytes>,
     counter: &Counter,
-) -> Result<bytes::Bytes, OpenError> {
+) -> Result<Bytes, OpenError> {
+    if let Some(bytes) = early {
+        return Ok(bytes);
+    }
     fetcher
         .whole(whole, counter)
         .await

@@ -68,8 +68,32 @@ pub struct Stats {
     pub duplicate_chunks: Counter,
     /// Chunks that read-ahead asked for.
     pub ahead_chunks: Counter,
+    /// Plain bytes that were asked for ahead of any reader, by read-ahead or the boot pack.
+    pub ahead_bytes: Counter,
+    /// Of these, bytes of chunks that were read later; the others were fetched in vain so far.
+    pub ahead_used_bytes: Counter,
+    /// What the boot pack did.
+    pub boot_pack: BootPackStats,
     /// Objects and chunks that did not match their digest.
     pub verify_failures: Counter,
+}
+
+/// What the boot pack did.
+#[derive(Debug, Default, Serialize)]
+pub struct BootPackStats {
+    /// Chunks that its head lists; 0 until the head is there.
+    pub listed_chunks: Counter,
+    /// Frames that were fetched.
+    pub frames: Counter,
+    /// Frames whose missing chunks were fetched from ordinary packs: they were few, or the frame was
+    /// of no use.
+    pub frames_by_ranges: Counter,
+    /// Chunks that came in frames.
+    pub framed_chunks: Counter,
+    /// Chunks that came in frames although they were here, or on their way, before.
+    pub repeated_chunks: Counter,
+    /// Heads and frames that were of no use.
+    pub damaged: Counter,
 }
 
 /// Bytes of bodies received.
@@ -81,6 +105,8 @@ pub struct Fetched {
     pub table_bytes: Counter,
     /// Pages of the index.
     pub page_bytes: Counter,
+    /// Boot packs.
+    pub boot_pack_bytes: Counter,
     /// Ranges of packs: chunks as stored, and the small gaps between them.
     pub chunk_bytes: Counter,
 }

@@ -7,7 +7,9 @@
 //! - [`anchor`]: which root to begin with
 //! - [`transport`]: the metadata files, bounded, for `tough`, which checks signatures and versions
 //! - [`state`]: what was seen before, so that nothing older is taken
+//! - [`minimum`]: the same for a machine that remembers nothing
 //! - [`expiry`]: whether it is still valid
+//! - `mirrors`: which server's metadata is taken, where there are several
 //!
 //! Verify first, keep after: `tough` works in a directory made for one try. Only when everything is
 //! in order does what it found replace what is remembered (what CVE-2025-2888 got wrong).
@@ -20,25 +22,30 @@ use image_format::digest::{Digest, ObjectRef};
 use image_format::reference::ImageName;
 use jiff::Timestamp;
 use tempfile::TempDir;
-use tough::schema::{Target, Targets};
+use tough::schema::{Root, Signed, Target, Targets};
 use tough::{ExpirationEnforcement, Limits, Repository, RepositoryLoader};
 use url::Url;
 
 use crate::config::{BaseUrl, Expiry};
 use crate::fetch::Source;
-use crate::fetch::fetcher::Fetcher;
+use crate::fetch::fetcher::{Attempts, Fetcher};
 
 pub mod anchor;
 pub mod error;
 pub mod expiry;
+pub mod minimum;
+mod mirrors;
 pub mod state;
 pub mod transport;
 
+use anchor::First;
+use expiry::Verdict;
+use state::{FirstUse, Order, Seen, State};
+use transport::MetadataTransport;
+
 pub use anchor::Anchor;
 pub use error::TrustError;
-use expiry::Verdict;
-use state::{Order, Seen, State};
-use transport::MetadataTransport;
+pub use minimum::Minimum;
 
 /// The longest `targets.json`: some 4,000 names.
 pub const TARGETS_BYTES_MAX: u64 = 1024 * 1024;
@@ -63,6 +70,8 @@ pub struct Trust {
     pub anchor: Anchor,
     /// Directory in which is remembered what was seen; `None`: nothing is.
     pub state: Option<PathBuf>,
+    /// What is known not to be new any more; `None`: nothing is.
+    pub minimum: Option<Minimum>,
     /// What to make of metadata that is out of date.
     pub expiry: Expiry,
     /// The time.
@@ -76,101 +85,160 @@ pub struct Trusted {
     pub names: BTreeMap<ImageName, ObjectRef>,
 }
 
-/// Loads the metadata of the store at `base` and checks it.
+/// Where trust in a store begins: what is known of it before its metadata is asked for.
+#[derive(Debug)]
+pub struct Beginning {
+    first: First,
+    /// Where what is seen is remembered.
+    state: Option<State>,
+    /// What was seen.
+    seen: Seen,
+}
+
+/// Finds out where trust in the store at `base` begins. Asks the store for nothing, but for its
+/// first root where that is to be trusted.
+///
+/// # Errors
+///
+/// When nothing says whom to trust, or what was seen cannot be read.
+pub async fn begin<S: Source>(
+    fetcher: &Arc<Fetcher<S>>,
+    base: &BaseUrl,
+    trust: &Trust,
+) -> Result<Beginning, TrustError> {
+    let first = anchor::find(fetcher, base, trust).await?;
+    let directory = trust.state.as_ref();
+    let state = directory.map(|directory| State::of(directory, &first.root));
+    let seen = match state.clone() {
+        Some(state) => blocking(move || state.read()).await?,
+        None => Seen::default(),
+    };
+    Ok(Beginning { first, state, seen })
+}
+
+/// Loads the metadata of a store and checks it.
 ///
 /// # Errors
 ///
 /// Says what is wrong with which part of it, and what to do.
 pub async fn load<S: Source>(
     fetcher: &Arc<Fetcher<S>>,
-    base: &BaseUrl,
+    beginning: Beginning,
     trust: &Trust,
 ) -> Result<Trusted, TrustError> {
-    let first = anchor::find(fetcher, base, trust).await?;
-    let state = trust.state.as_ref().map(|directory| {
-        let state = State::of(directory, &first.root);
-        (state, first.first_use.clone())
-    });
-    let seen = match &state {
-        Some((state, _)) => {
-            let state = state.clone();
-            blocking(move || state.read()).await?
-        }
-        None => Seen::default(),
+    let Beginning { first, state, seen } = beginning;
+    let basis = Basis {
+        root: seen.root.as_ref().unwrap_or(&first.root),
+        memory: state.as_ref().map(State::directory),
+        seen: &seen,
+        trust,
     };
-    let transport = MetadataTransport::new(fetcher);
-    let root = seen.root.as_ref().unwrap_or(&first.root);
-    let memory = state.as_ref().map(|(state, _)| state.directory());
-    let (repository, scratch) = check(root, &seen, &transport, memory).await?;
-    judge(&repository, trust)?;
-    if let Some((state, first_use)) = state {
+    let found = mirrors::find(fetcher, &basis).await?;
+    tell(found.verdict, trust);
+    let repository = found.repository;
+    if let Some(state) = state {
         let order = Order::of(repository.root(), repository.timestamp());
         blocking(move || {
-            state.keep(order, scratch.path())?;
-            first_use.map_or(Ok(()), |first_use| first_use.remember(&first.root))
+            state.keep(order, found.scratch.path())?;
+            let remember = |first_use: FirstUse| first_use.remember(&first.root);
+            first.first_use.map_or(Ok(()), remember)
         })
         .await?;
     }
     Ok(Trusted::of(&repository.targets().signed))
 }
 
-/// Has `tough` check everything but dates. What came wrong is asked for again, past every HTTP
-/// cache, as often as any wrong answer is. `memory` is where it is remembered what was `seen`.
-async fn check<S: Source>(
-    root: &Vec<u8>,
-    seen: &Seen,
-    transport: &MetadataTransport<S>,
-    memory: Option<&Path>,
-) -> Result<(Repository, TempDir), TrustError> {
-    let metadata = Url::parse(transport::METADATA).expect("a constant");
-    loop {
+/// What metadata is held against.
+struct Basis<'a> {
+    /// The newest root that is trusted.
+    root: &'a Vec<u8>,
+    /// What was seen before.
+    seen: &'a Seen,
+    /// Where that is remembered.
+    memory: Option<&'a Path>,
+    trust: &'a Trust,
+}
+
+/// Metadata that is in order but perhaps out of date.
+struct Found {
+    repository: Repository,
+    /// Where `tough` left the documents.
+    scratch: TempDir,
+    verdict: Verdict,
+}
+
+impl Basis<'_> {
+    /// Has `tough` check everything but dates, once. `attempts` learns of progress.
+    async fn check<S: Source>(
+        &self,
+        transport: &MetadataTransport<S>,
+        attempts: &mut Attempts,
+    ) -> Result<Found, TrustError> {
+        let metadata = Url::parse(transport::METADATA).expect("a constant");
+        let root: Signed<Root> = serde_json::from_slice(self.root).map_err(TrustError::Root)?;
+        let next_root = root.signed.version.get().saturating_add(1);
+        transport.prefetch(next_root).await;
         // A new one for each try: a failed one may leave what must not be believed.
-        let scratch = seen.unpack()?;
-        let load = RepositoryLoader::new(root, metadata.clone(), metadata.clone())
+        let scratch = self.seen.unpack()?;
+        let load = RepositoryLoader::new(self.root, metadata.clone(), metadata)
             .transport(transport.clone())
             .limits(LIMITS)
             .datastore(scratch.path())
             .expiration_enforcement(ExpirationEnforcement::Unsafe)
             .load();
-        let error = match Box::pin(load).await {
-            Ok(repository) => return Ok((repository, scratch)),
-            Err(error) => error,
-        };
-        if let Some((file, source)) = transport.take_failure() {
-            return Err(TrustError::Fetch { file, source });
+        let repository = Box::pin(load).await.map_err(|error| {
+            let failure = transport.fail();
+            if failure.progressed {
+                attempts.progressed();
+            }
+            match failure.unfetched {
+                Some((file, source)) => TrustError::Fetch { file, source },
+                None => TrustError::of(error, self.memory),
+            }
+        })?;
+        if let Some(minimum) = &self.trust.minimum {
+            let below = minimum.check(&repository);
+            below.inspect_err(|_| transport.doubt())?;
         }
-        if !transport.ask_again() {
-            return Err(TrustError::of(error, memory));
+        let verdict = verdict(&repository, self.trust);
+        if let (Verdict::Expired { role, on }, Expiry::Enforce) = (verdict, self.trust.expiry) {
+            transport.doubt();
+            return Err(TrustError::Expired { role, on });
         }
-        tracing::debug!(%error, "asking for metadata again");
+        Ok(Found {
+            repository,
+            scratch,
+            verdict,
+        })
     }
 }
 
-/// Decides on the dates. They are held against one clock, [`Trust::now`], and all four of them
-/// before anything is kept or used; `tough` would do the same, but could not say which date it was.
-fn judge(repository: &Repository, trust: &Trust) -> Result<(), TrustError> {
+/// Judges the dates. They are held against one clock, [`Trust::now`], and all four of them before
+/// anything is kept or used; `tough` would do the same, but could not say which date it was.
+fn verdict(repository: &Repository, trust: &Trust) -> Verdict {
     let expirations = [
         ("root", repository.root().signed.expires),
         ("timestamp", repository.timestamp().signed.expires),
         ("snapshot", repository.snapshot().signed.expires),
         ("targets", repository.targets().signed.expires),
     ];
-    match (expiry::judge(trust.now, &expirations), trust.expiry) {
-        (Verdict::Valid, _) => {}
-        (Verdict::NoClock, _) => tracing::warn!(
+    expiry::judge(trust.now, &expirations)
+}
+
+/// Says what of the dates is to be known of metadata that is used.
+fn tell(verdict: Verdict, trust: &Trust) {
+    match verdict {
+        Verdict::Valid => {}
+        Verdict::NoClock => tracing::warn!(
             now = %trust.now,
             "the clock is not set: whether the store's metadata is out of date cannot be told"
         ),
-        (Verdict::Expired { role, on }, Expiry::Warn) => tracing::warn!(
+        Verdict::Expired { role, on } => tracing::warn!(
             role,
             expired = %on,
             "the store's metadata is out of date: newer versions may be kept from this machine"
         ),
-        (Verdict::Expired { role, on }, Expiry::Enforce) => {
-            return Err(TrustError::Expired { role, on });
-        }
     }
-    Ok(())
 }
 
 impl Trusted {

@@ -9,7 +9,7 @@ use crate::digest::{Digest, ObjectRef};
 use crate::manifest::MANIFEST_BYTES_MAX;
 use crate::reference::{ImageName, ImageRef, Tag, Version};
 
-/// The longest catalogue, in bytes: some 3,000 versions.
+/// The longest catalogue, in bytes: some 2,500 versions.
 pub const CATALOGUE_BYTES_MAX: usize = 1024 * 1024;
 
 /// The longest list of chunk indexes, in bytes.
@@ -72,6 +72,9 @@ pub struct Catalogue {
     pub tags: BTreeMap<Tag, Version>,
     /// Every version.
     pub versions: BTreeMap<Version, VersionEntry>,
+    /// The highest version there ever was, if that was removed: no number names two disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub highest: Option<Version>,
 }
 
 /// One version in a catalogue.
@@ -83,8 +86,10 @@ pub struct VersionEntry {
     pub revision: u32,
     /// When the version was published: seconds since 1970-01-01 00:00 UTC.
     pub created: u64,
-    /// Names the content of the disk.
+    /// The disk digest: names the disk with the places of its chunks.
     pub disk: Digest,
+    /// The content digest: names the disk wherever its chunks are stored.
+    pub content: Digest,
     /// Length of the disk in bytes.
     pub length: u64,
     /// Whether a machine can boot from it: the manifest says how.
@@ -120,6 +125,7 @@ impl Catalogue {
             name,
             tags: BTreeMap::new(),
             versions: BTreeMap::new(),
+            highest: None,
         }
     }
 
@@ -159,6 +165,7 @@ impl Catalogue {
         }
         if catalogue
             .newest()
+            .max(catalogue.highest)
             .is_some_and(|newest| newest.number() > VERSION_MAX)
         {
             return Err(DecodeError::invalid(WHAT, "a version is too high"));
@@ -220,7 +227,18 @@ impl Catalogue {
 
     /// Returns the number that the next version gets.
     pub fn next_version(&self) -> Version {
-        self.newest().map_or(Version::FIRST, Version::next)
+        let highest = self.newest().max(self.highest);
+        highest.map_or(Version::FIRST, Version::next)
+    }
+
+    /// Takes a version out, with the tags that point to it. Its number is not given again.
+    pub fn remove(&mut self, version: Version) {
+        self.highest = self.highest.max(self.newest());
+        self.versions.remove(&version);
+        self.tags.retain(|_, to| *to != version);
+        if self.highest == self.newest() {
+            self.highest = None;
+        }
     }
 }
 
@@ -236,6 +254,7 @@ mod tests {
             revision: 1,
             created: 1_700_000_000,
             disk: Digest::of(b"disk"),
+            content: Digest::of(b"content"),
             length: 4096,
             bootable: true,
         };
@@ -274,6 +293,23 @@ mod tests {
                 .map(|(version, _)| version.number());
             assert_eq!(found, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_number_is_not_given_again_when_its_version_is_removed() {
+        let mut catalogue = catalogue();
+        let (first, second) = (Version::FIRST, Version::FIRST.next());
+        catalogue.remove(first);
+        assert_eq!(
+            (catalogue.highest, catalogue.next_version()),
+            (None, second.next())
+        );
+        assert!(!catalogue.tags.values().any(|to| *to == first));
+        catalogue.remove(second);
+        assert!(catalogue.versions.is_empty() && catalogue.tags.is_empty());
+        assert_eq!(catalogue.next_version(), second.next());
+        let decoded = Catalogue::decode_any(&catalogue.encode()).unwrap();
+        assert_eq!(decoded, catalogue);
     }
 
     #[test]

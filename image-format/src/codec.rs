@@ -117,7 +117,10 @@ impl<'a> Reader<'a> {
 }
 
 /// Decodes a JSON document of at most `max` bytes.
-pub(crate) fn json<'a, T: serde::Deserialize<'a>>(
+///
+/// # Errors
+/// It is longer, or not of this shape.
+pub fn json<'a, T: serde::Deserialize<'a>>(
     what: &'static str,
     bytes: &'a [u8],
     max: usize,
@@ -132,7 +135,10 @@ pub(crate) fn json<'a, T: serde::Deserialize<'a>>(
 }
 
 /// Encodes a JSON document: indented, with a final newline, keys in the order of the fields.
-pub(crate) fn to_json<T: serde::Serialize>(value: &T) -> Vec<u8> {
+///
+/// # Panics
+/// If a map in `value` has keys that are no text.
+pub fn to_json<T: serde::Serialize>(value: &T) -> Vec<u8> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .expect("our documents have string keys and no failing serializer");
     bytes.push(b'\n');

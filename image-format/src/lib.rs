@@ -4,8 +4,9 @@
 //! named by the SHA-256 of their plain bytes ([`chunk`]), stored as frames ([`frame`]) in packs
 //! ([`pack`]), and found again through index pages ([`page`]) and a region table
 //! ([`region_table`]). A [`manifest`] describes one version of an image; a [`catalogue`] lists the
-//! versions and tags of one name; a [`boot_pack`] holds what a boot reads first, found by merging
-//! [`trace`]s into a [`profile`]; [`mod@reference`] is how people name all this.
+//! versions and tags of one name; a [`hint`] says what can be fetched ahead; a [`boot_pack`] holds
+//! what a boot reads first, found by merging [`trace`]s into a [`profile`]; [`mod@reference`] is how
+//! people name all this.
 //!
 //! Invariants, held by `clippy.toml` beside this crate and by `tests/tests/architecture.rs`:
 //! no I/O, no clock, no environment, no async, no unsafe code. Every length and count that comes
@@ -20,10 +21,13 @@ pub mod chunk;
 pub mod chunk_index;
 pub mod chunker;
 pub mod codec;
+pub mod content;
 pub mod digest;
 pub mod frame;
 pub mod fuzzing;
 pub mod geometry;
+pub mod hint;
+pub mod links;
 pub mod manifest;
 pub mod marker;
 pub mod pack;

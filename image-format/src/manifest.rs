@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot_pack::{BOOT_PACK_BYTES_MAX, HEAD_BYTES_MAX};
 use crate::chunker::ChunkerParams;
 use crate::codec::{self, DecodeError};
-use crate::digest::ObjectRef;
+use crate::digest::{Digest, ObjectRef};
 use crate::geometry::DISK_BYTES_MAX;
 use crate::profile::PROFILE_BYTES_MAX;
 use crate::reference::{ImageName, Version};
@@ -24,8 +24,8 @@ const WHAT: &str = "manifest";
 
 /// One revision of one version of an image.
 ///
-/// A revision may change how the disk is booted, never its content: [`Disk::regions`] is the same
-/// in all revisions of a version.
+/// A revision may change how the disk is booted, never its content: [`Disk::content`] is the same
+/// in all revisions of a version. [`Disk::regions`] changes only when a damaged disk is stored anew.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of this format; 1.
@@ -66,6 +66,8 @@ pub struct Disk {
     pub length: u64,
     /// The region table. Its digest is the disk digest.
     pub regions: ObjectRef,
+    /// The content digest: the same for the same chunks, wherever they are stored.
+    pub content: Digest,
     /// How many chunks the disk has, repeated ones counted each time. For people, not for decoding.
     pub chunks: u64,
     /// Bytes of the disk that are in chunks, not in holes. For people.
@@ -151,6 +153,14 @@ impl Manifest {
         self.chunker.check()
     }
 
+    /// Returns every object that the manifest names, besides the region table and what that leads to.
+    pub fn objects(&self) -> impl Iterator<Item = ObjectRef> {
+        let boot = self.boot.iter();
+        let boot = boot.flat_map(|boot| [boot.kernel, boot.initramfs]);
+        let pack = self.boot_pack.iter();
+        boot.chain(pack.flat_map(|pack| [pack.object, pack.profile]))
+    }
+
     /// Encodes the manifest. Equal manifests have equal bytes.
     pub fn encode(&self) -> Vec<u8> {
         codec::to_json(self)
@@ -187,6 +197,7 @@ mod tests {
             disk: Disk {
                 length: 1 << 31,
                 regions: object,
+                content: object.digest,
                 chunks: 10,
                 data_bytes: 40_960,
                 stored_bytes: 9000,

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use image_format::boot_pack::{Head, PlacedChunk};
 use image_format::chunk_index::{Header, IndexEntry};
 use image_format::chunker::{ChunkerParams, Cut, End};
+use image_format::content::ContentHasher;
 use image_format::page::{Location, Page, PageBuilder};
 use image_format::profile::Profile;
 use image_format::region_table::RegionTable;
@@ -158,6 +159,12 @@ fn computed(key: &str) -> String {
         "region-table" => {
             let pages = [Some(Digest::of(b"page")), None];
             hex(&RegionTable::encode((64 << 20) + 5, &pages).root)
+        }
+        "content-digest" => {
+            let mut content = ContentHasher::default();
+            content.push(0, 2, ChunkId::of(b"one"));
+            content.push(7, 64, ChunkId::of(b"two"));
+            content.finish((64 << 20) + 5).to_string()
         }
         "chunk-index-header" => hex(&Header {
             n_packs: 1,

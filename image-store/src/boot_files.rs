@@ -1,8 +1,10 @@
-//! Writes the boot scripts of a store: the menu, and a script for each tag of the name published.
+//! Writes the boot files of a store: the menu, and a script and a hint for each tag of the name
+//! published.
 
 use image_format::boot_script::{self, MenuItem};
 use image_format::catalogue::Catalogue;
-use image_format::{ImageRef, Tag};
+use image_format::hint::{Hint, hint_path};
+use image_format::{ImageName, ImageRef, Tag};
 
 use crate::store::{Store, StoreError};
 use crate::trust::Names;
@@ -13,44 +15,52 @@ pub(crate) async fn write(
     names: &Names,
     catalogue: &Catalogue,
 ) -> Result<(), StoreError> {
-    scripts(store, catalogue).await?;
+    of_tags(store, names, catalogue).await?;
     write_menu(store, names).await
 }
 
-/// Writes the script of each tag of `catalogue`.
-pub(crate) async fn scripts(store: &Store, catalogue: &Catalogue) -> Result<(), StoreError> {
+/// Writes script and hint of each tag of `catalogue`, which `names` lists.
+pub(crate) async fn of_tags(
+    store: &Store,
+    names: &Names,
+    catalogue: &Catalogue,
+) -> Result<(), StoreError> {
     for (tag, version) in &catalogue.tags {
         let entry = &catalogue.versions[version];
-        let reference = tagged(catalogue, tag);
+        let pinned = tagged(&catalogue.name, tag).pinned(*version);
         let boot = match entry.bootable {
             true => store.manifest(&entry.manifest).await?.boot,
             false => None,
         };
-        for path in paths(catalogue, tag) {
+        let hint = names.names.get(&catalogue.name).map(|catalogue| Hint {
+            format: 1,
+            catalogue: *catalogue,
+            manifest: entry.manifest,
+            disk: entry.disk,
+        });
+        for reference in references(&catalogue.name, tag) {
+            let path = boot_script::script_path(&reference);
             match &boot {
                 Some(boot) => {
-                    let text = boot_script::script(&reference.pinned(*version), boot);
+                    let text = boot_script::script(&pinned, boot);
                     store.replace(&path, text.into()).await?;
                 }
                 None => store.remove(&path).await?,
+            }
+            if let Some(hint) = &hint {
+                let path = hint_path(&reference);
+                store.replace(&path, hint.encode().into()).await?;
             }
         }
     }
     Ok(())
 }
 
-/// Removes the scripts of the tags that `before` has and `after` has not.
-pub(crate) async fn forget(
-    store: &Store,
-    before: &Catalogue,
-    after: &Catalogue,
-) -> Result<(), StoreError> {
-    for tag in before.tags.keys() {
-        if !after.tags.contains_key(tag) {
-            for path in paths(before, tag) {
-                store.remove(&path).await?;
-            }
-        }
+/// Removes script and hint of a tag that is gone.
+pub(crate) async fn forget(store: &Store, name: &ImageName, tag: &Tag) -> Result<(), StoreError> {
+    for reference in references(name, tag) {
+        store.remove(&boot_script::script_path(&reference)).await?;
+        store.remove(&hint_path(&reference)).await?;
     }
     Ok(())
 }
@@ -61,18 +71,18 @@ pub(crate) async fn write_menu(store: &Store, names: &Names) -> Result<(), Store
     store.replace(boot_script::MENU_PATH, text.into()).await
 }
 
-/// Where the script of a tag lies; that of the default tag under the bare name too.
-fn paths(catalogue: &Catalogue, tag: &Tag) -> Vec<String> {
-    let mut paths = vec![boot_script::script_path(&tagged(catalogue, tag))];
+/// What leads to a tag; to the default one the bare name, too.
+fn references(name: &ImageName, tag: &Tag) -> Vec<ImageRef> {
+    let mut references = vec![tagged(name, tag)];
     if boot_script::is_default_tag(tag) {
-        paths.push(boot_script::script_path(&catalogue.name.clone().into()));
+        references.push(name.clone().into());
     }
-    paths
+    references
 }
 
-fn tagged(catalogue: &Catalogue, tag: &Tag) -> ImageRef {
+fn tagged(name: &ImageName, tag: &Tag) -> ImageRef {
     ImageRef {
-        name: catalogue.name.clone(),
+        name: name.clone(),
         tag: Some(tag.clone()),
         version: None,
     }
@@ -98,7 +108,7 @@ async fn menu(store: &Store, names: &Names) -> Result<String, StoreError> {
             }
             newest = newest.max((entry.created, items.len()));
             items.push(MenuItem {
-                reference: tagged(&catalogue, tag),
+                reference: tagged(&catalogue.name, tag),
                 label: format!("version {version}"),
             });
         }

@@ -6,7 +6,7 @@
 //! a temporary file, searched in the same way, and merged at the end.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -110,6 +110,7 @@ impl SortedFile {
 #[derive(Debug, Default)]
 pub struct ChunkIndexes {
     indexes: Vec<(Digest, SortedFile, Vec<ObjectRef>)>,
+    excluded: HashSet<Digest>,
 }
 
 impl ChunkIndexes {
@@ -132,6 +133,22 @@ impl ChunkIndexes {
         Ok(())
     }
 
+    /// Forgets the chunks in these packs, which the store lost or is about to delete.
+    pub fn exclude(&mut self, packs: impl IntoIterator<Item = Digest>) {
+        self.excluded.extend(packs);
+    }
+
+    /// Returns the packs whose chunks are forgotten.
+    pub const fn excluded(&self) -> &HashSet<Digest> {
+        &self.excluded
+    }
+
+    /// Tells whether an index leads to one of the packs that are to be forgotten.
+    pub fn lead_to_excluded(&self) -> bool {
+        let mut packs = self.indexes.iter().flat_map(|(_, _, packs)| packs);
+        packs.any(|pack| self.excluded.contains(&pack.digest))
+    }
+
     /// Tells where `chunk` lies, if the store has it.
     ///
     /// # Errors
@@ -147,34 +164,57 @@ impl ChunkIndexes {
                     index: *digest,
                     source,
                 })?;
-                return Ok(Some(location));
+                if !self.excluded.contains(&location.pack.digest) {
+                    return Ok(Some(location));
+                }
             }
         }
         Ok(None)
     }
 
-    /// Merges all of them into one index, as a temporary file.
+    /// Merges all of them into one index, as a temporary file, without what is excluded.
     ///
     /// # Errors
     /// One cannot be read, or the temporary file cannot be written.
     pub fn merge(&self) -> Result<File, IndexError> {
-        let mut packs = Vec::new();
+        let mut packs = Packs::default();
         let mut sources: Vec<Source<'_>> = Vec::new();
         for (digest, sorted, own) in &self.indexes {
-            let base = u32::try_from(packs.len()).unwrap_or(u32::MAX);
-            packs.extend_from_slice(own);
+            let kept = |pack: &ObjectRef| !self.excluded.contains(&pack.digest);
+            let numbers: Vec<Option<u32>> = own
+                .iter()
+                .map(|pack| kept(pack).then(|| packs.number(*pack)))
+                .collect();
             let entries = sorted.entries().map_err(|source| IndexError::Read {
                 index: *digest,
                 source,
             })?;
-            sources.push(Box::new(entries.map(move |entry| {
-                entry.map(|entry| IndexEntry {
-                    pack: entry.pack + base,
-                    ..entry
-                })
+            sources.push(Box::new(entries.filter_map(move |entry| match entry {
+                Ok(entry) => {
+                    let pack = (*numbers.get(entry.pack as usize)?)?;
+                    Some(Ok(IndexEntry { pack, ..entry }))
+                }
+                Err(error) => Some(Err(error)),
             })));
         }
-        write_merged(&packs, sources).map_err(|source| IndexError::Temporary { source })
+        write_merged(&packs.list, sources).map_err(|source| IndexError::Temporary { source })
+    }
+}
+
+/// The packs of a merged index, each once.
+#[derive(Default)]
+struct Packs {
+    list: Vec<ObjectRef>,
+    numbers: HashMap<Digest, u32>,
+}
+
+impl Packs {
+    fn number(&mut self, pack: ObjectRef) -> u32 {
+        let next = u32::try_from(self.list.len()).unwrap_or(u32::MAX);
+        *self.numbers.entry(pack.digest).or_insert_with(|| {
+            self.list.push(pack);
+            next
+        })
     }
 }
 
@@ -352,6 +392,47 @@ mod tests {
             }
         }
         builder.finish(&[pack()]).unwrap().expect("some keys")
+    }
+
+    #[test]
+    fn chunks_in_excluded_packs_are_forgotten_and_not_merged() {
+        let other = ObjectRef {
+            digest: Digest::of(b"other"),
+            length: 1 << 20,
+        };
+        let index = |keys: &[u32], packs: &[ObjectRef]| {
+            let mut builder = IndexBuilder::default();
+            for (at, key) in keys.iter().enumerate() {
+                let place = NewPlace {
+                    pack: u32::try_from(at % packs.len()).unwrap(),
+                    offset: 8 + key,
+                    length: 1,
+                };
+                builder
+                    .insert(ChunkId::of(&key.to_le_bytes()), place)
+                    .unwrap();
+            }
+            builder.finish(packs).unwrap().expect("some keys")
+        };
+        let mut indexes = ChunkIndexes::default();
+        indexes
+            .add(Digest::of(b"1"), index(&[1, 2, 3, 4], &[pack(), other]))
+            .unwrap();
+        indexes
+            .add(Digest::of(b"2"), index(&[2, 5], &[pack()]))
+            .unwrap();
+        indexes.exclude([other.digest]);
+        assert!(indexes.lead_to_excluded());
+        let mut merged = ChunkIndexes::default();
+        merged
+            .add(Digest::of(b"m"), indexes.merge().unwrap())
+            .unwrap();
+        merged.exclude([other.digest]);
+        assert!(!merged.lead_to_excluded());
+        for (key, known) in [(1, true), (2, true), (3, true), (4, false), (5, true)] {
+            assert_eq!(find(&indexes, key).is_some(), known, "{key}");
+            assert_eq!(find(&merged, key), find(&indexes, key), "{key}");
+        }
     }
 
     fn find(indexes: &ChunkIndexes, key: u32) -> Option<u32> {

@@ -14,17 +14,26 @@
 #![forbid(unsafe_code)]
 
 mod boot_files;
+pub mod boot_pack;
+mod catalogue_change;
+pub mod check;
+pub mod gc;
 pub mod index;
 mod lock;
 pub mod publication;
 pub mod reader;
+pub mod retag;
+pub mod revision;
 pub mod store;
 pub mod trust;
 pub mod writer;
 
+pub use boot_pack::{BootPackError, BuiltBootPack};
 pub use index::{ChunkIndexes, IndexError};
 pub use publication::{Publication, Published, PublishedAs};
 pub use reader::{ImageReader, ReadError};
+pub use retag::{Retagged, Retagging, TagChange};
+pub use revision::{ReviseError, Revision};
 pub use store::{Resolved, Store, StoreError};
 pub use trust::keys::KeyRing;
 pub use trust::sign::{Lifetimes, Signer};

@@ -4,17 +4,20 @@
 //! switch), boot files. A publish that dies before the switch has changed nothing; one that dies after it left
 //! boot files of the version before, which still boot, and which the next publish rewrites.
 
+mod whole;
+
 use std::fs::File;
 
 use image_format::catalogue::{self, CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VersionEntry};
 use image_format::chunker::ChunkerParams;
-use image_format::manifest::{Boot, Manifest};
-use image_format::{ImageName, ImageRef, ObjectRef, Version};
+use image_format::manifest::{Boot, BootPack, Manifest};
+use image_format::{DecodeError, ImageName, ImageRef, ObjectRef, links};
 
 use crate::boot_files;
+use crate::catalogue_change::CatalogueChange;
 use crate::index::{ChunkIndexes, IndexError};
 use crate::lock::CommitLock;
-use crate::store::{Store, StoreError};
+use crate::store::{Created, Store, StoreError};
 use crate::trust::CHUNK_INDEXES_TARGET;
 use crate::trust::keys::KeyError;
 use crate::trust::sign::Signer;
@@ -33,14 +36,16 @@ pub enum PublishError {
     Index(#[from] IndexError),
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error("cannot tell what the boot refers to")]
+    Boot(#[from] DecodeError),
     #[error(
         "the catalogue of `{name}` is full: no more than {CATALOGUE_BYTES_MAX} bytes of versions and tags; nothing was published. Publish under a new name"
     )]
     CatalogueFull { name: ImageName },
     #[error("the image is published, but its boot scripts could not be written: publish it again")]
     BootFiles { source: StoreError },
-    #[error("pack {} of an earlier publish is missing or damaged; nothing was published. Run `circular verify` to see which images it harms", .pack.digest)]
-    PackGone { pack: ObjectRef },
+    #[error("{} objects of the store that the image needs are gone, {} among them; nothing was published. Publish it again", .objects.len(), .objects[0].digest)]
+    Gone { objects: Vec<ObjectRef> },
 }
 
 /// A disk about to be published.
@@ -56,6 +61,9 @@ pub struct Publication {
     pub chunker: ChunkerParams,
     /// How to boot it.
     pub boot: Option<Boot>,
+    /// What a boot of it reads first, carried over from another version; used if the disk is new to
+    /// the name. A version that has a boot pack keeps it.
+    pub boot_pack: Option<BootPack>,
 }
 
 /// What a publish came to.
@@ -68,6 +76,8 @@ pub enum PublishedAs {
     /// All of it was there, or more: a publish that cannot boot takes nothing from a version that
     /// can. Only the tag may have moved.
     Unchanged,
+    /// The version had lost something: its disk is stored anew, as a new revision.
+    Mended,
 }
 
 /// A disk that is visible now.
@@ -95,7 +105,7 @@ impl Publication {
         signer: &Signer<'_>,
     ) -> Result<Published, PublishError> {
         let _lock = CommitLock::acquire(store).await?;
-        self.check_packs(store).await?;
+        self.check_objects(store).await?;
         let current = store.current(&signer.keys.root()?).await?;
         let mut names = store.names_of(&current).await?;
         let name = &self.reference.name;
@@ -109,30 +119,18 @@ impl Publication {
         after
             .tags
             .insert(self.reference.tag_or_latest(), manifest.version);
-        // Publishers of one image at the same time all make the same index.
-        let index = self.written.index;
-        let index = index.filter(|index| !names.chunk_indexes.contains(index));
-        if after != before || index.is_some() {
-            let bytes = after.encode();
-            // Readers refuse what is longer, so it must not become visible.
-            if bytes.len() > CATALOGUE_BYTES_MAX {
-                return Err(PublishError::CatalogueFull { name: name.clone() });
+        let indexes = self
+            .list_indexes(store, &names.chunk_indexes, &manifest)
+            .await?;
+        if after != before || indexes.is_some() {
+            let change = CatalogueChange::encode(&after)?;
+            let mut also = Vec::new();
+            if let Some(indexes) = indexes {
+                also.push(put_index_list(store, indexes).await?);
             }
-            let mut set = vec![put_target(store, name.to_file_safe(), bytes).await?];
-            names.names.insert(name.clone(), set[0].1);
-            if let Some(index) = index {
-                names.chunk_indexes.push(index);
-                if names.chunk_indexes.len() > CHUNK_INDEXES_MAX {
-                    let merged = store.chunk_indexes(&names.chunk_indexes).await?.merge()?;
-                    names.chunk_indexes = vec![store.put_file(merged).await?];
-                }
-                let list = ChunkIndexList {
-                    format: 1,
-                    chunk_indexes: names.chunk_indexes.clone(),
-                };
-                set.push(put_target(store, CHUNK_INDEXES_TARGET.to_owned(), list.encode()).await?);
-            }
-            signer.advance(store, &current, &set).await?;
+            change
+                .commit(store, signer, &current, &mut names, also)
+                .await?;
         }
         boot_files::write(store, &names, &after)
             .await
@@ -148,14 +146,46 @@ impl Publication {
         })
     }
 
-    /// Checks that the packs of earlier publishes, found through the chunk index, are still there.
-    async fn check_packs(&self, store: &Store) -> Result<(), PublishError> {
-        for pack in &self.written.known_packs {
-            if store.object_length(&pack.digest).await? != Some(pack.length) {
-                return Err(PublishError::PackGone { pack: *pack });
+    /// Checks that all that the disk and its boot refer to is there still: a sweep may have taken
+    /// what nothing referred to yet.
+    async fn check_objects(&self, store: &Store) -> Result<(), PublishError> {
+        let mut objects = self.written.known_packs.clone();
+        objects.extend(&self.written.objects);
+        if let Some(boot) = &self.boot {
+            objects.extend(links::objects_in(
+                &serde_json::to_vec(boot).unwrap_or_default(),
+            )?);
+        }
+        let gone = store.gone(objects).await?;
+        match gone.is_empty() {
+            true => Ok(()),
+            false => Err(PublishError::Gone { objects: gone }),
+        }
+    }
+
+    /// Returns the list of chunk indexes with that of the new chunks, and without what would lead
+    /// to lost packs; `None` if it stays as it is.
+    async fn list_indexes(
+        &self,
+        store: &Store,
+        current: &[ObjectRef],
+        manifest: &Manifest,
+    ) -> Result<Option<Vec<ObjectRef>>, PublishError> {
+        let mut list = current.to_vec();
+        // What was stored a second time is not used. Publishers of one image at the same time all
+        // make the same index.
+        let used = manifest.disk.regions == self.written.disk.regions;
+        let index = self.written.index;
+        list.extend(index.filter(|index| used && !current.contains(index)));
+        let lost = &self.written.lost_packs;
+        if list.len() > CHUNK_INDEXES_MAX || !lost.is_empty() {
+            let mut indexes = store.chunk_indexes(&list).await?;
+            indexes.exclude(lost.iter().copied());
+            if list.len() > CHUNK_INDEXES_MAX || indexes.lead_to_excluded() {
+                list = vec![store.put_file(indexes.merge()?).await?];
             }
         }
-        Ok(())
+        Ok((list != current).then_some(list))
     }
 
     /// Decides which version and revision the disk becomes, and stores its manifest if it is new.
@@ -165,48 +195,74 @@ impl Publication {
         catalogue: &Catalogue,
     ) -> Result<(Manifest, VersionEntry, PublishedAs), PublishError> {
         let disk = self.written.disk;
-        let same = |entry: &VersionEntry| entry.disk == disk.regions.digest;
-        let existing = catalogue
-            .versions
-            .iter()
-            .rev()
-            .find(|(_, entry)| same(entry));
+        let mut manifest = Manifest {
+            format: 1,
+            name: self.reference.name.clone(),
+            version: catalogue.next_version(),
+            revision: 1,
+            disk,
+            chunker: self.chunker,
+            boot: self.boot.clone(),
+            boot_pack: self.boot_pack,
+        };
+        let find = |same: &dyn Fn(&VersionEntry) -> bool| {
+            let mut newest_first = catalogue.versions.iter().rev();
+            newest_first.find(|(_, entry)| same(entry))
+        };
+        let existing = find(&|entry| entry.disk == disk.regions.digest)
+            .or_else(|| find(&|entry| entry.content == disk.content));
         let Some((version, entry)) = existing else {
             return self
-                .store_manifest(store, catalogue.next_version(), 1, PublishedAs::NewVersion)
+                .store_manifest(store, manifest, PublishedAs::NewVersion)
                 .await;
         };
-        let manifest = store.manifest(&entry.manifest).await?;
-        if self.boot.is_none() || manifest.boot == self.boot {
-            return Ok((manifest, *entry, PublishedAs::Unchanged));
+        manifest.version = *version;
+        manifest.revision = entry.revision;
+        let existing = match store.manifest(&entry.manifest).await {
+            Ok(existing) => existing,
+            Err(error) if error.is_damage() => {
+                // With the same boot as before it is the same manifest again.
+                if ObjectRef::of(&manifest.encode()) == entry.manifest {
+                    store.put_object(manifest.encode().into()).await?;
+                    return Ok((manifest, *entry, PublishedAs::Unchanged));
+                }
+                manifest.revision = entry.revision.saturating_add(1);
+                return self
+                    .store_manifest(store, manifest, PublishedAs::Mended)
+                    .await;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let whole = existing.disk.regions == disk.regions
+            || whole::is_whole(store, &existing, &self.written.lost_packs).await?;
+        manifest.boot = self.boot.clone().or_else(|| existing.boot.clone());
+        manifest.revision = existing.revision.saturating_add(1);
+        if !whole {
+            return self
+                .store_manifest(store, manifest, PublishedAs::Mended)
+                .await;
         }
-        let revision = manifest.revision.saturating_add(1);
-        self.store_manifest(store, *version, revision, PublishedAs::NewRevision)
+        if manifest.boot == existing.boot {
+            return Ok((existing, *entry, PublishedAs::Unchanged));
+        }
+        manifest.disk = existing.disk;
+        manifest.boot_pack = existing.boot_pack;
+        self.store_manifest(store, manifest, PublishedAs::NewRevision)
             .await
     }
 
     async fn store_manifest(
         &self,
         store: &Store,
-        version: Version,
-        revision: u32,
+        manifest: Manifest,
         published_as: PublishedAs,
     ) -> Result<(Manifest, VersionEntry, PublishedAs), PublishError> {
-        let manifest = Manifest {
-            format: 1,
-            name: self.reference.name.clone(),
-            version,
-            revision,
-            disk: self.written.disk,
-            chunker: self.chunker,
-            boot: self.boot.clone(),
-            boot_pack: None,
-        };
         let entry = VersionEntry {
             manifest: store.put_object(manifest.encode().into()).await?,
-            revision,
+            revision: manifest.revision,
             created: self.created,
             disk: manifest.disk.regions.digest,
+            content: manifest.disk.content,
             length: manifest.disk.length,
             bootable: manifest.boot.is_some(),
         };
@@ -214,16 +270,32 @@ impl Publication {
     }
 }
 
+/// Stores the list of chunk indexes; returns the target that it is.
+pub(crate) async fn put_index_list(
+    store: &Store,
+    chunk_indexes: Vec<ObjectRef>,
+) -> Result<(String, ObjectRef), StoreError> {
+    let list = ChunkIndexList {
+        format: 1,
+        chunk_indexes,
+    };
+    put_target(store, CHUNK_INDEXES_TARGET.to_owned(), list.encode()).await
+}
+
 /// Stores a target under its name and digest.
-async fn put_target(
+pub(crate) async fn put_target(
     store: &Store,
     name: String,
     bytes: Vec<u8>,
 ) -> Result<(String, ObjectRef), StoreError> {
     let object = ObjectRef::of(&bytes);
-    store
-        .create(&catalogue::target_path(&name, &object.digest), bytes.into())
-        .await?;
+    let path = catalogue::target_path(&name, &object.digest);
+    if store.create(&path, bytes.clone().into()).await? == Created::Existed
+        && store.target(&path, &object).await.is_err()
+    {
+        // An older state comes back, and its file has rotted meanwhile.
+        store.replace(&path, bytes.into()).await?;
+    }
     Ok((name, object))
 }
 

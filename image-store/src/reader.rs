@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use bytes::{Bytes, BytesMut};
 use image_format::frame::{self, FrameError};
 use image_format::geometry::{self, BlockRun};
-use image_format::manifest::Manifest;
+use image_format::manifest::{Disk, Manifest};
 use image_format::page::{Entry, PAGE_BYTES_MAX, Page};
 use image_format::region_table::{LEAF_BYTES_MAX, LeafTable, Lookup, RegionTable};
 use image_format::{BLOCK_BYTES, Chunk, DecodeError, Digest};
@@ -61,9 +61,17 @@ impl ImageReader {
     /// # Errors
     /// Its region table is missing or damaged.
     pub async fn open(store: Store, manifest: &Manifest) -> Result<Self, ReadError> {
-        let bytes = store.object(&manifest.disk.regions).await?;
+        Self::open_disk(store, &manifest.disk).await
+    }
+
+    /// Opens a disk that perhaps no manifest describes yet.
+    ///
+    /// # Errors
+    /// Its region table is missing or damaged.
+    pub async fn open_disk(store: Store, disk: &Disk) -> Result<Self, ReadError> {
+        let bytes = store.object(&disk.regions).await?;
         let table = RegionTable::decode(&bytes).map_err(|source| ReadError::Table { source })?;
-        if table.disk_length() != manifest.disk.length {
+        if table.disk_length() != disk.length {
             let source = DecodeError::Invalid {
                 what: "region table",
                 reason: "it is that of a disk of another length",
@@ -97,6 +105,14 @@ impl ImageReader {
             Lookup::Hole => Ok(None),
             Lookup::Page(page) => Ok(Some(page)),
             Lookup::Leaf { leaf, number, slot } => Ok(self.leaf(leaf, number).await?.page(slot)),
+        }
+    }
+
+    /// Returns the digest of the leaf of the region table that `region` is in, if it has leaves.
+    pub(crate) fn leaf_digest(&self, region: u32) -> Option<Digest> {
+        match self.table.lookup(region) {
+            Lookup::Leaf { leaf, .. } => Some(leaf),
+            Lookup::Hole | Lookup::Page(_) => None,
         }
     }
 

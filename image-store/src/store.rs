@@ -62,6 +62,16 @@ pub enum StoreError {
     Temporary { source: io::Error },
 }
 
+impl StoreError {
+    /// Tells whether a file is gone or not what it should be, so that writing it again helps.
+    pub const fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Missing { .. } | Self::Damaged { .. } | Self::Decode { .. }
+        )
+    }
+}
+
 /// An open store. Cheap to clone: clones share the back end.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -163,6 +173,16 @@ impl Store {
         &self.backend
     }
 
+    /// Puts something around the back end: what counts, slows or breaks what goes through it.
+    #[must_use]
+    pub fn wrapped(
+        mut self,
+        wrap: impl FnOnce(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore>,
+    ) -> Self {
+        self.backend = wrap(self.backend);
+        self
+    }
+
     /// Returns what the store says of itself.
     pub const fn marker(&self) -> &Marker {
         &self.marker
@@ -181,8 +201,17 @@ impl Store {
     /// # Errors
     /// It is missing.
     pub async fn first_root(&self) -> Result<Bytes, StoreError> {
+        self.root_version(1).await
+    }
+
+    /// Reads a version of the root as it lies in the store: nothing vouches for it.
+    ///
+    /// # Errors
+    /// It is missing.
+    pub async fn root_version(&self, version: u64) -> Result<Bytes, StoreError> {
         let max = usize::try_from(trust::ROLE_BYTES_MAX).unwrap_or(usize::MAX);
-        self.fetch(trust::FIRST_ROOT_PATH, Bound::AtMost(max)).await
+        let path = format!("{}/{version}.root.json", trust::METADATA_DIRECTORY);
+        self.fetch(&path, Bound::AtMost(max)).await
     }
 
     /// Reads the first root; `None` for a store that was never published to. The root is the last
@@ -386,17 +415,17 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the length of an object, or `None` if there is none.
+    /// Reads a file of at most `max` bytes.
+    pub(crate) async fn file_at_most(&self, path: &str, max: usize) -> Result<Bytes, StoreError> {
+        self.fetch(path, Bound::AtMost(max)).await
+    }
+
+    /// Reads a target.
     ///
     /// # Errors
-    /// The back end cannot tell.
-    pub async fn object_length(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        let path = digest.object_path();
-        match self.backend.head(&object_path(&path)).await {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(source) => Err(access(&path, source)),
-        }
+    /// It is missing or damaged.
+    pub(crate) async fn target(&self, path: &str, object: &ObjectRef) -> Result<Bytes, StoreError> {
+        self.fetch(path, Bound::Object(object)).await
     }
 
     /// Stores an object, unless it is there already.
@@ -564,7 +593,7 @@ pub(crate) fn object_path(path: &str) -> ObjectPath {
     ObjectPath::from(path)
 }
 
-fn access(path: &str, source: object_store::Error) -> StoreError {
+pub(crate) fn access(path: &str, source: object_store::Error) -> StoreError {
     let path = path.to_owned();
     match source {
         object_store::Error::NotFound { .. } => StoreError::Missing { path },

@@ -7,6 +7,8 @@
 //! - [`keys`]: who may sign; kept outside the store
 //! - [`load`]: reads what is current, held against a trusted root
 //! - [`sign`]: writes what is current next
+//! - [`resign`]: writes what is current once more, to last longer or with other keys
+//! - [`root`]: who may sign what, as a document; [`rotate`]: makes it the current one
 //! - [`accept`]: takes what somebody else signed, after it was checked
 //!
 //! The cryptography and the order of checks are `tough`'s; this module adds no rule of its own.
@@ -14,6 +16,10 @@
 pub mod accept;
 pub mod keys;
 pub mod load;
+pub mod public_key;
+pub mod resign;
+pub mod root;
+pub mod rotate;
 pub mod sign;
 
 use std::collections::BTreeMap;
@@ -87,6 +93,8 @@ pub enum TrustError {
     Full,
     #[error(transparent)]
     Keys(#[from] keys::KeyError),
+    #[error(transparent)]
+    Rule(#[from] root::RootError),
     #[error("cannot use the {role} key")]
     Key {
         role: String,

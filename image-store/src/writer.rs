@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use image_format::content::ContentHasher;
 use image_format::digest::Hasher;
 use image_format::geometry::{self, REGION_BLOCKS};
 use image_format::manifest::Disk;
@@ -75,6 +76,10 @@ pub struct WrittenDisk {
     pub(crate) index: Option<ObjectRef>,
     /// Packs of earlier publishes that the disk refers to: checked again under the commit lock.
     pub(crate) known_packs: HashSet<ObjectRef>,
+    /// What was written, or was there already: checked again as well.
+    pub(crate) objects: HashSet<ObjectRef>,
+    /// Packs that were found to be missing or damaged, and are so still.
+    pub(crate) lost_packs: HashSet<Digest>,
 }
 
 /// A chunk of a region whose page is not written yet.
@@ -106,6 +111,9 @@ pub struct ImageWriter {
     waiting: Vec<(u32, Vec<Waiting>)>,
     n_waiting: usize,
     pages: Vec<Option<Digest>>,
+    /// All that was written but packs.
+    objects: HashSet<ObjectRef>,
+    content: ContentHasher,
     stats: WriteStats,
 }
 
@@ -156,6 +164,8 @@ impl ImageWriter {
             waiting: Vec::new(),
             n_waiting: 0,
             pages: Vec::new(),
+            objects: HashSet::new(),
+            content: ContentHasher::default(),
             stats: WriteStats::default(),
         }
     }
@@ -189,6 +199,7 @@ impl ImageWriter {
         );
         let plain_bytes = u64::from(blocks) * u64::from(BLOCK_BYTES);
         let (place, stored) = self.place(chunk, prepared, plain_bytes)?;
+        self.content.push(block, blocks, chunk);
         self.stats.chunks += 1;
         self.stats.data_bytes += plain_bytes;
         self.stats.stored_bytes += u64::from(stored);
@@ -269,7 +280,7 @@ impl ImageWriter {
         Ok(())
     }
 
-    async fn write_page(&self, region: u32, entries: &[Waiting]) -> Result<Digest, WriteError> {
+    async fn write_page(&mut self, region: u32, entries: &[Waiting]) -> Result<Digest, WriteError> {
         let mut builder = PageBuilder::default();
         for entry in entries {
             let location = match entry.place {
@@ -286,7 +297,13 @@ impl ImageWriter {
             .finish()
             .map_err(|source| WriteError::Page { region, source })?
             .expect("a waiting region has entries");
-        Ok(self.store.put_object(page.encode().into()).await?.digest)
+        Ok(self.put(page.encode()).await?.digest)
+    }
+
+    async fn put(&mut self, bytes: Vec<u8>) -> Result<ObjectRef, WriteError> {
+        let object = self.store.put_object(bytes.into()).await?;
+        self.objects.insert(object);
+        Ok(object)
     }
 
     /// Writes what is left, and the tables, of a disk of `length` bytes.
@@ -300,18 +317,23 @@ impl ImageWriter {
         self.pages.resize(n_regions, None);
         let table = RegionTable::encode(length, &self.pages);
         for leaf in table.leaves {
-            self.store.put_object(leaf.into()).await?;
+            self.put(leaf).await?;
         }
-        let regions = self.store.put_object(table.root.into()).await?;
+        let regions = self.put(table.root).await?;
         let index = match self.new.finish(&self.packs)? {
             Some(file) => Some(self.store.put_file(file).await?),
             None => None,
         };
-        drop(self.known);
+        let mut lost_packs = self.known.excluded().clone();
+        for pack in &self.packs {
+            lost_packs.remove(&pack.digest);
+        }
+        self.objects.extend(self.packs.into_iter().chain(index));
         Ok(WrittenDisk {
             disk: Disk {
                 length,
                 regions,
+                content: self.content.finish(length),
                 chunks: self.stats.chunks,
                 data_bytes: self.stats.data_bytes,
                 stored_bytes: self.stats.stored_bytes,
@@ -319,6 +341,8 @@ impl ImageWriter {
             stats: self.stats,
             index,
             known_packs: self.known_packs,
+            objects: self.objects,
+            lost_packs,
         })
     }
 }

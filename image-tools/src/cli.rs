@@ -7,7 +7,10 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use image_format::ImageRef;
 
-use crate::command::{self, export, init, inspect, list, manual, publish, refresh, verify};
+use crate::command::{
+    self, export, gc, init, inspect, key, list, manual, profile, publish, refresh, remove,
+    rollback, root, tag, verify,
+};
 use crate::ui::Ui;
 
 const EXAMPLES: &str = "\
@@ -61,8 +64,22 @@ enum Command {
     Export(export::Args),
     /// Read everything again and check it against its digests
     Verify(verify::Args),
+    /// Point a tag to a version, or delete it
+    Tag(Box<tag::Args>),
+    /// Point a tag to an older version again
+    Rollback(Box<rollback::Args>),
+    /// Take versions, or whole images, out of what the store offers
+    Remove(remove::Args),
+    /// Delete what nothing refers to any more
+    Gc(gc::Args),
+    /// Say what boots of an image read first, so that clients fetch it in one stream
+    Profile(profile::Args),
     /// Sign what the store offers again, before it expires
     Refresh(refresh::Args),
+    /// Look at signing keys; add, remove or replace them
+    Key(Box<key::Args>),
+    /// Show who may sign what; sign and publish changes of that
+    Root(Box<root::Args>),
     /// Print a completion script for a shell
     Completions(manual::CompletionArgs),
     /// Write manual pages
@@ -114,7 +131,14 @@ fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         match args.command {
             Command::Publish(args) => publish::run(&common, *args, ui).await,
             Command::Init(args) => init::run(&common, args, ui).await,
+            Command::Tag(args) => tag::run(&common, *args, ui).await,
+            Command::Rollback(args) => rollback::run(&common, *args, ui).await,
+            Command::Remove(args) => remove::run(&common, args, ui).await,
+            Command::Gc(args) => gc::run(&common, args, ui).await,
             Command::Refresh(args) => refresh::run(&common, args, ui).await,
+            Command::Key(args) => key::run(&common, *args, ui).await,
+            Command::Root(args) => root::run(&common, *args, ui).await,
+            Command::Profile(args) => profile::run(&common, args, ui).await,
             Command::List(args) => list::run(&common, args, ui).await,
             Command::Inspect(args) => inspect::run(&common, args, ui).await,
             Command::Export(args) => export::run(&common, args, ui).await,

@@ -3,12 +3,19 @@
 use std::io;
 
 pub mod export;
+pub mod gc;
 pub mod init;
 pub mod inspect;
+pub mod key;
 pub mod list;
 pub mod manual;
+pub mod profile;
 pub mod publish;
 pub mod refresh;
+pub mod remove;
+pub mod rollback;
+pub mod root;
+pub mod tag;
 pub mod verify;
 
 /// Tells whether a program that we write to has gone: no error of ours.

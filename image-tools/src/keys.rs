@@ -12,20 +12,43 @@ use image_store::trust::keys::KeyError;
 use image_store::trust::sign::Established;
 use image_store::{KeyRing, Lifetimes, Signer, Store};
 
+/// Where the keys are.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Signing")]
+pub struct RingArgs {
+    /// Directory of the signing keys [default: ~/.config/circular/keys/STORE]
+    #[arg(long, value_name = "DIR", env = "CIRCULAR_KEYS")]
+    keys: Option<PathBuf>,
+}
+
 /// Options of whatever signs.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Signing")]
 pub struct KeyArgs {
-    /// Directory of the signing keys [default: ~/.config/circular/keys/STORE]
-    #[arg(long, value_name = "DIR", env = "CIRCULAR_KEYS")]
-    keys: Option<PathBuf>,
+    #[command(flatten)]
+    ring: RingArgs,
+    /// Days until the root expires, from when it is made
+    ///
+    /// Past that, no machine opens the store. Long by default: renewing it (`circular root renew`)
+    /// needs the root key, which is best kept where it is hard to get at.
+    #[arg(long, value_name = "DAYS", default_value_t = days(Lifetimes::DEFAULT.root), value_parser = clap::value_parser!(u32).range(DAYS))]
+    root_days: u32,
     /// Days until targets and snapshot expire, if nobody publishes
-    #[arg(long, value_name = "DAYS", default_value_t = days(Lifetimes::DEFAULT.targets))]
+    ///
+    /// They say what is offered; what bounds how long an old state can be passed off as the newest
+    /// is the timestamp. So these only need to outlast the time between two publishes.
+    #[arg(long, value_name = "DAYS", default_value_t = days(Lifetimes::DEFAULT.targets), value_parser = clap::value_parser!(u32).range(DAYS))]
     targets_days: u32,
     /// Days until the timestamp expires, if nobody publishes or refreshes
-    #[arg(long, value_name = "DAYS", default_value_t = days(Lifetimes::DEFAULT.timestamp))]
+    ///
+    /// Somebody between store and machine can hide what is newer for so long. Short means less of
+    /// that, and that `circular refresh` must run as often: with 7 days, once a day from a timer.
+    #[arg(long, value_name = "DAYS", default_value_t = days(Lifetimes::DEFAULT.timestamp), value_parser = clap::value_parser!(u32).range(DAYS))]
     timestamp_days: u32,
 }
+
+/// From a day to a hundred years: a date in TUF has a year of four digits.
+const DAYS: std::ops::RangeInclusive<i64> = 1..=36_500;
 
 const DAY_SECONDS: u64 = 24 * 60 * 60;
 
@@ -45,9 +68,9 @@ impl KeyArgs {
     pub fn lifetimes(&self) -> Lifetimes {
         let span = |days: u32| Duration::from_secs(u64::from(days) * DAY_SECONDS);
         Lifetimes {
+            root: span(self.root_days),
             targets: span(self.targets_days),
             timestamp: span(self.timestamp_days),
-            ..Lifetimes::DEFAULT
         }
     }
 
@@ -79,20 +102,24 @@ impl KeyArgs {
         let Some(root) = store.root_if_signed().await? else {
             return Ok(None);
         };
-        let directory = match &self.keys {
-            Some(directory) => directory.clone(),
-            None => default_directory()?.join(store_id(&root)),
-        };
-        let ring = KeyRing::open(&directory)
+        let ring = KeyRing::open(&self.ring.directory_of(&root)?)
             .with_context(|| format!("cannot sign for the store `{}`", store.root().display()))?;
-        if ring.root()?[..] != root[..] {
-            bail!(
-                "the keys in `{}` are those of another store than `{}`",
-                directory.display(),
-                store.root().display()
-            );
-        }
+        check_belongs(&ring, &root, store)?;
         Ok(Some(ring))
+    }
+
+    /// Opens the keys of a store that was signed before.
+    ///
+    /// # Errors
+    /// It was not, or the keys are not where they should be.
+    pub async fn open_signed(&self, store: &Store) -> anyhow::Result<KeyRing> {
+        match self.open(store).await? {
+            Some(ring) => Ok(ring),
+            None => bail!(
+                "`{}` was never signed: `circular publish` or `circular init` does it",
+                store.root().display()
+            ),
+        }
     }
 
     /// Makes keys for a store that was never signed, and signs it.
@@ -100,54 +127,31 @@ impl KeyArgs {
     /// # Errors
     /// There are keys already, or the store cannot be written.
     pub async fn make(&self, store: &Store) -> anyhow::Result<KeyRing> {
-        if let Some(directory) = &self.keys {
+        if let Some(directory) = &self.ring.keys {
             // Keys made before their store are used as they are.
             let ring = match KeyRing::open(directory) {
                 Err(KeyError::Missing { .. }) => KeyRing::generate(directory)?,
-                ring => ring?,
+                ring => ring?.complete()?,
             };
-            self.signer(&ring).establish(store).await?;
+            let (Established::Now(root) | Established::Before(root)) =
+                self.signer(&ring).establish(store).await?;
+            check_belongs(&ring, &root, store)?;
             return Ok(ring);
         }
-        // The directory is named by the root, which the keys make: they are moved once it is known.
-        let base = default_directory()?;
-        std::fs::create_dir_all(&base)
-            .with_context(|| format!("cannot make `{}`", base.display()))?;
-        let fresh = base.join(format!(".new-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&fresh);
+        let (base, fresh) = fresh_directory()?;
         let ring = KeyRing::generate(&fresh)?;
-        let root = match self.signer(&ring).establish(store).await? {
-            Established::Now(root) => root,
+        let root = self.signer(&ring).keep_first_root().await?;
+        // In their place before the store has that root: whoever finds it there finds the keys.
+        let ring = keep_fresh(&base, &fresh, &root)?;
+        match self.signer(&ring).establish(store).await? {
+            Established::Now(_) => Ok(ring),
             Established::Before(_) => {
-                let _ = std::fs::remove_dir_all(&fresh);
-                return match self.open_default(store).await? {
-                    Some(ring) => Ok(ring),
-                    None => bail!("the store lost its root meanwhile"),
-                };
+                let _ = std::fs::remove_dir_all(ring.directory());
+                self.open_signed(store)
+                    .await
+                    .context("another publisher has just signed the store")
             }
-        };
-        let directory = base.join(store_id(&root));
-        std::fs::rename(&fresh, &directory).with_context(|| {
-            format!(
-                "cannot move the new keys from `{}` to `{}`",
-                fresh.display(),
-                directory.display()
-            )
-        })?;
-        Ok(KeyRing::open(&directory)?)
-    }
-
-    /// Opens the keys that another publisher of this user made in the same moment.
-    async fn open_default(&self, store: &Store) -> anyhow::Result<Option<KeyRing>> {
-        let root = store.first_root().await?;
-        let directory = default_directory()?.join(store_id(&root));
-        let ring = KeyRing::open(&directory).with_context(|| {
-            format!(
-                "another publisher has just signed the store `{}`",
-                store.root().display()
-            )
-        })?;
-        Ok(Some(ring))
+        }
     }
 
     /// Returns a signer with these keys.
@@ -158,6 +162,74 @@ impl KeyArgs {
             now: now(),
         }
     }
+}
+
+impl RingArgs {
+    /// Returns where the keys are of the store with this first root.
+    fn directory_of(&self, root: &[u8]) -> anyhow::Result<PathBuf> {
+        match &self.keys {
+            Some(directory) => Ok(directory.clone()),
+            None => Ok(default_directory()?.join(store_id(root))),
+        }
+    }
+
+    /// Returns where the keys are; the store is asked only if nobody says.
+    ///
+    /// # Errors
+    /// Nobody says, and there is no signed store.
+    pub async fn directory(&self, store: &Path) -> anyhow::Result<PathBuf> {
+        if let Some(directory) = &self.keys {
+            return Ok(directory.clone());
+        }
+        match Store::open(store).await?.root_if_signed().await? {
+            Some(root) => self.directory_of(&root),
+            None => bail!(
+                "`{}` was never signed: say where the keys are with --keys DIR",
+                store.display()
+            ),
+        }
+    }
+
+    /// Opens the keys, whichever store they are for.
+    ///
+    /// # Errors
+    /// There are none.
+    pub async fn open(&self, store: &Path) -> anyhow::Result<KeyRing> {
+        Ok(KeyRing::open(&self.directory(store).await?)?)
+    }
+}
+
+fn check_belongs(ring: &KeyRing, root: &[u8], store: &Store) -> anyhow::Result<()> {
+    if ring.root()?[..] != root[..] {
+        bail!(
+            "the keys in `{}` are those of another store than `{}`",
+            ring.directory().display(),
+            store.root().display()
+        );
+    }
+    Ok(())
+}
+
+/// Returns where keys are kept, and a new directory there: keys make the root that names theirs, so
+/// they are moved once it is known.
+fn fresh_directory() -> anyhow::Result<(PathBuf, PathBuf)> {
+    let base = default_directory()?;
+    std::fs::create_dir_all(&base).with_context(|| format!("cannot make `{}`", base.display()))?;
+    let fresh = base.join(format!(".new-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&fresh);
+    Ok((base, fresh))
+}
+
+fn keep_fresh(base: &Path, fresh: &Path, root: &[u8]) -> anyhow::Result<KeyRing> {
+    let directory = base.join(store_id(root));
+    std::fs::rename(fresh, &directory).with_context(|| {
+        format!(
+            "cannot move the new keys from `{}` to `{}`",
+            fresh.display(),
+            directory.display()
+        )
+    })?;
+    Ok(KeyRing::open(&directory)?)
 }
 
 /// Names a store by its first root.

@@ -2,7 +2,8 @@
 //!
 //! [`cli`] says what can be typed; [`command`] has one module for each subcommand; [`publish`] is
 //! the pipeline from a disk image to chunks in a store; [`inside`] looks into an image for what it
-//! needs to boot; [`keys`] knows where signing keys are kept; [`ui`] is the only module that prints.
+//! needs to boot; [`keys`] knows where signing keys are kept, and [`roots`]
+//! changes which of them count; [`ui`] is the only module that prints.
 #![forbid(unsafe_code)]
 
 pub mod cli;
@@ -10,4 +11,5 @@ pub mod command;
 pub mod inside;
 pub mod keys;
 pub mod publish;
+pub mod roots;
 pub mod ui;

@@ -6,5 +6,6 @@
 //! between them are bounded, so memory does not grow with the image.
 
 pub mod boot;
+pub mod carry;
 pub mod prepare;
 pub mod source;

@@ -14,6 +14,17 @@ pub const BUILD_RECORD: &str = "/etc/circular/build.json";
 /// The root that the client trusts, as TUF metadata: what the publisher's keys signed.
 pub const TRUSTED_ROOT: &str = "/etc/circular/root.json";
 
+/// Certificate authorities for an https store, in PEM, if somebody put them there: the archive has
+/// none of its own. A further initrd is the place to put it.
+pub const AUTHORITIES: &str = "/etc/circular/ca.pem";
+
+/// The token of a private store, if somebody put it there: never on the kernel command line, which
+/// everybody can read.
+pub const TOKEN: &str = "/etc/circular/token";
+
+/// The least versions of metadata to take, if somebody put them there: this machine remembers none.
+pub const MINIMUM: &str = "/etc/circular/minimum.json";
+
 /// Names under which busybox can be called.
 ///
 /// init needs `ip` and `udhcpc`; the rest is for the rescue shell.

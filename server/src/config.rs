@@ -111,7 +111,8 @@ impl Limits {
     /// 256 KiB in hand.
     pub const UPLOADS_MAX: usize = 32;
 
-    /// Documents that are read into memory at once, each of at most 8 MiB.
+    /// Questions, and commits, that are read into memory at once, each of at most 8 MiB. Commits wait
+    /// for each other anyway, and for publishers beside the store.
     pub const UPLOAD_DOCUMENTS_MAX: usize = 4;
 
     /// Most bytes of a request head; more is answered with 431. A head of ours has under 1 KiB.

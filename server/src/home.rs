@@ -162,6 +162,7 @@ mod tests {
             revision: 1,
             created: 0,
             disk: Digest::of(b"disk"),
+            content: Digest::of(b"content"),
             length: 2 << 30,
             bootable: true,
         };

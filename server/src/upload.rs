@@ -59,7 +59,8 @@ pub(crate) struct Uploads {
     staging: PathBuf,
     trusted: Option<Bytes>,
     files: Arc<Semaphore>,
-    documents: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
+    commits: Arc<Semaphore>,
     stall_timeout: Duration,
 }
 
@@ -99,7 +100,8 @@ impl Uploads {
             staging,
             trusted,
             files: Arc::new(Semaphore::new(Limits::UPLOADS_MAX)),
-            documents: Arc::new(Semaphore::new(Limits::UPLOAD_DOCUMENTS_MAX)),
+            questions: Arc::new(Semaphore::new(Limits::UPLOAD_DOCUMENTS_MAX)),
+            commits: Arc::new(Semaphore::new(Limits::UPLOAD_DOCUMENTS_MAX)),
             stall_timeout: limits.upload_stall_timeout,
         })
     }
@@ -171,7 +173,7 @@ impl Uploads {
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     {
-        let _turn = turn(&self.documents).await?;
+        let _turn = turn(&self.questions).await?;
         let max = protocol::QUESTION_BYTES_MAX;
         let json = receive::document(body, max, self.stall_timeout).await?;
         let question = Question::decode(&json)?;
@@ -198,7 +200,7 @@ impl Uploads {
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     {
-        let turn = turn(&self.documents).await?;
+        let turn = turn(&self.commits).await?;
         let json = receive::document(body, PROPOSAL_BYTES_MAX as u64, self.stall_timeout).await?;
         let proposal = Proposal::decode(&json).map_err(AcceptError::from)?;
         drop(json);

@@ -128,6 +128,7 @@ fn documents() -> Result<()> {
         disk: Disk {
             length: 1 << 31,
             regions: object,
+            content: Digest::of(b"content"),
             chunks: 10,
             data_bytes: 40_960,
             stored_bytes: 9000,
@@ -161,6 +162,7 @@ fn documents() -> Result<()> {
         revision: 1,
         created: 1_700_000_000,
         disk: Digest::of(b"disk"),
+        content: Digest::of(b"content"),
         length: 4096,
         bootable: true,
     };

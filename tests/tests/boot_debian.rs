@@ -52,6 +52,35 @@ fn machine_boots_the_whole_disk_image() -> Result<()> {
 }
 
 #[test]
+fn machine_refuses_a_store_that_is_not_signed_by_its_publisher() -> Result<()> {
+    if require::missing(NEEDS)? {
+        return Ok(());
+    }
+    let store = TestStore::new()?;
+    store.publish_bootable(&images::debian("debian.raw")?, "debian:12")?;
+    forge(&store.path().join("metadata/timestamp.json"))?;
+    let server = Server::start(&store.path())?;
+    let options = Options::named("boot-forged");
+    let mut machine = Machine::boot(server.url(), "boot/debian=12.ipxe", &options)?;
+    let console = &mut machine.console;
+    console.wait_for(
+        "circular-mount: cannot open `debian:12@1`: bad signature: the store's timestamp metadata",
+        BOOT,
+    )?;
+    console.wait_for("the client ended before it served the disk", BOOT)?;
+    Ok(())
+}
+
+/// Changes one digit of the only signature.
+fn forge(metadata: &Path) -> Result<()> {
+    let signed = fs::read_to_string(metadata)?;
+    let at = signed.find("\"sig\"").context("it has a signature")? + "\"sig\": \"".len() + 10;
+    let mut forged = signed.into_bytes();
+    forged[at] = if forged[at] == b'0' { b'1' } else { b'0' };
+    fs::write(metadata, forged).context("cannot write the metadata")
+}
+
+#[test]
 fn machine_boots_the_partitioned_image_from_nginx_through_the_menu() -> Result<()> {
     if require::missing(&[NEEDS, &[Need::Nginx]].concat())? {
         return Ok(());

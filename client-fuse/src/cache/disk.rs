@@ -132,6 +132,13 @@ impl DiskCache {
         }
     }
 
+    /// Bytes that may still be filled in.
+    #[must_use]
+    pub fn room_bytes(&self) -> u64 {
+        self.file()
+            .map_or(0, |cache| cache.room.load(Ordering::Relaxed))
+    }
+
     /// The file, unless the cache is off.
     fn file(&self) -> Option<&CacheFile> {
         self.0

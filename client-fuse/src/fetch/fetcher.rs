@@ -8,7 +8,6 @@
 //! Bounds: requests and bytes in flight by [`Lanes`], the length of every answer before it is asked
 //! for, tries and time by [`RetryPolicy`].
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -17,20 +16,24 @@ use image_format::chunk::{Chunk, ChunkId};
 use image_format::digest::{Digest, DigestMismatch, ObjectRef};
 use image_format::frame::FrameError;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::cache::Caches;
 use crate::fetch::lanes::{Hurry, Lanes, Priority, Slot};
+use crate::fetch::mirrors::{MirrorId, Mirrors};
+use crate::fetch::pace::Pace;
 use crate::fetch::plan::{RangeRequest, Wants};
-use crate::fetch::retry::{Next, RetryPolicy};
+use crate::fetch::retry::{Fault, Next, RetryPolicy};
 use crate::fetch::split::Splitter;
-use crate::fetch::{FetchError, Freshness, Part, Request, Source};
+use crate::fetch::{Body, FetchError, Freshness, Part, Request, Source};
 use crate::flight::Landing;
 use crate::place::Place;
 use crate::stats::{Counter, Stats};
 
+mod attempts;
 mod outage;
+pub mod part;
 
+pub(crate) use attempts::Attempts;
 use outage::Outage;
 
 /// What a flight of a chunk delivers.
@@ -104,7 +107,7 @@ impl Whole {
         }
     }
 
-    const fn freshness(&self) -> Freshness {
+    pub(crate) const fn freshness(&self) -> Freshness {
         match self.expect {
             Expect::Object(_) | Expect::Digest(..) | Expect::Fixed(_) => Freshness::Any,
             Expect::Bound(_) | Expect::Optional(_) => Freshness::Revalidate,
@@ -112,8 +115,8 @@ impl Whole {
     }
 
     /// Whether the answer is good, though it is an error to the source.
-    fn is_answered_by(&self, error: &FetchError) -> bool {
-        matches!(self.expect, Expect::Optional(_)) && error.is_missing()
+    pub(crate) fn is_answered_by(&self, error: &FetchError) -> bool {
+        matches!(self.expect, Expect::Optional(_)) && error.is_missing_or_forbidden()
     }
 
     /// Checks what came.
@@ -147,7 +150,7 @@ impl Whole {
 /// Fetches from one store.
 #[derive(Debug)]
 pub struct Fetcher<S> {
-    source: S,
+    mirrors: Arc<Mirrors<S>>,
     caches: Arc<Caches>,
     lanes: Lanes,
     policy: RetryPolicy,
@@ -165,8 +168,21 @@ impl<S: Source> Fetcher<S> {
         caches: Arc<Caches>,
         stats: Arc<Stats>,
     ) -> Self {
+        let mirrors = Arc::new(Mirrors::one(source));
+        Self::over(mirrors, connections, policy, caches, stats)
+    }
+
+    /// Fetches from `mirrors` over at most `connections` requests at once.
+    #[must_use]
+    pub fn over(
+        mirrors: Arc<Mirrors<S>>,
+        connections: u16,
+        policy: RetryPolicy,
+        caches: Arc<Caches>,
+        stats: Arc<Stats>,
+    ) -> Self {
         Self {
-            source,
+            mirrors,
             caches,
             lanes: Lanes::new(connections),
             policy,
@@ -180,6 +196,16 @@ impl<S: Source> Fetcher<S> {
         &self.stats
     }
 
+    /// The servers.
+    pub(crate) fn mirrors(&self) -> &Mirrors<S> {
+        &self.mirrors
+    }
+
+    /// The tries of something that begins now.
+    pub(crate) fn attempts(&self) -> Attempts {
+        Attempts::begin(self.policy)
+    }
+
     /// Fetches a whole file, verified if its digest is known; `counter` counts its bytes.
     ///
     /// # Errors
@@ -190,34 +216,77 @@ impl<S: Source> Fetcher<S> {
     ///
     /// Dropping the future ends the fetch.
     pub async fn whole(&self, whole: &Whole, counter: &Counter) -> Result<Bytes, FetchError> {
-        let mut attempts = Attempts::begin(self.policy);
-        let hurry = Hurry::new();
+        let mut attempts = self.attempts();
         let mut freshness = whole.freshness();
         loop {
-            let slot = self
-                .lanes
-                .enter(Priority::Guest, whole.bytes_max(), &hurry)
-                .await;
-            let seen = self.outage.seen();
-            let error = match self.try_whole(whole, freshness, counter).await {
-                Ok(bytes) => {
-                    self.outage.ended(seen);
-                    return Ok(bytes);
-                }
-                Err(error) if whole.is_answered_by(&error) => {
-                    self.outage.ended(seen);
-                    return Err(error);
-                }
+            let mirror = self.choose(&attempts);
+            let error = match self.whole_of(mirror, whole, freshness, counter).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) if whole.is_answered_by(&error) => return Err(error),
                 Err(error) => error,
             };
-            drop(slot);
             freshness = Freshness::Revalidate;
-            self.wait_or_stop(&mut attempts, error).await?;
+            self.turn_or_wait(&mut attempts, mirror, error).await?;
         }
+    }
+
+    /// Fetches a whole file, once, on the chance that it is there. That it is not is no failure.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the fetch.
+    pub async fn glance(&self, whole: &Whole, counter: &Counter) -> Option<Bytes> {
+        let mirror = self.choose(&self.attempts());
+        self.glance_at(mirror, whole, counter).await
+    }
+
+    /// The same, of one mirror.
+    pub(crate) async fn glance_at(
+        &self,
+        mirror: MirrorId,
+        whole: &Whole,
+        counter: &Counter,
+    ) -> Option<Bytes> {
+        let hurry = Hurry::new();
+        let bytes_max = whole.bytes_max();
+        let slot = self.lanes.enter(Priority::Guest, bytes_max, &hurry).await;
+        let tried = self
+            .try_whole(mirror, whole, whole.freshness(), counter)
+            .await;
+        drop(slot);
+        tried
+            .inspect_err(|error| tracing::debug!(%error, "not there at a glance"))
+            .ok()
+    }
+
+    /// Asks one mirror for a whole file, once.
+    pub(crate) async fn whole_of(
+        &self,
+        mirror: MirrorId,
+        whole: &Whole,
+        freshness: Freshness,
+        counter: &Counter,
+    ) -> Result<Bytes, FetchError> {
+        let hurry = Hurry::new();
+        let bytes_max = whole.bytes_max();
+        let _slot = self.lanes.enter(Priority::Guest, bytes_max, &hurry).await;
+        let seen = self.outage.seen();
+        let outcome = self.try_whole(mirror, whole, freshness, counter).await;
+        match &outcome {
+            Err(error) if !whole.is_answered_by(error) => {
+                self.mirrors.failed(mirror, error.blame(), error);
+            }
+            _ => {
+                self.outage.ended(seen);
+                self.mirrors.answered(mirror);
+            }
+        }
+        outcome
     }
 
     async fn try_whole(
         &self,
+        mirror: MirrorId,
         whole: &Whole,
         freshness: Freshness,
         counter: &Counter,
@@ -228,10 +297,10 @@ impl<S: Source> Fetcher<S> {
             part: Part::Whole,
             freshness,
         };
-        let mut body = self.source.open(request).await?;
+        let pace = Pace::begin();
+        let mut body = self.open(mirror, request, &pace).await?;
         let mut bytes = BytesMut::new();
-        while let Some(part) = body.next().await {
-            let part = part?;
+        while let Some(part) = next_part(&mut body, &whole.path, &pace, bytes.len() as u64).await? {
             counter.add(part.len() as u64);
             if (bytes.len() + part.len()) as u64 > whole.bytes_max() {
                 return Err(FetchError::Long {
@@ -258,28 +327,31 @@ impl<S: Source> Fetcher<S> {
         priority: Priority,
         hurry: Arc<Hurry>,
     ) {
-        let mut attempts = Attempts::begin(self.policy);
+        let mut attempts = self.attempts();
         let mut freshness = Freshness::Any;
         loop {
+            let mirror = self.choose(&attempts);
             let bytes = request.range.end - request.range.start + request.plain_bytes;
             let slot = self.lanes.enter(priority, bytes, &hurry).await;
             let before = request.wanted.len();
             let seen = self.outage.seen();
-            let outcome = self.try_range(&mut request, freshness, slot).await;
+            let outcome = self.try_range(mirror, &mut request, freshness, slot).await;
             let Err(error) = outcome else {
                 self.outage.ended(seen);
+                self.mirrors.answered(mirror);
                 return;
             };
+            self.mirrors.failed(mirror, error.blame(), &error);
             if request.wanted.is_empty() {
                 tracing::debug!(%error, "a body went wrong behind what was wanted of it");
                 return;
             }
             if request.wanted.len() < before {
-                attempts = Attempts::begin(self.policy);
+                attempts = self.attempts();
             }
             freshness = Freshness::Revalidate;
             request.shrink();
-            if let Err(error) = self.wait_or_stop(&mut attempts, error).await {
+            if let Err(error) = self.turn_or_wait(&mut attempts, mirror, error).await {
                 for wanted in request.wanted {
                     wanted.landing.deliver(Err(error.clone()));
                 }
@@ -291,6 +363,7 @@ impl<S: Source> Fetcher<S> {
     /// One try; what is delivered is taken out of the request.
     async fn try_range(
         &self,
+        mirror: MirrorId,
         request: &mut RangeRequest<Wanted>,
         freshness: Freshness,
         slot: Slot<'_>,
@@ -299,7 +372,7 @@ impl<S: Source> Fetcher<S> {
         let mut splitter = Splitter::new(request.range.start, std::mem::take(&mut request.wanted));
         let mut decoding = JoinSet::new();
         let received = self
-            .receive(request, &path, freshness, &mut splitter, &mut decoding)
+            .receive(mirror, request, freshness, &mut splitter, &mut decoding)
             .await;
         request.wanted = splitter.into_waiting();
         let mut damaged = None;
@@ -321,51 +394,59 @@ impl<S: Source> Fetcher<S> {
     /// Reads the body, handing over each chunk as soon as it is complete.
     async fn receive(
         &self,
+        mirror: MirrorId,
         request: &RangeRequest<Wanted>,
-        path: &str,
         freshness: Freshness,
         splitter: &mut Splitter<Wanted>,
         decoding: &mut JoinSet<Vec<Damaged>>,
     ) -> Result<(), FetchError> {
         self.stats.requests.increment();
+        let path = request.pack.digest.object_path();
         let want = request.range.end - request.range.start;
         let part = Part::Range {
             range: request.range.clone(),
             object_bytes: request.pack.length,
         };
-        let mut body = self
-            .source
-            .open(Request {
-                path: path.to_owned(),
-                part,
-                freshness,
-            })
-            .await?;
+        let asked = Request {
+            path: path.clone(),
+            part,
+            freshness,
+        };
+        let pace = Pace::begin();
+        let mut body = self.open(mirror, asked, &pace).await?;
         let mut got = 0;
-        while let Some(part) = body.next().await {
-            let part = part?;
+        while let Some(part) = next_part(&mut body, &path, &pace, got).await? {
             got += part.len() as u64;
             self.stats.fetched.chunk_bytes.add(part.len() as u64);
-            if got > want {
-                return Err(FetchError::Long {
-                    path: path.to_owned(),
-                    limit: want,
-                });
-            }
             let complete = splitter.push(&part);
             if !complete.is_empty() {
                 let (caches, stats) = (Arc::clone(&self.caches), Arc::clone(&self.stats));
                 decoding.spawn_blocking(move || deliver(complete, &caches, &stats));
             }
+            // What was asked for came before what is too much.
+            if got > want {
+                return Err(FetchError::Long { path, limit: want });
+            }
         }
         if got < want {
-            return Err(FetchError::Short {
-                path: path.to_owned(),
-                want,
-                got,
-            });
+            return Err(FetchError::Short { path, want, got });
         }
         Ok(())
+    }
+
+    /// Asks a mirror, and waits for the head of its answer as long as for any part of it.
+    async fn open(
+        &self,
+        mirror: MirrorId,
+        request: Request,
+        pace: &Pace,
+    ) -> Result<Body, FetchError> {
+        let path = request.path.clone();
+        let opened = tokio::time::timeout_at(pace.until(0), self.mirrors.open(mirror, request));
+        match opened.await {
+            Ok(body) => Ok(body?),
+            Err(_) => Err(pace.too_slow(path, 0)),
+        }
     }
 
     fn count_damage(&self, error: &FetchError) {
@@ -374,22 +455,63 @@ impl<S: Source> Fetcher<S> {
         }
     }
 
-    /// Waits before the next try, or returns the error for good.
-    async fn wait_or_stop(
+    /// The mirror for the next try.
+    fn choose(&self, attempts: &Attempts) -> MirrorId {
+        let next = self.mirrors.next(&attempts.round.tried());
+        next.unwrap_or_else(|| self.mirrors.order()[0])
+    }
+
+    /// Turns to the next mirror; where all were asked, waits before the next round, or returns the
+    /// error for good.
+    async fn turn_or_wait(
         &self,
         attempts: &mut Attempts,
+        mirror: MirrorId,
         error: FetchError,
     ) -> Result<(), FetchError> {
-        match attempts.failed(&error) {
-            Next::Stop => Err(error),
+        attempts.round.add(mirror, error.clone());
+        if self.mirrors.next(&attempts.round.tried()).is_some() {
+            self.stats.retries.increment();
+            tracing::debug!(%error, "asking another mirror");
+            return Ok(());
+        }
+        let error = attempts.round.finish(&self.mirrors, error);
+        if self.wait(attempts, error.fault(), &error).await {
+            return Ok(());
+        }
+        Err(error)
+    }
+
+    /// Waits before the next try; `false`: there is to be none.
+    pub(crate) async fn wait(
+        &self,
+        attempts: &mut Attempts,
+        fault: Fault,
+        error: &(dyn std::error::Error + Sync + 'static),
+    ) -> bool {
+        match attempts.failed(fault) {
+            Next::Stop => false,
             Next::Wait(wait) => {
                 self.stats.retries.increment();
-                self.outage.began(&error);
+                self.outage.began(fault, error);
                 tracing::debug!(%error, ?wait, "trying again");
                 tokio::time::sleep(wait).await;
-                Ok(())
+                true
             }
         }
+    }
+}
+
+/// The next part of a body, of which `got` bytes came; `None`: it has ended.
+async fn next_part(
+    body: &mut Body,
+    path: &str,
+    pace: &Pace,
+    got: u64,
+) -> Result<Option<Bytes>, FetchError> {
+    match tokio::time::timeout_at(pace.until(got), body.next()).await {
+        Ok(part) => Ok(part.transpose()?),
+        Err(_) => Err(pace.too_slow(path.to_owned(), got)),
     }
 }
 
@@ -403,14 +525,7 @@ fn deliver(complete: Vec<(Wanted, Bytes)>, caches: &Caches, stats: &Stats) -> Ve
     let mut fill = Vec::new();
     for (wanted, stored) in complete {
         match wanted.place.decode(&stored) {
-            Ok(chunk) => {
-                stats.chunks.increment();
-                if !caches.memory.keep(chunk.clone()) {
-                    stats.duplicate_chunks.increment();
-                }
-                wanted.landing.deliver(Ok(chunk.clone()));
-                fill.push((wanted.place, chunk));
-            }
+            Ok(chunk) => fill.push((wanted.place, land(wanted, chunk, caches, stats))),
             Err(error) => damaged.push((wanted, error)),
         }
     }
@@ -420,28 +535,22 @@ fn deliver(complete: Vec<(Wanted, Bytes)>, caches: &Caches, stats: &Stats) -> Ve
     damaged
 }
 
-/// The tries of one fetch.
-struct Attempts {
-    policy: RetryPolicy,
-    began: Instant,
-    tries: u32,
+/// Keeps a chunk in memory and delivers it.
+fn land(wanted: Wanted, chunk: Chunk, caches: &Caches, stats: &Stats) -> Chunk {
+    stats.chunks.increment();
+    if !caches.memory.keep(chunk.clone()) {
+        stats.duplicate_chunks.increment();
+    }
+    wanted.landing.deliver(Ok(chunk.clone()));
+    chunk
 }
 
-impl Attempts {
-    fn begin(policy: RetryPolicy) -> Self {
-        Self {
-            policy,
-            began: Instant::now(),
-            tries: 0,
-        }
-    }
-
-    fn failed(&mut self, error: &FetchError) -> Next {
-        self.tries = self.tries.saturating_add(1);
-        // The seed of a hasher is random; back-off needs no better chance than that.
-        let random =
-            u32::try_from(RandomState::new().hash_one(self.tries) >> 32).unwrap_or_default();
-        self.policy
-            .next(self.tries, error.fault(), self.began.elapsed(), random)
+/// Keeps and delivers chunks that are verified already, then writes them to the disk cache.
+pub(crate) fn land_all(verified: Vec<(Wanted, Chunk)>, caches: &Caches, stats: &Stats) {
+    let landed = verified
+        .into_iter()
+        .map(|(wanted, chunk)| (wanted.place, land(wanted, chunk, caches, stats)));
+    for (place, chunk) in landed.collect::<Vec<_>>() {
+        stats.disk_fill_bytes.add(caches.disk.fill(&place, &chunk));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! An answer to a range request is taken when it is `206` with exactly the range asked for. A `200`
 //! with the whole object is taken, and cut, only when that object is small; a server that ignores
-//! ranges would otherwise send a whole pack for each chunk. Redirects are few and stay on http and
-//! https. Nothing decodes a body on the way, and whoever reads it bounds and verifies it.
+//! ranges would otherwise send a whole pack for each chunk. Which redirects are followed is decided in
+//! [`redirect`], whom TLS believes and what is shown to a private store in [`identity`]. Nothing decodes a body on the way, and whoever reads it bounds and verifies it.
 //!
 //! Everything that needs a file (name resolution apart, see [`resolve`](super::resolve)) is loaded
 //! when the source is made: certificates above all.
@@ -14,21 +14,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use reqwest::header::{
-    ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderName,
-    HeaderValue, PRAGMA, RANGE,
+    ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, HeaderMap,
+    HeaderName, HeaderValue, PRAGMA, RANGE,
 };
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, ClientBuilder, Response, StatusCode};
+use url::Url;
 
 use crate::config::{BaseUrl, NetworkConfig};
 use crate::fetch::resolve::Resolver;
 use crate::fetch::{Body, Freshness, Part, Request, Source, SourceError};
 
+pub mod identity;
+pub mod redirect;
+
+use identity::Identity;
+
 /// An object up to this length may come whole when a part of it was asked for.
 const WHOLE_BYTES_MAX: u64 = 1 << 20;
-
-/// A store may be moved behind a CDN by one redirect, and to https by another.
-const REDIRECTS_MAX: usize = 3;
 
 /// Longer than the gaps in the traffic of a booted machine, shorter than the 60 s and more after
 /// which servers and middleboxes close idle connections.
@@ -39,6 +42,7 @@ const IDLE: Duration = Duration::from_secs(45);
 pub struct HttpSource {
     client: Client,
     base: BaseUrl,
+    authorization: Option<HeaderValue>,
 }
 
 /// Why there can be no HTTP client.
@@ -47,14 +51,27 @@ pub struct HttpSource {
 pub struct SetupError(#[from] reqwest::Error);
 
 impl HttpSource {
-    /// A source for the store at `base`.
+    /// A source for the store at `base`, for everybody.
     ///
     /// # Errors
     ///
     /// When TLS cannot be set up, for instance because an https store is asked for and the system
     /// has no certificates.
     pub fn new(base: BaseUrl, network: &NetworkConfig) -> Result<Self, SetupError> {
-        let client = match builder(network).build() {
+        Self::with(base, network, &Identity::default())
+    }
+
+    /// A source for the store at `base`, with authorities and a token.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn with(
+        base: BaseUrl,
+        network: &NetworkConfig,
+        identity: &Identity,
+    ) -> Result<Self, SetupError> {
+        let client = match identity.apply(builder(network)).build() {
             // An initramfs without certificates can still use an http store.
             Err(error) if base.as_url().scheme() == "http" => {
                 tracing::debug!(%error, "no certificates; https redirects will fail");
@@ -62,7 +79,20 @@ impl HttpSource {
             }
             outcome => outcome?,
         };
-        Ok(Self { client, base })
+        Ok(Self {
+            client,
+            base,
+            authorization: identity.authorization(),
+        })
+    }
+
+    /// A source for a mirror at `base`, which is shown the same token.
+    #[must_use]
+    pub fn mirror(&self, base: BaseUrl) -> Self {
+        Self {
+            base,
+            ..self.clone()
+        }
     }
 }
 
@@ -82,14 +112,9 @@ fn builder(network: &NetworkConfig) -> ClientBuilder {
 }
 
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
-    let downgrade = attempt.previous().iter().any(|url| url.scheme() == "https")
-        && attempt.url().scheme() == "http";
-    if attempt.previous().len() > REDIRECTS_MAX {
-        attempt.error("too many redirects")
-    } else if downgrade || !matches!(attempt.url().scheme(), "http" | "https") {
-        attempt.error("a redirect to an address that is not https, or not even http")
-    } else {
-        attempt.follow()
+    match redirect::judge(attempt.previous(), attempt.url()) {
+        Ok(()) => attempt.follow(),
+        Err(refusal) => attempt.error(refusal),
     }
 }
 
@@ -102,14 +127,12 @@ impl Source for HttpSource {
                 url: request.path.clone(),
                 source: error.into(),
             })?;
-        let sent = self
-            .client
-            .get(url.clone())
-            .headers(headers(&request))
-            .send()
-            .await;
+        let mut headers = headers(&request);
+        headers.extend(self.authorization.clone().map(|it| (AUTHORIZATION, it)));
+        let sent = self.client.get(url.clone()).headers(headers).send().await;
+        let response = sent.map_err(|error| reach_error(url.as_str(), error))?;
+        self.check_refused(&url, &response)?;
         let url = url.to_string();
-        let response = sent.map_err(|error| reach_error(&url, error))?;
         let skip = check(&url, &request.part, &response)?;
         let bytes = response.bytes_stream().map(move |part| {
             part.map_err(|error| SourceError::Broken {
@@ -120,6 +143,28 @@ impl Source for HttpSource {
         Ok(match skip {
             None => Box::pin(bytes),
             Some(range) => Box::pin(cut(bytes, range)),
+        })
+    }
+}
+
+impl HttpSource {
+    /// Says what to do where the server wants to know who asks.
+    fn check_refused(&self, url: &Url, response: &Response) -> Result<(), SourceError> {
+        let status = response.status();
+        if !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            return Ok(());
+        }
+        let (status, asked, answered) = (status.as_u16(), url.clone(), response.url());
+        let moved = asked.origin() != answered.origin();
+        let url = asked.to_string();
+        Err(match (&self.authorization, moved) {
+            (None, _) => SourceError::NoToken { url, status },
+            (Some(_), false) => SourceError::BadToken { url, status },
+            (Some(_), true) => SourceError::TokenNotTaken {
+                url,
+                status,
+                host: answered.authority().to_owned(),
+            },
         })
     }
 }

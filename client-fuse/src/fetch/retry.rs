@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-/// What kind of failure a fetch met; all that the policy looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What kind of failure a fetch met; all that the policy looks at. The more hopeful comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// The line or the server failed: nobody answered, the answer broke off, 5xx. Time may heal it.
     Transient,
@@ -16,6 +16,15 @@ pub enum Fault {
     Wrong,
     /// The request itself cannot succeed.
     Permanent,
+}
+
+/// What a failure says about the server that it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// It could not answer, or has not what was asked for.
+    Unable,
+    /// It sent other bytes than it should have.
+    Lying,
 }
 
 /// What to do after a failure.

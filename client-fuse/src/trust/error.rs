@@ -8,7 +8,8 @@ use tough::error::Error;
 use tough::schema::RoleType;
 
 use super::transport::File;
-use crate::fetch::FetchError;
+use crate::fetch::retry::{Blame, Fault};
+use crate::fetch::{FetchError, each};
 
 /// Why a store is not believed.
 #[derive(Debug, thiserror::Error)]
@@ -54,9 +55,19 @@ pub enum TrustError {
         memory: Option<PathBuf>,
     },
     #[error(
+        "rollback: the store offers {role} metadata of version {offered}, but this machine was told to take none below {minimum} (--minimum). Somebody shows an old copy of the store, or the publisher restored one"
+    )]
+    BelowMinimum {
+        role: &'static str,
+        offered: u64,
+        minimum: u64,
+    },
+    #[error(
         "the store's {role} metadata expired on {on}: newer versions may be kept from this machine. The publisher renews it with circular refresh; check the clock; --expiry warn goes on nevertheless"
     )]
     Expired { role: &'static str, on: Timestamp },
+    #[error("no mirror of the store can be believed: {}", each(.failures))]
+    Everywhere { failures: Vec<(String, Self)> },
     #[error("the store's metadata cannot be used")]
     Unusable(#[source] Box<Error>),
     #[error(
@@ -160,9 +171,52 @@ impl TrustError {
         }
     }
 
+    /// What the retry policy should make of it; `None`: it is not the store's fault.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Fetch { source, .. } => Some(source.fault()),
+            Self::Damaged { .. }
+            | Self::Signature { .. }
+            | Self::Mismatch { .. }
+            | Self::Rollback { .. }
+            | Self::BelowMinimum { .. }
+            | Self::Unusable(_) => Some(Fault::Wrong),
+            Self::Expired { .. } => Some(Fault::Permanent),
+            Self::Everywhere { failures } => failures.iter().filter_map(|(_, e)| e.fault()).min(),
+            Self::Nobody { .. }
+            | Self::NoMemory
+            | Self::Root(_)
+            | Self::RootSignature(_)
+            | Self::Memory { .. }
+            | Self::State { .. }
+            | Self::Scratch(_) => None,
+        }
+    }
+
+    /// What is to be thought of the mirror that it came from; `None`: whoever fetched has told.
+    pub(super) const fn blame(&self) -> Option<Blame> {
+        match self {
+            Self::Damaged { .. }
+            | Self::Signature { .. }
+            | Self::Mismatch { .. }
+            | Self::Unusable(_) => Some(Blame::Lying),
+            Self::Rollback { .. } | Self::BelowMinimum { .. } | Self::Expired { .. } => {
+                Some(Blame::Unable)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether the store lacks what every store has.
     #[must_use]
     pub fn is_no_store(&self) -> bool {
-        matches!(self, Self::Fetch { file: File::Timestamp | File::Root(1), source } if source.is_missing())
+        match self {
+            Self::Fetch {
+                file: File::Timestamp | File::Root(1),
+                source,
+            } => source.is_missing(),
+            Self::Everywhere { failures } => failures.iter().all(|(_, e)| e.is_no_store()),
+            _ => false,
+        }
     }
 }

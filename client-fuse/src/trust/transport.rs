@@ -1,4 +1,9 @@
-//! Lets `tough` read the metadata of a store through the [`Fetcher`], each file once.
+//! Lets `tough` read the metadata of one mirror through the [`Fetcher`], each file once.
+//!
+//! `tough` asks for one file after the other. What it will ask for is fetched before, together
+//! ([`MetadataTransport::prefetch`]): the next root beside the timestamp, then the snapshot that the
+//! timestamp names beside the targets of the same number, which is what publishers give them. It is
+//! checked in order nevertheless, and a wrong guess costs a request.
 //!
 //! A name that `tough` asks for is parsed into a [`File`] before anything is asked of the network.
 //! What came is kept for as long as the opening takes: a file that turned out wrong is asked for
@@ -9,12 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::stream;
+use tough::schema::{Signed, Timestamp};
 use tough::{Transport, TransportError, TransportErrorKind, TransportStream, async_trait};
 use url::Url;
 
 use super::{ROLE_BYTES_MAX, TARGETS_BYTES_MAX};
 use crate::fetch::fetcher::{Expect, Fetcher, Whole};
-use crate::fetch::retry::RetryPolicy;
+use crate::fetch::mirrors::MirrorId;
 use crate::fetch::{FetchError, Source};
 
 /// What stands for the metadata of the store in URLs that never leave this process.
@@ -104,78 +110,149 @@ impl fmt::Display for File {
     }
 }
 
-/// The metadata files of one store, for one opening. Clones share what came.
+/// The metadata files of one mirror, for one opening. Clones share what came.
 pub(super) struct MetadataTransport<S> {
     fetcher: Arc<Fetcher<S>>,
+    mirror: MirrorId,
     answers: Arc<Mutex<Answers>>,
 }
+
+/// An answer; `None`: there is no such file.
+type Answer = Result<Option<Bytes>, FetchError>;
 
 /// What came so far.
 #[derive(Debug, Default)]
 struct Answers {
-    /// In the order in which it was asked for; `None`: there is no such file.
-    known: Vec<(File, Option<Bytes>)>,
-    /// The file that turned out wrong, and how often it has come.
-    suspect: Option<(File, u32)>,
-    /// What could not be had.
-    failure: Option<(File, FetchError)>,
+    known: Vec<(File, Answer)>,
+    /// The file that `tough` read last: if something is wrong, it is this.
+    last: Option<File>,
+    /// Files that came wrong before.
+    suspects: Vec<File>,
+}
+
+/// How a try ended.
+#[derive(Debug, Default)]
+pub(super) struct Failure {
+    /// The file that could not be had; `None`: one came wrong.
+    pub(super) unfetched: Option<(File, FetchError)>,
+    /// Whether this file never failed before, so that those before it are done with.
+    pub(super) progressed: bool,
 }
 
 impl<S: Source> MetadataTransport<S> {
-    pub(super) fn new(fetcher: &Arc<Fetcher<S>>) -> Self {
+    pub(super) fn new(fetcher: &Arc<Fetcher<S>>, mirror: MirrorId) -> Self {
         Self {
             fetcher: Arc::clone(fetcher),
+            mirror,
             answers: Arc::default(),
         }
     }
 
-    /// The file that could not be had, if that is why loading failed.
-    pub(super) fn take_failure(&self) -> Option<(File, FetchError)> {
-        self.answers().failure.take()
+    /// Fetches what `tough` is going to ask for when it is given the root before `next_root`.
+    pub(super) async fn prefetch(&self, next_root: u64) {
+        let (_, timestamp) =
+            futures_util::join!(self.get(File::Root(next_root)), self.get(File::Timestamp));
+        let Ok(Some(timestamp)) = timestamp else {
+            return;
+        };
+        if let Some(number) = snapshot_number(&timestamp) {
+            // What could not be had is kept too: `tough` is told when it asks.
+            let (_, ()) = futures_util::join!(
+                self.get(File::Snapshot(number)),
+                self.guess(File::Targets(number))
+            );
+        }
     }
 
-    /// Forgets the last file, which turned out wrong, so that it is asked for again, past every
-    /// HTTP cache. Returns whether that is worth it.
-    pub(super) fn ask_again(&self) -> bool {
+    /// Ends a try that failed: forgets the file that was read last, which must be the wrong one, so
+    /// that the next try asks for it again, past every HTTP cache.
+    pub(super) fn fail(&self) -> Failure {
         let mut answers = self.answers();
-        let Some((file, _)) = answers.known.pop() else {
-            return false;
+        let Some(last) = answers.last.take() else {
+            return Failure::default();
         };
-        let tries = match answers.suspect {
-            Some((suspect, tries)) if suspect == file => tries + 1,
-            _ => 1,
-        };
-        answers.suspect = Some((file, tries));
-        tries < RetryPolicy::WRONG_TRIES
+        let of_last = answers.known.iter().find(|(file, _)| *file == last);
+        let unfetched = of_last.and_then(|(_, answer)| answer.as_ref().err().cloned());
+        answers.known.retain(|(_, answer)| answer.is_ok());
+        Failure {
+            unfetched: unfetched.map(|error| (last, error)),
+            progressed: answers.suspect(last),
+        }
     }
 
-    /// The file: as it came before, or as it comes now; `None`: there is none.
-    async fn get(&self, file: File) -> Result<Option<Bytes>, FetchError> {
+    /// Forgets the timestamp, which is out of date.
+    pub(super) fn doubt(&self) {
+        self.answers().suspect(File::Timestamp);
+    }
+
+    /// The file: as it came before, or as it comes now.
+    async fn get(&self, file: File) -> Answer {
         let request = {
             let answers = self.answers();
             if let Some((_, known)) = answers.known.iter().find(|(known, _)| *known == file) {
-                return Ok(known.clone());
+                return known.clone();
             }
-            match answers.suspect {
-                Some((suspect, _)) if suspect == file && !matches!(file, File::Root(_)) => {
-                    file.request(Expect::Bound(file.bytes_max()))
-                }
-                _ => file.whole(),
+            let suspect = answers.suspects.contains(&file) && !matches!(file, File::Root(_));
+            if suspect {
+                file.request(Expect::Bound(file.bytes_max()))
+            } else {
+                file.whole()
             }
         };
         let counter = &self.fetcher.stats().fetched.metadata_bytes;
-        let answer = match self.fetcher.whole(&request, counter).await {
-            Ok(bytes) => Some(bytes),
-            Err(error) if error.is_missing() && matches!(file, File::Root(_)) => None,
-            Err(error) => return Err(error),
+        let freshness = request.freshness();
+        let fetched = self
+            .fetcher
+            .whole_of(self.mirror, &request, freshness, counter);
+        let answer = match fetched.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if request.is_answered_by(&error) => Ok(None),
+            Err(error) => Err(error),
         };
         self.answers().known.push((file, answer.clone()));
-        Ok(answer)
+        answer
+    }
+
+    /// Asks for a file that may not exist.
+    async fn guess(&self, file: File) {
+        let known = |answers: &Answers| answers.known.iter().any(|(known, _)| *known == file);
+        if known(&self.answers()) || self.answers().suspects.contains(&file) {
+            return;
+        }
+        let counter = &self.fetcher.stats().fetched.metadata_bytes;
+        let request = file.whole();
+        let glance = self.fetcher.glance_at(self.mirror, &request, counter);
+        if let Some(bytes) = glance.await {
+            self.answers().known.push((file, Ok(Some(bytes))));
+        }
     }
 
     fn answers(&self) -> MutexGuard<'_, Answers> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Answers {
+    /// Forgets a file. Returns whether it is the first time.
+    fn suspect(&mut self, suspect: File) -> bool {
+        // A timestamp that does not fit may be newer than the answer that there is no newer root.
+        let doubtful = |file: &File, answer: &Answer| {
+            *file == suspect || (suspect == File::Timestamp && matches!(answer, Ok(None)))
+        };
+        self.known.retain(|(file, answer)| !doubtful(file, answer));
+        let first = !self.suspects.contains(&suspect);
+        if first {
+            self.suspects.push(suspect);
+        }
+        first
+    }
+}
+
+/// The number of the snapshot that a timestamp names; nothing is believed of it yet.
+fn snapshot_number(timestamp: &[u8]) -> Option<u64> {
+    let timestamp: Signed<Timestamp> = serde_json::from_slice(timestamp).ok()?;
+    let snapshot = timestamp.signed.meta.get("snapshot.json")?;
+    Some(snapshot.version.get())
 }
 
 #[async_trait]
@@ -184,10 +261,10 @@ impl<S: Source> Transport for MetadataTransport<S> {
         let missing = || TransportError::new(TransportErrorKind::FileNotFound, url.as_str());
         let name = url.as_str().strip_prefix(METADATA);
         let file = name.and_then(File::parse).ok_or_else(missing)?;
+        self.answers().last = Some(file);
         let answer = match self.get(file).await {
             Ok(answer) => Ok(answer.ok_or_else(missing)?),
             Err(error) => {
-                self.answers().failure = Some((file, error.clone()));
                 let kind = TransportErrorKind::Other;
                 Err(TransportError::new_with_cause(kind, url.as_str(), error))
             }
@@ -202,6 +279,7 @@ impl<S> Clone for MetadataTransport<S> {
     fn clone(&self) -> Self {
         Self {
             fetcher: Arc::clone(&self.fetcher),
+            mirror: self.mirror,
             answers: Arc::clone(&self.answers),
         }
     }

@@ -9,8 +9,8 @@ use crate::source::MemorySource;
 use crate::stack::{Setup, start};
 use crate::store::{Store, mixed_disk};
 
-/// Next root, timestamp, snapshot, targets, catalogue, manifest, region table.
-pub(crate) const OPENING: usize = 7;
+/// Next root, timestamp, hint; snapshot, targets, catalogue, manifest, region table.
+pub(crate) const OPENING: usize = 8;
 
 fn store(blocks: usize, odd: usize) -> Arc<Store> {
     Arc::new(Store::of(mixed_disk(blocks, odd)))

@@ -15,7 +15,7 @@ use crate::server::{Manner, serve};
 use crate::stack::IMPATIENT;
 use crate::store::{Store, mixed_disk};
 
-fn network() -> NetworkConfig {
+pub(crate) fn network() -> NetworkConfig {
     NetworkConfig {
         connections: 4,
         timeout: Duration::from_secs(10),

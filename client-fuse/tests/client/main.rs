@@ -5,15 +5,21 @@
     reason = "a test that cannot go on fails, and says what it skips"
 )]
 
+mod access;
 mod counts;
 mod faults;
+mod hostile;
 mod http;
 mod model;
 mod mount;
 mod open;
+mod prefetch;
 mod publisher;
+mod record;
+mod rounds;
 mod server;
 mod source;
 mod stack;
 mod store;
+mod tls;
 mod trust;

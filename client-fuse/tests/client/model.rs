@@ -1,10 +1,12 @@
 //! The whole stack but FUSE is the flat disk, in any order of reads, restarts, damage and faults.
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use client_fuse::fetch::Part;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -38,10 +40,22 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// A fifth of the requests fail in one way or another; two in a row never do, so that every read ends well.
+/// A fifth of the requests fail in one way or another; two in a row for one thing never do, so that
+/// every read ends well.
 fn faults(seed: u64) -> Faults {
     use Fault::{Break, Endless, Flip, Missing, Refuse, Truncate, Unavailable};
-    Arc::new(move |number, _| {
+    let asked = Mutex::new(HashMap::<String, usize>::new());
+    Arc::new(move |number, request| {
+        // Whole files are asked for beside each other, so each has a count of its own.
+        let number = match request.part {
+            Part::Range { .. } => number,
+            Part::Whole => {
+                let mut asked = asked.lock().unwrap();
+                let count = asked.entry(request.path.clone()).or_insert(number & !1);
+                *count += 1;
+                *count
+            }
+        };
         let random = Random(seed ^ (number as u64 / 2)).next();
         let kinds = [Refuse, Unavailable, Missing, Break, Truncate, Flip, Endless];
         if number % 2 == 0 && random % 5 < 2 {

@@ -274,3 +274,33 @@ fn a_kernel_mount_that_cannot_be_says_why() {
         "{code:?} {message}"
     );
 }
+
+#[test]
+fn a_recording_is_complete_when_the_mount_is_gone() {
+    if !can_mount() {
+        return;
+    }
+    let store = store();
+    let base = serve(&store, Manner::Right);
+    let mounted = mount_dir(&store);
+    let path = mounted.directory.path().join("trace");
+    let mut command = program(&base, &mounted, &mounted.point(), &["--no-cache", "-f"]);
+    let mut child = command
+        .arg("--record")
+        .arg(&path)
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !mounted.disk().exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it mounts");
+        std::thread::yield_now();
+    }
+    let disk = File::open(mounted.disk()).unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    disk.read_exact_at(&mut bytes, 0).unwrap();
+    drop(disk);
+    nix::mount::umount(&mounted.point()).unwrap();
+    assert!(child.wait().unwrap().success());
+    let trace = image_format::trace::Trace::decode(&fs::read(path).unwrap()).unwrap();
+    assert!(!trace.touches.is_empty());
+}

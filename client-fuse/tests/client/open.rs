@@ -80,7 +80,12 @@ async fn a_server_without_a_store_is_told_apart() {
 
 #[tokio::test]
 async fn every_damaged_step_is_named() {
-    for (step, what) in [(4, "catalogue"), (5, "manifest"), (6, "region table")] {
+    let store = store();
+    for (part, what) in [
+        ("targets/", "catalogue"),
+        (&store.manifest, "manifest"),
+        (&store.disk_digest.object_path(), "region table"),
+    ] {
         for fault in [
             Fault::Flip,
             Fault::Truncate,
@@ -88,16 +93,16 @@ async fn every_damaged_step_is_named() {
             Fault::Refuse,
             Fault::Missing,
         ] {
-            let faults: Faults =
-                Arc::new(move |number, _| if number >= step { fault } else { Fault::None });
-            let error = try_open(MemorySource::faulty(&store(), faults), "lab/debian:12")
+            let part = part.to_owned();
+            let faults: Faults = Arc::new(move |_, request| {
+                let hit = request.path.starts_with(&part);
+                if hit { fault } else { Fault::None }
+            });
+            let error = try_open(MemorySource::faulty(&store, faults), "lab/debian:12")
                 .await
                 .unwrap_err();
-            assert_eq!(
-                error.to_string(),
-                format!("cannot fetch the {what}"),
-                "{fault:?}"
-            );
+            let told = format!("cannot fetch the {what}");
+            assert_eq!(error.to_string(), told, "{fault:?}");
         }
     }
 }

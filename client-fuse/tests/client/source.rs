@@ -29,6 +29,10 @@ pub(crate) enum Fault {
     Truncate,
     /// One bit of the body is wrong.
     Flip,
+    /// The answer is for another range.
+    WrongRange,
+    /// The server ignores ranges.
+    NoRanges,
     /// The body has more bytes than were asked for, without end.
     Endless,
 }
@@ -62,6 +66,7 @@ impl MemorySource {
         Trust {
             anchor: Anchor::Given(self.store.first_root()),
             state: None,
+            minimum: None,
             expiry: Expiry::Enforce,
             now: NOW.parse().unwrap(),
         }
@@ -112,6 +117,15 @@ impl Source for MemorySource {
             }
             Fault::Unavailable => return Err(SourceError::Status { url, status: 503 }),
             Fault::Missing => return Err(SourceError::Missing { url }),
+            Fault::NoRanges => return Err(SourceError::NoRanges { url }),
+            Fault::WrongRange => {
+                let want = format!("{:?}", request.part);
+                return Err(SourceError::WrongRange {
+                    url,
+                    want,
+                    got: None,
+                });
+            }
             _ => self
                 .bytes(&request)
                 .ok_or(SourceError::Missing { url: url.clone() })?,

@@ -12,7 +12,9 @@ use client_fuse::disk::Disk;
 use client_fuse::fetch::fetcher::Fetcher;
 use client_fuse::fetch::retry::RetryPolicy;
 use client_fuse::open::{OpenImage, open};
+use client_fuse::record::{Recorder, TraceFile};
 use client_fuse::stats::Stats;
+use image_format::trace::Header;
 use tokio::runtime::Handle;
 
 use crate::source::MemorySource;
@@ -36,6 +38,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) memory_bytes: usize,
     pub(crate) cache: Option<&'a Path>,
     pub(crate) policy: RetryPolicy,
+    pub(crate) record: Option<&'a Path>,
 }
 
 impl Setup<'_> {
@@ -43,6 +46,7 @@ impl Setup<'_> {
         memory_bytes: 64 << 20,
         cache: None,
         policy: IMPATIENT,
+        record: None,
     };
 }
 
@@ -69,12 +73,26 @@ pub(crate) async fn start(source: &MemorySource, setup: Setup<'_>) -> Stack {
         Arc::clone(&stats),
     );
     let disk = Arc::new(Disk::new(
-        image.table,
+        image.table.clone(),
         Arc::new(fetcher),
         caches,
         &Handle::current(),
+        setup.record.map(|path| recorder(path, &image)),
     ));
     Stack { disk, stats }
+}
+
+/// Caches that keep nothing.
+pub(crate) fn no_caches() -> Arc<Caches> {
+    Arc::new(Caches {
+        memory: MemoryCache::new(0),
+        disk: DiskCache::off(),
+    })
+}
+
+fn recorder(path: &Path, image: &OpenImage) -> Recorder {
+    let header = Header::new(image.reference.clone(), image.disk_digest());
+    Recorder::start(TraceFile::create(path).unwrap(), &header).unwrap()
 }
 
 async fn open_image(source: &MemorySource, stats: &Arc<Stats>) -> OpenImage {

@@ -1,17 +1,19 @@
 //! A published store in memory, made with the encoders of `image-format`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
+use image_format::boot_pack::{Head, PlacedChunk, plan_frames};
 use image_format::catalogue::{Catalogue, VersionEntry, catalogue_path};
 use image_format::chunk::ChunkId;
 use image_format::chunker::{ChunkerParams, Cut, End};
 use image_format::digest::{Digest, ObjectRef};
 use image_format::frame::Encoder;
 use image_format::geometry::BLOCK_LEN;
-use image_format::manifest::{Disk, Manifest};
+use image_format::hint::{Hint, hint_path};
+use image_format::manifest::{BootPack, Disk, Manifest};
 use image_format::pack::PACK_MAGIC;
-use image_format::page::{Location, PageBuilder};
+use image_format::page::{Entry, Location, PageBuilder};
 use image_format::reference::{ImageName, Tag, Version};
 use image_format::region_table::RegionTable;
 use image_format::{BLOCK_BYTES, REGION_BLOCKS};
@@ -27,8 +29,16 @@ pub(crate) struct Store {
     pub(crate) targets: Vec<(String, ObjectRef)>,
     pub(crate) disk: Vec<u8>,
     pub(crate) disk_digest: Digest,
+    /// Where the manifest is.
+    pub(crate) manifest: String,
     pub(crate) n_chunks: u64,
+    /// What is in the boot pack, in order.
+    pub(crate) boot_set: Vec<PlacedChunk>,
+    pub(crate) boot_pack: Option<BootPack>,
 }
+
+/// The image.
+const NAME: &str = "lab/debian";
 
 /// The length of a region.
 const REGION_LEN: usize = REGION_BLOCKS as usize * BLOCK_LEN;
@@ -55,8 +65,28 @@ impl Store {
         store
     }
 
+    /// Publishes `disk` with a boot pack of every `nth` of its chunks, the last one first.
+    pub(crate) fn booting(disk: Vec<u8>, nth: usize) -> Self {
+        let regions: Vec<_> = disk.chunks(REGION_LEN).enumerate().collect();
+        let mut store = Self::publish(disk.len() as u64, &regions, |placed| {
+            let mut seen = HashSet::new();
+            let set = placed.iter().rev().step_by(nth).copied();
+            set.filter(|chunk| seen.insert(chunk.entry.chunk)).collect()
+        });
+        store.disk = disk;
+        store
+    }
+
     /// Publishes a disk of `length` bytes that is all hole but for these regions.
     pub(crate) fn sparse(length: u64, regions: &[(usize, &[u8])]) -> Self {
+        Self::publish(length, regions, |_| Vec::new())
+    }
+
+    fn publish(
+        length: u64,
+        regions: &[(usize, &[u8])],
+        choose: impl Fn(&[PlacedChunk]) -> Vec<PlacedChunk>,
+    ) -> Self {
         let mut files = HashMap::new();
         let mut packer = Packer::default();
         for (region, bytes) in regions {
@@ -82,8 +112,12 @@ impl Store {
             put(&mut files, pack);
         }
         let n_chunks = packer.placed.len() as u64;
+        let placed: Vec<_> = packer.placed.iter().map(placed_chunk).collect();
+        let boot_set = choose(&placed);
+        let boot_pack = pack_boot(&mut files, &boot_set, &packer.plain);
+        let manifest = manifest(&mut files, length, regions, n_chunks, boot_pack);
         let targets = vec![
-            catalogue(&mut files, length, regions, n_chunks),
+            catalogue(&mut files, length, regions, manifest),
             (
                 "_chunk-indexes".to_owned(),
                 ObjectRef::of(b"not for clients"),
@@ -97,7 +131,10 @@ impl Store {
             targets,
             disk: Vec::new(),
             disk_digest: regions.digest,
+            manifest: manifest.digest.object_path(),
             n_chunks,
+            boot_set,
+            boot_pack,
         }
     }
 
@@ -165,6 +202,7 @@ struct Packer {
     packs: Vec<Vec<u8>>,
     placed: Vec<(Pending, Location)>,
     known: BTreeMap<ChunkId, Location>,
+    plain: HashMap<ChunkId, Vec<u8>>,
 }
 
 impl Packer {
@@ -190,6 +228,7 @@ impl Packer {
     fn chunk(&mut self, region: usize, block: u32, plain: &[u8]) {
         let blocks = u32::try_from(plain.len()).unwrap() / BLOCK_BYTES;
         let id = ChunkId::of(plain);
+        self.plain.insert(id, plain.to_vec());
         if self.pack.is_empty() {
             self.pack.extend_from_slice(PACK_MAGIC);
         }
@@ -235,35 +274,90 @@ fn put(files: &mut HashMap<String, Bytes>, bytes: Vec<u8>) -> ObjectRef {
     object
 }
 
-fn catalogue(
+fn placed_chunk((chunk, location): &(Pending, Location)) -> PlacedChunk {
+    PlacedChunk {
+        region: u32::try_from(chunk.region).unwrap(),
+        entry: Entry {
+            block: chunk.block,
+            blocks: chunk.blocks,
+            chunk: chunk.id,
+            pack: 0,
+            offset: location.offset,
+            length: location.length,
+        },
+        pack: location.pack,
+    }
+}
+
+fn pack_boot(
+    files: &mut HashMap<String, Bytes>,
+    set: &[PlacedChunk],
+    plain: &HashMap<ChunkId, Vec<u8>>,
+) -> Option<BootPack> {
+    let mut encoder = Encoder::new(3).unwrap();
+    let frames: Vec<_> = plan_frames(set)
+        .into_iter()
+        .map(|frame| {
+            let bytes: Vec<_> = set[frame]
+                .iter()
+                .flat_map(|chunk| plain[&chunk.entry.chunk].clone())
+                .collect();
+            encoder.encode(&bytes).unwrap()
+        })
+        .collect();
+    let lengths: Vec<_> = frames
+        .iter()
+        .map(|frame| u32::try_from(frame.len()).unwrap())
+        .collect();
+    let head = Head::build(set, &lengths).ok()?.encode();
+    let profile = put(files, b"not for clients".to_vec());
+    Some(BootPack {
+        head: ObjectRef::of(&head),
+        object: put(files, [head, frames.concat()].concat()),
+        profile,
+    })
+}
+
+fn manifest(
     files: &mut HashMap<String, Bytes>,
     length: u64,
     regions: ObjectRef,
     chunks: u64,
-) -> (String, ObjectRef) {
-    let name: ImageName = "lab/debian".parse().unwrap();
+    boot_pack: Option<BootPack>,
+) -> ObjectRef {
     let manifest = Manifest {
         format: 1,
-        name: name.clone(),
+        name: NAME.parse().unwrap(),
         version: Version::FIRST,
         revision: 1,
         disk: Disk {
             length,
             regions,
+            content: regions.digest,
             chunks,
             data_bytes: 0,
             stored_bytes: 0,
         },
         chunker: ChunkerParams::DEFAULT,
         boot: None,
-        boot_pack: None,
+        boot_pack,
     };
-    let manifest = put(files, manifest.encode());
+    put(files, manifest.encode())
+}
+
+fn catalogue(
+    files: &mut HashMap<String, Bytes>,
+    length: u64,
+    regions: ObjectRef,
+    manifest: ObjectRef,
+) -> (String, ObjectRef) {
+    let name: ImageName = NAME.parse().unwrap();
     let entry = VersionEntry {
         manifest,
         revision: 1,
         created: 1_700_000_000,
         disk: regions.digest,
+        content: regions.digest,
         length,
         bootable: false,
     };
@@ -275,5 +369,13 @@ fn catalogue(
     let bytes = catalogue.encode();
     let object = ObjectRef::of(&bytes);
     files.insert(catalogue_path(&name, &object.digest), bytes.into());
+    let hint = Hint {
+        format: 1,
+        catalogue: object,
+        manifest,
+        disk: regions.digest,
+    };
+    let path = hint_path(&"lab/debian:12".parse().unwrap());
+    files.insert(path, hint.encode().into());
     (name.to_file_safe(), object)
 }

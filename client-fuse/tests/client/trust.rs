@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use client_fuse::cache::Caches;
 use client_fuse::cache::disk::DiskCache;
@@ -13,7 +14,7 @@ use client_fuse::fetch::Freshness;
 use client_fuse::fetch::fetcher::Fetcher;
 use client_fuse::open::{OpenError, OpenImage, open};
 use client_fuse::stats::Stats;
-use client_fuse::trust::{Anchor, Trust, TrustError};
+use client_fuse::trust::{Anchor, Minimum, Trust, TrustError};
 
 use crate::counts::OPENING;
 use crate::publisher::{Publisher, Release};
@@ -23,6 +24,7 @@ use crate::store::{Store, mixed_disk};
 
 mod attacks;
 mod first_use;
+mod mirrors;
 mod tamper;
 
 /// Opens `lab/debian:12`.
@@ -80,34 +82,44 @@ fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
 async fn opening_costs_one_request_a_file() {
     let source = MemorySource::new(&Arc::new(store()));
     try_open(&source, &source.trust()).await.unwrap();
-    let paths: Vec<_> = source.requests().into_iter().map(|r| r.path).collect();
-    assert_eq!(paths.len(), OPENING);
-    let metadata = [
-        "metadata/2.root.json",
-        "metadata/timestamp.json",
-        "metadata/1.snapshot.json",
-        "metadata/1.targets.json",
-    ];
-    assert_eq!(paths[..4], metadata);
-    let fresh: Vec<_> = source.requests().iter().map(|r| r.freshness).collect();
+    let asked = source.requests();
+    assert_eq!(asked.len(), OPENING);
+    let metadata: BTreeMap<_, _> = asked
+        .iter()
+        .filter_map(|request| {
+            let name = request.path.strip_prefix("metadata/")?;
+            Some((name, request.freshness))
+        })
+        .collect();
     use Freshness::{Any, Revalidate};
-    assert_eq!(fresh[..4], [Revalidate, Revalidate, Any, Any]);
+    let expected = [
+        ("1.snapshot.json", Any),
+        ("1.targets.json", Any),
+        ("2.root.json", Revalidate),
+        ("timestamp.json", Revalidate),
+    ];
+    assert_eq!(metadata, expected.into());
 }
 
 #[tokio::test]
 async fn metadata_that_came_wrong_is_asked_for_again_past_every_cache() {
     let store = Arc::new(store());
-    for (number, path) in ["timestamp", "1.snapshot", "1.targets"].iter().enumerate() {
-        let faults: Faults = Arc::new(move |request, _| match request {
-            n if n == number + 1 => Fault::Flip,
-            _ => Fault::None,
+    for path in ["timestamp", "1.snapshot", "1.targets"] {
+        let path = format!("metadata/{path}.json");
+        let (tampered, flipped) = (path.clone(), AtomicBool::new(false));
+        let faults: Faults = Arc::new(move |_, request| {
+            let flip = request.path == tampered && !flipped.swap(true, Ordering::Relaxed);
+            if flip { Fault::Flip } else { Fault::None }
         });
         let source = MemorySource::faulty(&store, faults);
         try_open(&source, &source.trust()).await.unwrap();
-        let again = &source.requests()[number + 2];
-        assert_eq!(again.path, format!("metadata/{path}.json"));
-        assert_eq!(again.freshness, Freshness::Revalidate);
-        assert_eq!(source.requests().len(), OPENING + 1);
+        let mut asked = source.requests();
+        asked.retain(|request| request.path == path);
+        assert_eq!(asked.len(), 2, "{path}");
+        assert_eq!(asked[1].freshness, Freshness::Revalidate);
+        // A timestamp that does not fit may be signed by the keys of a root that came meanwhile.
+        let others = usize::from(path.ends_with("timestamp.json"));
+        assert_eq!(source.requests().len(), OPENING + 1 + others, "{path}");
     }
 }
 
@@ -126,7 +138,7 @@ async fn a_next_root_that_cannot_be_had_is_not_passed_over() {
 }
 
 #[tokio::test]
-async fn an_older_store_is_refused_after_a_restart_and_without_the_chunk_cache() {
+async fn rollback_of_a_whole_store_is_refused_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let cache = directory.path().join("cache");
     let old = store();
@@ -248,7 +260,7 @@ async fn stores_with_other_roots_have_memories_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_expired_is_refused_or_told_as_asked() {
+async fn freeze_is_noticed_when_metadata_is_out_of_date() {
     let past = "2026-12-01T00:00:00Z";
     for role in ["root", "timestamp", "snapshot", "targets"] {
         let until = if role == "root" {

@@ -1,3 +1,5 @@
+//! Boot packs: one encoding, nothing impossible, no wrong byte.
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 

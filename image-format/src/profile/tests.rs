@@ -1,3 +1,5 @@
+//! Profiles: merging counts, carrying over accounts for every byte.
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 

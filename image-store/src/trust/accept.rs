@@ -353,8 +353,17 @@ async fn write_boot_files(
         return Ok(());
     }
     for (before, after) in changed {
-        boot_files::forget(store, before, after).await?;
-        boot_files::scripts(store, after).await?;
+        for tag in before
+            .tags
+            .keys()
+            .filter(|tag| !after.tags.contains_key(*tag))
+        {
+            boot_files::forget(store, &before.name, tag).await?;
+        }
+        boot_files::of_tags(store, names, after).await?;
     }
     boot_files::write_menu(store, names).await
 }
+
+#[cfg(test)]
+mod tests;

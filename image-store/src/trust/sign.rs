@@ -66,7 +66,7 @@ pub struct Signer<'a> {
 }
 
 impl Signer<'_> {
-    fn expires(&self, lifetime: Duration) -> jiff::Timestamp {
+    pub(super) fn expires(&self, lifetime: Duration) -> jiff::Timestamp {
         let seconds = self.now.saturating_add(lifetime.as_secs());
         i64::try_from(seconds)
             .ok()
@@ -129,30 +129,25 @@ impl Signer<'_> {
         if let Some(root) = store.root_if_signed().await? {
             return Ok(Established::Before(root.to_vec()));
         }
-        // Keys that were made before their store, or whose first publish was killed, have a root.
-        let root = match self.keys.root() {
-            Ok(root) => root,
-            Err(_) => {
-                let root = self.first_root().await?;
-                self.keys.keep_root(&root).map_err(TrustError::from)?;
-                root
-            }
-        };
+        let root = self.keep_first_root().await?;
         let signed: Signed<Root> = serde_json::from_slice(&root).map_err(TrustError::Root)?;
         self.begin(store, &signed.signed).await?;
         store.create(FIRST_ROOT_PATH, root.clone().into()).await?;
         Ok(Established::Now(root))
     }
 
-    /// Signs the current metadata again, so that it lasts longer.
+    /// Makes the first root, for a store that is still to be made, and keeps it beside the keys.
+    /// Keys that were made before their store, or whose first publish was killed, have one already.
     ///
     /// # Errors
-    /// A key is missing, or the store cannot be written.
-    pub async fn refresh(&self, store: &Store) -> Result<(), StoreError> {
-        let _lock = CommitLock::acquire(store).await?;
-        let root = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&root).await?;
-        self.advance(store, &current, &[]).await
+    /// A key is missing, or the root cannot be kept.
+    pub async fn keep_first_root(&self) -> Result<Vec<u8>, TrustError> {
+        if let Ok(root) = self.keys.root() {
+            return Ok(root);
+        }
+        let root = self.first_root().await?;
+        self.keys.keep_root(&root)?;
+        Ok(root)
     }
 
     /// Signs and writes the first, empty metadata of a store with this root.
@@ -181,13 +176,16 @@ impl Signer<'_> {
         current: &Current,
         set: &[(String, ObjectRef)],
     ) -> Result<(), StoreError> {
+        self.check_can_publish(current)?;
         let mut targets = current.targets.signed.clone();
-        targets.version = next(targets.version)?;
+        let snapshot = current.snapshot.signed.version;
+        // One number for both, so that clients can ask for both at once.
+        targets.version = next(targets.version.max(snapshot))?;
         targets.expires = self.expires(self.lifetimes.targets);
         for (name, object) in set {
             targets.targets.insert(target_name(name)?, target(object));
         }
-        let snapshot = next(current.snapshot.signed.version)?;
+        let snapshot = targets.version;
         let timestamp = next(current.timestamp.signed.version)?;
         self.write(store, &current.root.signed, targets, snapshot, timestamp)
             .await
@@ -216,7 +214,7 @@ impl Signer<'_> {
         };
         let mut snapshot = Snapshot::new(
             SPEC_VERSION.to_owned(),
-            snapshot_version,
+            snapshot_version.max(targets.signed().signed.version),
             self.expires(self.lifetimes.targets),
         );
         snapshot
@@ -254,7 +252,7 @@ pub enum Established {
     Now(Vec<u8>),
 }
 
-async fn sign<T: Role + Serialize>(
+pub(super) async fn sign<T: Role + Serialize>(
     role: T,
     holder: &KeyHolder,
     keys: &[Box<dyn KeySource>],
@@ -265,7 +263,7 @@ async fn sign<T: Role + Serialize>(
 }
 
 /// Writes `N.role.json`, unless that number is taken.
-async fn write_numbered<T: Role + Serialize>(
+pub(super) async fn write_numbered<T: Role + Serialize>(
     store: &Store,
     signed: &SignedRole<T>,
 ) -> Result<Created, StoreError> {
@@ -276,7 +274,7 @@ async fn write_numbered<T: Role + Serialize>(
     store.create(&path, signed.buffer().clone().into()).await
 }
 
-fn metafile<T: Role + Serialize>(signed: &SignedRole<T>) -> Metafile {
+pub(super) fn metafile<T: Role + Serialize>(signed: &SignedRole<T>) -> Metafile {
     Metafile {
         length: Some(*signed.length()),
         hashes: Some(Hashes {
@@ -304,6 +302,6 @@ fn target_name(name: &str) -> Result<TargetName, TrustError> {
     TargetName::new(name).map_err(|error| TrustError::Sign(Box::new(error)))
 }
 
-fn next(version: NonZeroU64) -> Result<NonZeroU64, TrustError> {
+pub(super) fn next(version: NonZeroU64) -> Result<NonZeroU64, TrustError> {
     version.checked_add(1).ok_or(TrustError::Numbers)
 }

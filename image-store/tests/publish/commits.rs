@@ -5,10 +5,13 @@ use std::path::Path;
 use image_format::catalogue::{CATALOGUE_BYTES_MAX, Catalogue, catalogue_path};
 use image_format::{ImageName, ObjectRef, Version};
 use image_store::publication::PublishError;
+use image_store::trust::sign::Established;
 use image_store::trust::{FIRST_ROOT_PATH, Names, TIMESTAMP_PATH};
-use image_store::{PublishedAs, Store, StoreError};
+use image_store::{KeyRing, PublishedAs, Store, StoreError};
 
-use crate::{Scratch, boot, disk, publication, publish, read_back, ring, signer, write};
+use crate::{
+    Scratch, boot, boot_stored, disk, publication, publish, read_back, ring, signer, write,
+};
 
 #[tokio::test]
 async fn publishing_twice_adds_nothing() {
@@ -54,15 +57,25 @@ async fn publishers_at_the_same_time_lose_nothing() {
         .map(|number| {
             let root = scratch.root();
             tokio::spawn(async move {
-                // Each makes the store, if it comes first.
+                // Each makes the store and its keys, if it comes first.
                 let store = Store::open_or_create(&root).await.unwrap();
+                let keys = root.with_file_name(format!("keys-{number}"));
+                let fresh = KeyRing::generate(&keys).unwrap();
+                let first = signer(&fresh).establish(&store).await.unwrap();
+                let (Established::Before(trusted) | Established::Now(trusted)) = first;
+                let keys = (0..8).map(|number| root.with_file_name(format!("keys-{number}")));
+                let ring = keys
+                    .filter_map(|keys| KeyRing::open(&keys).ok())
+                    .find(|ring| ring.root().is_ok_and(|root| root == trusted))
+                    .unwrap();
                 let content = [disk(200, 3), disk(number, 3)].concat();
-                publish(&store, &format!("own{number}"), &content)
-                    .await
-                    .unwrap();
-                publish(&store, &format!("shared:t{number}"), &content)
-                    .await
-                    .unwrap();
+                for reference in [format!("own{number}"), format!("shared:t{number}")] {
+                    let written = write(&store, &content).await.unwrap();
+                    publication(&reference, written)
+                        .commit(&store, &signer(&ring))
+                        .await
+                        .unwrap();
+                }
             })
         })
         .collect();
@@ -132,7 +145,7 @@ async fn a_publish_that_cannot_boot_takes_no_boot_away() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
     let mut bootable = publication("a:1", write(&store, &disk(1, 2)).await.unwrap());
-    bootable.boot = Some(boot());
+    bootable.boot = Some(boot_stored(&store).await);
     bootable
         .commit(&store, &signer(&ring(&store)))
         .await

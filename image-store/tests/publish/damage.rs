@@ -107,7 +107,7 @@ async fn a_publish_that_needs_a_pack_that_is_gone_says_so() {
         .unwrap();
     std::fs::remove_file(pack).unwrap();
     let refused = publish(&store, "b", &disk(1, 5)).await;
-    assert!(matches!(refused, Err(PublishError::PackGone { .. })));
+    assert!(matches!(refused, Err(PublishError::Gone { .. })));
     assert_eq!(store.names().await.unwrap().names.len(), 1);
 }
 

@@ -2,8 +2,15 @@
 //! no byte that comes back is another one than was published.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod collect;
 mod commits;
+mod concurrent;
 mod damage;
+mod kill;
+mod killer;
+mod mend;
+mod revisions;
+mod roots;
 mod sizes;
 
 use std::collections::BTreeMap;
@@ -13,7 +20,7 @@ use std::sync::Arc;
 use image_format::chunker::ChunkerParams;
 use image_format::geometry::BLOCK_LEN;
 use image_format::manifest::Boot;
-use image_format::{BLOCK_BYTES, ChunkId, ImageRef, ObjectRef};
+use image_format::{BLOCK_BYTES, ChunkId, Digest, ImageRef, ObjectRef};
 use image_store::publication::PublishError;
 use image_store::{
     ImageReader, ImageWriter, KeyRing, Lifetimes, Prepared, Publication, Published, Signer, Store,
@@ -48,12 +55,32 @@ impl Scratch {
         store
     }
 
+    /// Makes a copy of the store and of its keys.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::new();
+        for (from, bytes) in files_below(self.0.path()) {
+            let to = copy
+                .0
+                .path()
+                .join(from.strip_prefix(self.0.path()).unwrap());
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::write(&to, bytes).unwrap();
+            let mode = std::fs::metadata(&from).unwrap().permissions();
+            std::fs::set_permissions(&to, mode).unwrap();
+        }
+        copy
+    }
+
     /// Every file of the store, by its path.
     pub(crate) fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
-        let mut files = BTreeMap::new();
-        collect(&self.root(), &mut files);
-        files
+        files_below(&self.root())
     }
+}
+
+fn files_below(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    collect_files(directory, &mut files);
+    files
 }
 
 fn keys_of(store: &Store) -> PathBuf {
@@ -72,11 +99,11 @@ pub(crate) fn signer(ring: &KeyRing) -> Signer<'_> {
     }
 }
 
-fn collect(directory: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+fn collect_files(directory: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            collect(&path, files);
+            collect_files(&path, files);
         } else {
             let bytes = std::fs::read(&path).unwrap();
             files.insert(path, bytes);
@@ -97,15 +124,27 @@ pub(crate) fn disk(seed: u8, chunks: u8) -> Vec<u8> {
 
 /// Writes a disk without making it visible: as far as a publish gets that is killed.
 pub(crate) async fn write(store: &Store, content: &[u8]) -> Result<WrittenDisk, PublishError> {
+    write_without(store, content, &[], <[u8]>::to_vec).await
+}
+
+/// Writes a disk, given packs that are known to be lost, and how a new chunk is encoded.
+pub(crate) async fn write_without(
+    store: &Store,
+    content: &[u8],
+    lost: &[Digest],
+    encode: impl Fn(&[u8]) -> Vec<u8>,
+) -> Result<WrittenDisk, PublishError> {
     let names = store.names().await?;
-    let known = Arc::new(store.chunk_indexes(&names.chunk_indexes).await?);
+    let mut known = store.chunk_indexes(&names.chunk_indexes).await?;
+    known.exclude(lost.iter().copied());
+    let known = Arc::new(known);
     let mut writer = ImageWriter::new(store.clone(), known.clone());
     let mut block = 0;
     for plain in content.chunks(CHUNK_BLOCKS * BLOCK_LEN) {
         let chunk = ChunkId::of(plain);
         let prepared = match known.find(chunk)? {
             Some(place) => Prepared::Known(place),
-            None => Prepared::Encoded(plain.to_vec()),
+            None => Prepared::Encoded(encode(plain)),
         };
         let blocks = u32::try_from(plain.len()).unwrap() / BLOCK_BYTES;
         writer.push(block, blocks, chunk, prepared).await.unwrap();
@@ -121,6 +160,7 @@ pub(crate) fn publication(reference: &str, written: WrittenDisk) -> Publication 
         written,
         chunker: ChunkerParams::DEFAULT,
         boot: None,
+        boot_pack: None,
     }
 }
 
@@ -133,6 +173,14 @@ pub(crate) fn boot() -> Boot {
         root: None,
         base_url: None,
     }
+}
+
+/// Stores what [`boot`] refers to.
+pub(crate) async fn boot_stored(store: &Store) -> Boot {
+    for bytes in [&b"kernel"[..], b"initramfs"] {
+        store.put_object(bytes.to_vec().into()).await.unwrap();
+    }
+    boot()
 }
 
 pub(crate) async fn publish(

@@ -26,6 +26,7 @@ fn catalogue(name: &str) -> Catalogue {
             revision: 1,
             created: 1_700_000_000 + number * 86_400,
             disk: object("disk").digest,
+            content: object("content").digest,
             length: 64 << 30,
             bootable: true,
         };

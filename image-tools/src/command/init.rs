@@ -31,7 +31,10 @@ struct Made {
 pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     let store = Store::open_or_create(&common.store).await?;
     if store.root_if_signed().await?.is_some() {
-        bail!("`{}` is a store with keys already", common.store.display());
+        bail!(
+            "`{}` is signed already: it has keys, and its machines trust them",
+            common.store.display()
+        );
     }
     let ring = args.keys.make(&store).await?;
     let made = Made {
@@ -42,6 +45,7 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     ui.result(&made, |made| {
         format!(
             "Store {} is ready. Its signing keys are in {}: back them up, and keep them from others.\n\
+             Who loses the root key can change no key any more; who steals one can sign images.\n\
              Give {} to whoever shall trust what you publish (circular-mount --root).\n",
             made.store.display(),
             made.keys.display(),

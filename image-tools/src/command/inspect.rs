@@ -120,6 +120,9 @@ fn text(inspection: &Inspection) -> String {
             ui::size(inspection.page_bytes)
         ),
     );
+    if let Some(pack) = &manifest.boot_pack {
+        line("boot pack", ui::size(pack.object.length));
+    }
     match &manifest.boot {
         None => line("boot", "no: mounted only".to_owned()),
         Some(boot) => {

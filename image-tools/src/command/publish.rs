@@ -1,5 +1,6 @@
 //! `circular publish`.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -8,16 +9,23 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use image_format::manifest::{Boot, Disk};
-use image_format::{ImageRef, Version};
-use image_store::{Publication, Published, PublishedAs, Store, WriteStats, WrittenDisk};
+use image_format::{Digest, ImageRef, Version};
+use image_store::publication::PublishError;
+use image_store::{
+    BuiltBootPack, KeyRing, Publication, Published, PublishedAs, Store, WriteStats, WrittenDisk,
+};
 use serde::Serialize;
 
 use crate::cli::Common;
 use crate::keys::{self, KeyArgs};
 use crate::publish::boot::{self, BootBuilt, BootConfig, KernelSource, ProgramPaths};
+use crate::publish::carry::{self, CarriedOver};
 use crate::publish::prepare::{self, PrepareConfig};
 use crate::publish::source::{Probe, Source};
 use crate::ui::{self, Ui};
+
+/// How often a publish begins again when the store lost something meanwhile.
+const ATTEMPTS: u32 = 4;
 
 /// Arguments of `circular publish`.
 #[derive(Debug, clap::Args)]
@@ -36,6 +44,9 @@ pub struct Args {
     /// Take the file's bytes as the disk, even if they look like another image format
     #[arg(long)]
     raw: bool,
+    /// Read all that the store has of this image before relying on it; store again what is damaged
+    #[arg(long)]
+    mend: bool,
     #[command(flatten)]
     boot: BootArgs,
     #[command(flatten)]
@@ -91,6 +102,9 @@ struct Summary {
     boot: Option<Boot>,
     initramfs_bytes: Option<u64>,
     not_bootable: Option<String>,
+    /// Where the store's new signing keys are, if this publish made them.
+    new_keys: Option<PathBuf>,
+    boot_pack: Option<CarriedOver>,
     #[serde(skip)]
     store: PathBuf,
 }
@@ -116,44 +130,112 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     };
     let source = Arc::new(Source::open(&args.image, probe)?);
     let store = Store::open_or_create(&common.store).await?;
+    let mut new_keys = None;
     let tell = |directory: &Path| {
         ui.note(&format!(
-            "Made signing keys in {}: back them up, and keep them from others.",
+            "Made signing keys in {}: back them up, and keep them from others. \
+             Machines trust the root.json beside them.",
             directory.display()
         ));
+        new_keys = Some(directory.to_owned());
     };
     let ring = args.keys.open_or_make(&store, tell).await?;
-    let written = write_disk(&store, &source, &args, ui).await?;
-    let stats = written.stats;
-    let (built, not_bootable) =
-        make_bootable(&store, &source, &args.boot, ring.root()?, ui).await?;
-    source.check_unchanged()?;
-    let published = Publication {
-        reference: args.reference,
-        created: keys::now(),
-        written,
-        chunker: store.marker().chunker,
-        boot: built.as_ref().map(|built| built.boot.clone()),
-    }
-    .commit(&store, &args.keys.signer(&ring))
-    .await?;
+    let published = publish(&store, &source, &args, &ring, ui).await?;
     let summary = Summary {
         seconds: begun.elapsed().as_secs_f64(),
         store: common.store.clone(),
-        ..summary(published, stats, built.as_ref(), not_bootable)
+        new_keys,
+        ..published
     };
     ui.result(&summary, text)?;
     Ok(())
 }
 
+/// Publishes. What the store turns out to lack is stored again: packs that were lost, and what a
+/// sweep took before it was committed.
+async fn publish(
+    store: &Store,
+    source: &Arc<Source>,
+    args: &Args,
+    ring: &KeyRing,
+    ui: &Ui,
+) -> anyhow::Result<Summary> {
+    let mut lost = HashSet::new();
+    let mut left = ATTEMPTS;
+    loop {
+        let written = write_disk(store, source, args, &mut lost, ui).await?;
+        let stats = written.stats;
+        let (built, not_bootable) =
+            make_bootable(store, source, &args.boot, ring.root()?, ui).await?;
+        source.check_unchanged()?;
+        let carried = carry_over(store, args, &written.disk, ui).await;
+        let publication = Publication {
+            reference: args.reference.clone(),
+            created: keys::now(),
+            written,
+            chunker: store.marker().chunker,
+            boot: built.as_ref().map(|built| built.boot.clone()),
+            boot_pack: carried.as_ref().and_then(|built| built.boot_pack),
+        };
+        left -= 1;
+        match publication.commit(store, &args.keys.signer(ring)).await {
+            Err(PublishError::Gone { objects }) if left > 0 => {
+                ui.warn(&format!(
+                    "{} objects that the image needs are gone from the store; storing them again",
+                    objects.len()
+                ));
+                lost.extend(objects.iter().map(|object| object.digest));
+            }
+            published => {
+                return Ok(Summary {
+                    boot_pack: carried.as_ref().map(CarriedOver::of),
+                    ..summary(published?, stats, built.as_ref(), not_bootable)
+                });
+            }
+        }
+    }
+}
+
+/// Writes the disk, without relying on the packs in `lost`; with `--mend`, on none that was not
+/// read: what is damaged becomes part of `lost`.
 async fn write_disk(
     store: &Store,
     source: &Arc<Source>,
     args: &Args,
+    lost: &mut HashSet<Digest>,
+    ui: &Ui,
+) -> anyhow::Result<WrittenDisk> {
+    let mut whole = HashSet::new();
+    loop {
+        let written = write_disk_once(store, source, args, lost, ui).await?;
+        if !args.mend {
+            return Ok(written);
+        }
+        let unread = written.known_packs().filter(|pack| !whole.contains(pack));
+        let unread: Vec<_> = unread.collect();
+        let damaged = store.damaged(unread.iter().copied()).await?;
+        if damaged.is_empty() {
+            return Ok(written);
+        }
+        ui.warn(&format!(
+            "{} packs are damaged; storing their chunks again",
+            damaged.len()
+        ));
+        lost.extend(damaged.iter().map(|pack| pack.digest));
+        whole.extend(unread);
+    }
+}
+
+async fn write_disk_once(
+    store: &Store,
+    source: &Arc<Source>,
+    args: &Args,
+    lost: &HashSet<Digest>,
     ui: &Ui,
 ) -> anyhow::Result<WrittenDisk> {
     let names = store.names().await?;
-    let known = store.chunk_indexes(&names.chunk_indexes).await?;
+    let mut known = store.chunk_indexes(&names.chunk_indexes).await?;
+    known.exclude(lost.iter().copied());
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let config = PrepareConfig {
         workers: args.jobs.unwrap_or(cores),
@@ -172,6 +254,20 @@ async fn write_disk(
     .with_context(|| format!("cannot publish `{}`", source.path().display()))?;
     bar.finish_and_clear();
     Ok(written)
+}
+
+/// Carries the boot pack of the name over; a publish does not fail for want of one.
+async fn carry_over(store: &Store, args: &Args, disk: &Disk, ui: &Ui) -> Option<BuiltBootPack> {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let workers = args.jobs.unwrap_or(cores).get();
+    let carried = carry::carry_over(store, &args.reference, disk, workers).await;
+    carried.unwrap_or_else(|error| {
+        let error = anyhow::Error::from(error);
+        ui.warn(&format!(
+            "no boot pack for this version: {error:#}. Record its boot and run `circular profile add`"
+        ));
+        None
+    })
 }
 
 /// Builds what booting needs. An image without a kernel of its own is published all the same, and
@@ -254,6 +350,7 @@ fn summary(
             PublishedAs::NewVersion => "new-version",
             PublishedAs::NewRevision => "new-revision",
             PublishedAs::Unchanged => "unchanged",
+            PublishedAs::Mended => "mended",
         },
         disk: manifest.disk,
         chunks: stats.chunks,
@@ -264,6 +361,8 @@ fn summary(
         boot: manifest.boot,
         initramfs_bytes: built.map(|built| built.report.total_bytes),
         not_bootable,
+        new_keys: None,
+        boot_pack: None,
         store: PathBuf::new(),
     }
 }
@@ -275,6 +374,7 @@ fn text(summary: &Summary) -> String {
     let mut out = String::new();
     let what = match summary.published_as {
         "new-version" => "a new version",
+        "mended" => "the disk was known, and damaged; it is stored anew",
         "new-revision" => "the disk was known; how it boots is new",
         _ => "all of it was known already",
     };
@@ -299,22 +399,7 @@ fn text(summary: &Summary) -> String {
         ui::size(summary.new_data_bytes),
         ui::size(summary.new_stored_bytes),
     );
-    if let Some(boot) = &summary.boot {
-        let _ = writeln!(
-            out,
-            "  boots      kernel {} ({}), initramfs {}",
-            boot.kernel_release,
-            ui::size(boot.kernel.length),
-            ui::size(boot.initramfs.length)
-        );
-    }
-    if let Some(reason) = &summary.not_bootable {
-        let how = match summary.boot {
-            Some(_) => "as it did before",
-            None => "no",
-        };
-        let _ = writeln!(out, "  boots      {how}: {reason}");
-    }
+    out.push_str(&boot_text(summary));
     let image = ImageRef {
         version: None,
         ..reference.clone()
@@ -336,6 +421,31 @@ fn text(summary: &Summary) -> String {
             "  qemu-system-x86_64 -m 1024 -boot n -device virtio-net-pci,netdev=n \\\n    \
              -netdev user,id=n,bootfile=http://10.0.2.2:8080/{script}"
         );
+    }
+    out
+}
+
+/// How it boots, and how fast.
+fn boot_text(summary: &Summary) -> String {
+    let mut out = String::new();
+    if let Some(boot) = &summary.boot {
+        let _ = writeln!(
+            out,
+            "  boots      kernel {} ({}), initramfs {}",
+            boot.kernel_release,
+            ui::size(boot.kernel.length),
+            ui::size(boot.initramfs.length)
+        );
+    }
+    if let Some(carried) = &summary.boot_pack {
+        let _ = writeln!(out, "  boot pack  {}", carried.text());
+    }
+    if let Some(reason) = &summary.not_bootable {
+        let how = match summary.boot {
+            Some(_) => "as it did before",
+            None => "no",
+        };
+        let _ = writeln!(out, "  boots      {how}: {reason}");
     }
     out
 }

@@ -1,12 +1,11 @@
 //! `circular refresh`.
 
-use anyhow::bail;
 use image_store::Store;
 use serde::Serialize;
 
 use crate::cli::Common;
 use crate::command::utc;
-use crate::keys::{self, KeyArgs};
+use crate::keys::KeyArgs;
 use crate::ui::Ui;
 
 /// Arguments of `circular refresh`.
@@ -18,6 +17,9 @@ pub struct Args {
 
 #[derive(Debug, Serialize)]
 struct Refreshed {
+    root_expires: u64,
+    targets_expires: u64,
+    snapshot_expires: u64,
     timestamp_expires: u64,
 }
 
@@ -27,16 +29,34 @@ struct Refreshed {
 /// The keys are missing, or the store was never published to.
 pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     let store = Store::open(&common.store).await?;
-    let Some(ring) = args.keys.open(&store).await? else {
-        bail!(
-            "`{}` was never signed: nothing to refresh",
-            common.store.display()
-        );
-    };
-    args.keys.signer(&ring).refresh(&store).await?;
+    let ring = args.keys.open_signed(&store).await?;
+    let expiries = args.keys.signer(&ring).refresh(&store).await?;
     let refreshed = Refreshed {
-        timestamp_expires: keys::now().saturating_add(args.keys.lifetimes().timestamp.as_secs()),
+        root_expires: expiries.root,
+        targets_expires: expiries.targets,
+        snapshot_expires: expiries.snapshot,
+        timestamp_expires: expiries.timestamp,
     };
+    for (role, expires, cure) in [
+        ("root", expiries.root, "`circular root renew`"),
+        (
+            "targets",
+            expiries.targets,
+            "`circular refresh` with the targets key",
+        ),
+        (
+            "snapshot",
+            expiries.snapshot,
+            "`circular refresh` with the snapshot key",
+        ),
+    ] {
+        if expires < expiries.timestamp {
+            let when = utc(expires);
+            ui.warn(&format!(
+                "the {role} expires before the timestamp, {when}: run {cure} before"
+            ));
+        }
+    }
     ui.result(&refreshed, |done| {
         format!("Signed again; good until {}\n", utc(done.timestamp_expires))
     })?;

@@ -107,8 +107,9 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     match verified.problems.len() {
         0 => Ok(()),
         n => bail!(
-            "{n} problems in `{}`: publish these images again into a new store",
-            common.store.display()
+            "{n} problems in `{store}`: `circular publish --mend IMAGE NAME` with the same image file stores again what is missing or damaged; \
+             files can also be copied from another copy of the store, and `circular remove` takes out what cannot be had again",
+            store = common.store.display()
         ),
     }
 }
@@ -129,10 +130,8 @@ async fn check(
     ui: &Ui,
 ) -> anyhow::Result<()> {
     let resolved = store.resolve(reference).await?;
-    if let Some(boot) = &resolved.manifest.boot {
-        for object in [boot.kernel, boot.initramfs] {
-            found.extend(check_object(store, object, seen).await);
-        }
+    for object in resolved.manifest.objects() {
+        found.extend(check_object(store, object, seen).await);
     }
     let reader = ImageReader::open(store.clone(), &resolved.manifest).await?;
     let bar = ui.progress("verifying", reader.length());

@@ -10,7 +10,7 @@ use std::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
         unix::process::CommandExt as _,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::Duration,
@@ -123,6 +123,15 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
         .arg0("@circular-mount")
         .args(["--initramfs", "--foreground"])
         .args(["--root", layout::TRUSTED_ROOT]);
+    for (option, path) in [
+        ("--ca", layout::AUTHORITIES),
+        ("--token-file", layout::TOKEN),
+        ("--minimum", layout::MINIMUM),
+    ] {
+        if Path::new(path).exists() {
+            command.args([option, path]);
+        }
+    }
     match settings.cache {
         Cache::Memory(_) => {
             let size = cache_bytes()?.to_string();

@@ -227,6 +227,7 @@ pub(crate) async fn publish(
         written: writer.finish(flat.len() as u64).await.unwrap(),
         chunker: ChunkerParams::DEFAULT,
         boot: None,
+        boot_pack: None,
     };
     let signer = signer(ring);
     signer.establish(store).await.unwrap();

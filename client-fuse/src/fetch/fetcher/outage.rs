@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::fetch::FetchError;
 use crate::fetch::retry::Fault;
 
 /// Whether an outage is on: odd while it is. Counts beginnings and ends.
@@ -25,9 +24,9 @@ impl Outage {
     }
 
     /// Notes a failed try. Only a server that does not answer makes an outage.
-    pub(super) fn began(&self, error: &FetchError) {
+    pub(super) fn began(&self, fault: Fault, error: &(dyn std::error::Error + Sync + 'static)) {
         let now = self.seen().0;
-        if error.fault() == Fault::Transient && now.is_multiple_of(2) && self.step(now) {
+        if fault == Fault::Transient && now.is_multiple_of(2) && self.step(now) {
             let error: &dyn std::error::Error = error;
             tracing::warn!(
                 error,
@@ -59,11 +58,7 @@ mod tests {
     fn an_outage_ends_with_a_try_that_began_in_it() {
         let outage = Outage::new();
         let before = outage.seen();
-        outage.began(&FetchError::Short {
-            path: String::new(),
-            want: 2,
-            got: 1,
-        });
+        outage.began(Fault::Transient, &std::fmt::Error);
         outage.ended(before);
         assert_eq!(outage.seen().0, 1, "a try from before says nothing");
         outage.ended(outage.seen());
@@ -73,10 +68,7 @@ mod tests {
     #[test]
     fn a_wrong_answer_is_no_outage() {
         let outage = Outage::new();
-        outage.began(&FetchError::Long {
-            path: String::new(),
-            limit: 1,
-        });
+        outage.began(Fault::Wrong, &std::fmt::Error);
         assert_eq!(outage.seen().0, 0);
     }
 }

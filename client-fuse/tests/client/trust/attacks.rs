@@ -1,9 +1,22 @@
-//! Attacks by name, as the TUF specification lists them, some of them with stolen keys; and what
-//! keys that change must not break.
+//! Attacks by name, as the TUF specification (1.0, section 1.5.2) lists them, some of them with
+//! stolen keys; and what keys that change must not break.
+//!
+//! | attack | tests |
+//! | --- | --- |
+//! | arbitrary software | `tamper`, `the_root_of_another_store_opens_nothing` |
+//! | rollback | `rollback_…` here and in [`super`], `rollback_below_what_was_told_is_refused` |
+//! | indefinite freeze | `freeze_…` in [`super`], `a_mirror_that_is_frozen_or_went_back_blocks_no_good_one` |
+//! | endless data | the column `Endless` of `tamper` |
+//! | slow retrieval | `slow_retrieval_ends_though_the_line_is_never_silent` |
+//! | extraneous dependencies | none: an image depends on nothing |
+//! | mix and match | `mix_and_match_of_states_is_refused` |
+//! | wrong software | the column `Swap` of `tamper`; a catalogue and a manifest say whose they are |
+//! | malicious mirrors | the second half of each cell of `tamper`, `mirrors` |
+//! | vulnerability to key compromise | `key_compromise_…`, `fast_forward_…` |
 
 use super::{
-    Arc, MemorySource, Release, Store, TrustError, contents, open_store, refusal, store, trust,
-    try_open,
+    Arc, MemorySource, Minimum, Release, Store, Trust, TrustError, contents, open_store, refusal,
+    store, trust, try_open,
 };
 
 fn assert_rollback(error: &TrustError, role: &str) {
@@ -17,7 +30,7 @@ fn assert_bad_signature(error: &TrustError) {
 
 /// Stolen keys for timestamp and snapshot sign that which was there before as new.
 #[tokio::test]
-async fn old_parts_signed_as_new_are_a_rollback() {
+async fn rollback_of_parts_under_a_new_timestamp_is_refused() {
     let state = tempfile::tempdir().unwrap();
     let store = store();
     let trust = trust(&store, state.path());
@@ -38,7 +51,7 @@ async fn old_parts_signed_as_new_are_a_rollback() {
 
 /// An old snapshot under a new timestamp, and the other way round.
 #[tokio::test]
-async fn states_that_never_were_together_are_refused() {
+async fn mix_and_match_of_states_is_refused() {
     let state = tempfile::tempdir().unwrap();
     let old = store();
     let new = old.signed(&old.publisher, Release::number(2));
@@ -61,9 +74,9 @@ async fn states_that_never_were_together_are_refused() {
 }
 
 /// A thief of the timestamp key uses up the numbers; new keys make the store usable again, and what
-/// they sign does not go back either.
+/// they sign does not go back either (specification, 5.3.11).
 #[tokio::test]
-async fn numbers_that_were_used_up_are_forgotten_with_the_stolen_key() {
+async fn fast_forward_is_undone_by_new_keys() {
     for role in ["timestamp", "snapshot"] {
         let state = tempfile::tempdir().unwrap();
         let honest = store();
@@ -120,7 +133,7 @@ async fn a_client_with_the_first_root_follows_to_the_third() {
 }
 
 #[tokio::test]
-async fn no_root_is_skipped_and_no_old_key_signs() {
+async fn key_compromise_ends_with_a_new_root_that_cannot_be_skipped() {
     let state = tempfile::tempdir().unwrap();
     let (first, third) = rotated();
     let trust = trust(&first, state.path());
@@ -140,4 +153,50 @@ async fn no_root_is_skipped_and_no_old_key_signs() {
     open_store(&third, &trust).await.unwrap();
     // Who hides the new roots has only the old keys to sign with.
     assert_bad_signature(&refusal(&first, &trust).await);
+}
+
+/// A machine without a memory was told at its start what there was at least.
+#[tokio::test]
+async fn rollback_below_what_was_told_is_refused() {
+    let store = store();
+    let at = |number| store.signed(&store.publisher, Release::number(number));
+    let trust = |minimum| Trust {
+        state: None,
+        minimum: Some(minimum),
+        ..trust(&store, "/nowhere".as_ref())
+    };
+    let minimum = Minimum {
+        root: 1,
+        timestamp: 5,
+        snapshot: 5,
+        targets: 5,
+    };
+    open_store(&at(5), &trust(minimum)).await.unwrap();
+    open_store(&at(6), &trust(minimum)).await.unwrap();
+    let told = refusal(&at(4), &trust(minimum)).await.to_string();
+    let begin = "rollback: the store offers timestamp metadata of version 4, but this machine was told to take none below 5";
+    assert!(told.starts_with(begin), "{told}");
+    for (minimum, role) in [
+        (Minimum { root: 2, ..minimum }, "root"),
+        (
+            Minimum {
+                snapshot: 6,
+                ..minimum
+            },
+            "snapshot",
+        ),
+        (
+            Minimum {
+                targets: 6,
+                ..minimum
+            },
+            "targets",
+        ),
+    ] {
+        let error = refusal(&at(5), &trust(minimum)).await;
+        assert!(
+            matches!(error, TrustError::BelowMinimum { role: told, .. } if told == role),
+            "{error}"
+        );
+    }
 }

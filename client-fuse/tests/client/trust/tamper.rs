@@ -1,11 +1,27 @@
-//! The tamper matrix: each file of the way to a disk, damaged in each way.
+//! The tamper matrix: each kind of file on the way to a byte of the disk, damaged in each way, over
+//! HTTP. With one server the outcome is the documented error or the right bytes, never others; with
+//! a second, good server everything reads right.
+//!
+//! A new kind of file is one more line in [`File`], [`path`] and [`outcome`].
+
+use std::collections::HashMap;
 
 use bytes::Bytes;
-use image_format::digest::ObjectRef;
+use client_fuse::config::NetworkConfig;
+use client_fuse::disk::Disk;
+use client_fuse::fetch::http::HttpSource;
+use client_fuse::fetch::mirrors::Mirrors;
+use image_format::digest::{Digest, ObjectRef};
+use image_format::hint::hint_path;
+use image_format::page::Page;
+use image_format::region_table::{Lookup, RegionTable};
+use tokio::runtime::Handle;
 
+pub(super) use super::super::hostile::flip;
+use super::super::hostile::{DAMAGES, Damage, Plot, serve};
 use super::{
-    Arc, Fault, Faults, MemorySource, Publisher, Release, Store, contents, mixed_disk, open_store,
-    trust, try_open,
+    Arc, Caches, DiskCache, Fetcher, IMPATIENT, MemoryCache, Publisher, Release, Stats, Store,
+    contents, mixed_disk, open, open_store, trust,
 };
 
 /// What is tampered with.
@@ -15,160 +31,280 @@ enum File {
     Timestamp,
     Snapshot,
     Targets,
+    Hint,
     Catalogue,
     Manifest,
     Table,
+    Page,
+    Pack,
 }
 
-const FILES: [File; 7] = [
-    File::Root,
-    File::Timestamp,
-    File::Snapshot,
-    File::Targets,
-    File::Catalogue,
-    File::Manifest,
-    File::Table,
-];
-
-/// How.
+/// What comes of it where there is no other server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Damage {
-    Flip,
-    Truncate,
-    Extend,
-    Endless,
-    /// The same file of another store, signed well by its publisher.
-    Foreign,
-    /// The same file as it was one version ago, signed well.
-    Old,
+enum Outcome {
+    /// The whole disk reads right.
+    Right,
+    /// It is not opened; this is told.
+    NotOpened(&'static str),
+    /// It is opened, but what is damaged cannot be read; this is told.
+    NotRead(&'static str),
 }
 
-const DAMAGES: [Damage; 6] = [
-    Damage::Flip,
-    Damage::Truncate,
-    Damage::Extend,
-    Damage::Endless,
-    Damage::Foreign,
-    Damage::Old,
-];
-
-/// The documented error.
-fn outcome(file: File, damage: Damage) -> &'static str {
-    use Damage::{Endless, Extend, Flip, Foreign, Old, Truncate};
-    use File::{Catalogue, Manifest, Root, Snapshot, Table, Targets, Timestamp};
+/// The documented outcome.
+fn outcome(file: File, damage: Damage) -> Outcome {
+    use Damage::{
+        Endless, Extend, Flip, GzipBomb, Old, RedirectLoop, Swap, Truncate, Whole, WrongRange,
+        ZstdBomb,
+    };
+    use File::{Catalogue, Hint, Manifest, Pack, Page, Root, Snapshot, Table, Targets, Timestamp};
+    use Outcome::{NotOpened, NotRead, Right};
     match (file, damage) {
-        (Root, Endless) => "cannot fetch the store's root metadata",
-        (Timestamp, Endless) => "cannot fetch the store's timestamp metadata",
-        (Snapshot, Endless) => "cannot fetch the store's snapshot metadata",
-        (Targets, Endless) => "cannot fetch the store's targets metadata",
-        (Root, Truncate | Extend) => "the store's root metadata is damaged",
-        (Timestamp, Truncate | Extend) => "the store's timestamp metadata is damaged",
-        (Root, Flip | Foreign) => "bad signature: the store's root metadata",
-        (Timestamp, Flip | Foreign) => "bad signature: the store's timestamp metadata",
-        (Timestamp, Old) => "rollback: the store offers timestamp metadata of version 1",
-        (Root, Old) => "the store's 2.root.json is not what",
-        (Snapshot, _) => "the store's 2.snapshot.json is not what",
-        (Targets, _) => "the store's 2.targets.json is not what",
-        (Catalogue, _) => "cannot fetch the catalogue",
-        (Manifest, _) => "cannot fetch the manifest",
-        (Table, _) => "cannot fetch the region table",
+        // Nobody believes it.
+        (Hint, _) => Right,
+        // Only parts of packs are asked for; of all else the whole is what was wanted.
+        (Pack, Whole) => NotRead("the server ignores range requests"),
+        (_, Whole) => Right,
+        (Pack, Flip | Swap | Old | ZstdBomb) => NotRead("is damaged"),
+        (Pack, GzipBomb) => NotRead("is gzip-encoded"),
+        (Pack, Truncate) => NotRead("ended after"),
+        (Pack, WrongRange) => NotRead("where bytes"),
+        (Pack | Page, RedirectLoop) => NotRead("more than 3 redirects in a row"),
+        // What was asked for came before the rest.
+        (Pack, Extend | Endless) => Right,
+        (Page, Extend | Flip | Swap | Old | Truncate) => NotRead("is not what its name says"),
+        (Page, Endless) => NotRead("is longer than"),
+        (Page, GzipBomb) => NotRead("is gzip-encoded"),
+        (Page, ZstdBomb) => NotRead("is zstd-encoded"),
+        (Page, WrongRange) => NotRead("is answered with HTTP status 206"),
+        (_, RedirectLoop) => NotOpened("more than 3 redirects in a row"),
+        (_, GzipBomb) => NotOpened("is gzip-encoded"),
+        (_, ZstdBomb) => NotOpened("is zstd-encoded"),
+        (_, WrongRange) => NotOpened("is answered with HTTP status 206"),
+        (_, Endless) => NotOpened("is longer than"),
+        (Root, Truncate | Extend) => NotOpened("the store's root metadata is damaged"),
+        (Root, Flip | Swap) => NotOpened("bad signature: the store's root metadata"),
+        (Root, Old) => NotOpened("the store's 2.root.json is not what"),
+        (Timestamp, Truncate | Extend) => NotOpened("the store's timestamp metadata is damaged"),
+        (Timestamp, Flip | Swap) => NotOpened("bad signature: the store's timestamp metadata"),
+        (Timestamp, Old) => NotOpened("rollback: the store offers timestamp metadata of version 1"),
+        (Snapshot, _) => NotOpened("the store's 2.snapshot.json is not what"),
+        (Targets, _) => NotOpened("the store's 2.targets.json is not what"),
+        (Catalogue, _) => NotOpened("cannot fetch the catalogue"),
+        (Manifest, _) => NotOpened("cannot fetch the manifest"),
+        (Table, _) => NotOpened("cannot fetch the region table"),
     }
 }
 
-/// A disk, published by `publisher` as its release number 1 or 2.
-fn published(publisher: &Publisher, number: u64, blocks: usize) -> Store {
-    let disk = Store::of(mixed_disk(blocks, 0));
-    disk.signed(publisher, Release::number(number))
-}
+/// Most that is taken of an answer before it is seen to be wrong: the longest file there may be,
+/// once for each try and each look ahead, and what is on its way when the connection is closed.
+const TAKEN_BYTES_MAX: u64 = 4 * ((1 << 20) + (256 << 10));
 
 /// Where a file of release `number` is.
 fn path(store: &Store, file: File, number: u64) -> String {
-    let json =
-        |path: &str| -> serde_json::Value { serde_json::from_slice(&store.files[path]).unwrap() };
-    let object = |value: &serde_json::Value| {
-        let object: ObjectRef = serde_json::from_value(value.clone()).unwrap();
-        object.digest.object_path()
-    };
     let (name, catalogue) = &store.targets[0];
-    let catalogue = image_format::catalogue::target_path(name, &catalogue.digest);
-    let manifest = || object(&json(&catalogue)["versions"]["1"]["manifest"]);
+    let page = || {
+        let table = &store.files[&store.disk_digest.object_path()];
+        match RegionTable::decode(table).unwrap().lookup(0) {
+            Lookup::Page(page) => page,
+            other => panic!("{other:?} is no page"),
+        }
+    };
+    let pack = || {
+        let page = Page::decode(&store.files[&page().object_path()]).unwrap();
+        page.packs()[0].digest
+    };
     match file {
         File::Root => format!("metadata/{number}.root.json"),
         File::Timestamp => "metadata/timestamp.json".to_owned(),
         File::Snapshot => format!("metadata/{number}.snapshot.json"),
         File::Targets => format!("metadata/{number}.targets.json"),
-        File::Catalogue => catalogue,
-        File::Manifest => manifest(),
-        File::Table => object(&json(&manifest())["disk"]["regions"]),
+        File::Hint => hint_path(&"lab/debian:12".parse().unwrap()),
+        File::Catalogue => image_format::catalogue::target_path(name, &catalogue.digest),
+        File::Manifest => store.manifest.clone(),
+        File::Table => store.disk_digest.object_path(),
+        File::Page => page().object_path(),
+        File::Pack => pack().object_path(),
     }
 }
 
-/// Changes one bit: of the date of expiry, if there is one.
-pub(super) fn flip(bytes: &mut [u8]) {
-    let label = b"\"expires\": \"2";
-    let date = bytes.windows(label.len()).position(|at| at == label);
-    let at = date.map_or(bytes.len() / 2, |at| at + label.len());
-    bytes[at] ^= 1;
+/// An honest store in its second release, that release of another publisher, and its own first.
+struct Stores {
+    honest: Store,
+    foreign: Store,
+    old: Store,
 }
 
-/// What is there in place of `good`.
-fn tampered(damage: Damage, good: &Bytes, foreign: &Bytes, old: &Bytes) -> Bytes {
-    let mut bytes = good.to_vec();
-    match damage {
-        Damage::Flip => flip(&mut bytes),
-        Damage::Truncate => bytes.truncate(good.len() / 2),
-        Damage::Extend => bytes.extend_from_slice(b"{}"),
-        Damage::Endless => {}
-        Damage::Foreign => return foreign.clone(),
-        Damage::Old => return old.clone(),
+impl Stores {
+    fn new() -> Self {
+        let (mut publisher, mut stranger) = (Publisher::new(), Publisher::new());
+        let published = |publisher: &Publisher, number, shift: usize| {
+            // Packs longer than what is taken whole where a part was asked for.
+            let mut disk = mixed_disk(900, 0);
+            disk.rotate_left(shift * 4096);
+            Store::of(disk).signed(publisher, Release::number(number))
+        };
+        let old = published(&publisher, 1, 11);
+        publisher.rotate(&[]);
+        stranger.rotate(&[]);
+        Self {
+            honest: published(&publisher, 2, 0),
+            foreign: published(&stranger, 2, 300),
+            old,
+        }
     }
-    bytes.into()
-}
 
-#[tokio::test]
-async fn nothing_that_was_tampered_with_is_opened() {
-    let (mut publisher, mut stranger) = (Publisher::new(), Publisher::new());
-    let old = published(&publisher, 1, 50);
-    publisher.rotate(&[]);
-    stranger.rotate(&[]);
-    let honest = published(&publisher, 2, 60);
-    let foreign = published(&stranger, 2, 70);
-    for file in FILES {
-        for damage in DAMAGES {
-            let at = path(&honest, file, 2);
-            let instead = tampered(
-                damage,
-                &honest.files[&at],
-                &foreign.files[&path(&foreign, file, 2)],
-                &old.files[&path(&old, file, 1)],
-            );
-            check(&honest, &at, instead, damage, outcome(file, damage)).await;
+    fn plot(&self, file: File, damage: Damage) -> Plot {
+        let of = |store: &Store, number| store.files[&path(store, file, number)].clone();
+        Plot {
+            path: path(&self.honest, file, 2),
+            damage,
+            foreign: of(&self.foreign, 2),
+            old: of(&self.old, 1),
         }
     }
 }
 
-/// Opens a store in which one file is another one; it fails as told, and leaves no trace.
-async fn check(honest: &Store, at: &str, instead: Bytes, damage: Damage, told: &str) {
-    let state = tempfile::tempdir().unwrap();
-    let trust = trust(honest, state.path());
-    // What was seen matters for what is signed well but old; a root that was seen is not asked for.
-    if !at.ends_with("root.json") {
-        open_store(honest, &trust).await.unwrap();
-    }
-    let before = contents(state.path());
-    let mut bad = honest.clone();
-    assert_ne!(
-        bad.files.insert(at.to_owned(), instead.clone()),
-        (damage != Damage::Endless).then_some(instead)
-    );
-    let tampered = at.to_owned();
-    let faults: Faults = Arc::new(move |_, request| {
-        let endless = damage == Damage::Endless && request.path == tampered;
-        if endless { Fault::Endless } else { Fault::None }
+/// A mount without a kernel, over HTTP.
+struct Mounted {
+    disk: Disk<HttpSource>,
+    stats: Arc<Stats>,
+}
+
+async fn mount(
+    servers: &[&str],
+    trust: &client_fuse::trust::Trust,
+) -> (Result<Mounted, String>, u64) {
+    let network = NetworkConfig {
+        connections: 4,
+        timeout: std::time::Duration::from_secs(10),
+        retry: IMPATIENT,
+        retry_open: IMPATIENT,
+    };
+    let source = |base: &&str| {
+        let source = HttpSource::new(base.parse().unwrap(), &network).unwrap();
+        ((*base).to_owned(), source)
+    };
+    let mut sources = servers.iter().map(source);
+    let mirrors = Mirrors::of(sources.next().unwrap(), sources.collect());
+    let (mirrors, stats) = (Arc::new(mirrors), Arc::new(Stats::default()));
+    let caches = Arc::new(Caches {
+        memory: MemoryCache::new(16 << 20),
+        disk: DiskCache::off(),
     });
-    let source = MemorySource::faulty(&Arc::new(bad), faults);
-    let error = try_open(&source, &trust).await.unwrap_err().to_string();
-    assert!(error.starts_with(told), "{at} {damage:?}: {error}");
-    assert_eq!(contents(state.path()), before, "{at} {damage:?}");
-    open_store(honest, &trust).await.unwrap();
+    let fetcher = Fetcher::over(
+        mirrors,
+        4,
+        IMPATIENT,
+        Arc::clone(&caches),
+        Arc::clone(&stats),
+    );
+    let fetcher = Arc::new(fetcher);
+    let (base, reference) = (servers[0].parse().unwrap(), "lab/debian:12".parse());
+    let opened = open(&fetcher, &base, &reference.unwrap(), trust).await;
+    let taken = stats.fetched.metadata_bytes.count() + stats.fetched.table_bytes.count();
+    let mounted = opened.map(|image| Mounted {
+        disk: Disk::new(image.table, fetcher, caches, &Handle::current(), None),
+        stats,
+    });
+    let mounted = mounted.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+    (mounted, taken)
+}
+
+/// Reads all of the disk; what reads, reads right. Returns what was told of what does not.
+async fn read(mounted: &Mounted, store: &Store) -> Vec<String> {
+    let mut told = Vec::new();
+    for offset in (0..store.disk.len() as u64).step_by(128 << 10) {
+        match mounted.disk.read(offset, 128 << 10).await {
+            Ok(bytes) => assert!(
+                bytes == *store.flat(offset, 128 << 10),
+                "wrong bytes at {offset}"
+            ),
+            Err(error) => {
+                told.push(format!("{:#}", anyhow::Error::from(error)));
+                // One is enough to know what is told.
+                break;
+            }
+        }
+    }
+    told
+}
+
+/// One row of the matrix.
+async fn row(file: File) {
+    let stores = Stores::new();
+    let files = |store: &Store| -> Arc<HashMap<String, Bytes>> { Arc::new(store.files.clone()) };
+    let honest = files(&stores.honest);
+    let good = serve(&honest, None);
+    for damage in DAMAGES {
+        let state = tempfile::tempdir().unwrap();
+        let trust = trust(&stores.honest, state.path());
+        // What was seen matters for what is signed well but old; a root that was seen is not asked for.
+        if file != File::Root {
+            open_store(&stores.honest, &trust).await.unwrap();
+        }
+        let before = contents(state.path());
+        let bad = serve(&honest, Some(stores.plot(file, damage)));
+        let cell = format!("{file:?} {damage:?}");
+
+        let (mounted, taken) = mount(&[&bad], &trust).await;
+        assert!(taken < TAKEN_BYTES_MAX, "{cell}: {taken} bytes");
+        match (mounted, outcome(file, damage)) {
+            (Err(told), Outcome::NotOpened(expected)) => {
+                assert!(told.contains(expected), "{cell}: {told}");
+                assert_eq!(contents(state.path()), before, "{cell}");
+            }
+            (Ok(mounted), Outcome::NotRead(expected)) => {
+                let told = read(&mounted, &stores.honest).await;
+                assert!(
+                    told.iter().any(|it| it.contains(expected)),
+                    "{cell}: {told:?}"
+                );
+            }
+            (Ok(mounted), Outcome::Right) => {
+                assert_eq!(read(&mounted, &stores.honest).await, [""; 0], "{cell}");
+                let page_bytes = mounted.stats.fetched.page_bytes.count();
+                assert!(page_bytes < TAKEN_BYTES_MAX, "{cell}: {page_bytes} bytes");
+            }
+            (mounted, _) => panic!("{cell}: {:?}", mounted.err()),
+        }
+
+        let (mounted, _) = mount(&[&bad, &good], &trust).await;
+        let mounted = mounted.unwrap_or_else(|told| panic!("{cell}, with a mirror: {told}"));
+        let told = read(&mounted, &stores.honest).await;
+        assert_eq!(told, [""; 0], "{cell}, with a mirror");
+    }
+}
+
+/// A test for each row, so that they run beside each other.
+macro_rules! rows {
+    ($($name:ident: $file:ident,)*) => {$(
+        #[tokio::test]
+        async fn $name() {
+            row(File::$file).await;
+        }
+    )*};
+}
+
+rows! {
+    a_tampered_root_is_refused: Root,
+    a_tampered_timestamp_is_refused: Timestamp,
+    a_tampered_snapshot_is_refused: Snapshot,
+    a_tampered_targets_file_is_refused: Targets,
+    a_tampered_hint_does_nothing: Hint,
+    a_tampered_catalogue_is_refused: Catalogue,
+    a_tampered_manifest_is_refused: Manifest,
+    a_tampered_region_table_is_refused: Table,
+    a_tampered_page_is_never_read: Page,
+    a_tampered_pack_is_never_read: Pack,
+}
+
+/// Disks of a store and of another one differ where the matrix swaps them.
+#[test]
+fn what_is_swapped_is_another() {
+    let stores = Stores::new();
+    let digest = |store: &Store| -> Digest { store.disk_digest };
+    assert_ne!(digest(&stores.honest), digest(&stores.old));
+    assert_ne!(digest(&stores.honest), digest(&stores.foreign));
+    let pack = &stores.honest.files[&path(&stores.honest, File::Pack, 2)];
+    assert!(ObjectRef::of(pack).length > 1 << 20);
 }

@@ -1,0 +1,292 @@
+//! Streams the boot pack into the caches, behind and beside what guests read.
+//!
+//! The head comes first and is verified before anything in it is believed. Then frame after frame
+//! ([`planner`](crate::prefetch::planner) says which): what the caches hold or somebody fetches
+//! already is taken away, and the rest comes as the frame, or as ranges of ordinary packs where that
+//! is cheaper. A boot pack that is of no use is logged once; ordinary packs have all of its chunks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::future::join_all;
+use image_format::boot_pack::PlacedChunk;
+use image_format::chunk::{Chunk, ChunkId};
+use image_format::manifest::BootPack;
+use tokio::task::JoinSet;
+
+use super::Chunks;
+use crate::fetch::fetcher::part::{ObjectPart, Patience};
+use crate::fetch::fetcher::{Wanted, land_all};
+use crate::fetch::lanes::{Hurry, Priority};
+use crate::fetch::plan::{PlanLimits, coalesce};
+use crate::fetch::{FetchError, Source};
+use crate::flight::Boarding;
+use crate::place::Place;
+use crate::prefetch::planner::{Pressure, Route, Step, route};
+use crate::prefetch::{BootStream, Held};
+
+impl Place {
+    /// The chunk that the head of a boot pack lists.
+    #[must_use]
+    pub const fn of(chunk: &PlacedChunk) -> Self {
+        Self::new(chunk.region, chunk.entry, chunk.pack)
+    }
+}
+
+/// A stream that is running; when it ends, however it does, nobody waits for it any more.
+struct Running(Arc<BootStream>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// A frame that is being fetched; when that ends, however it does, nobody waits for it any more.
+struct Bringing {
+    boot: Arc<BootStream>,
+    frame: usize,
+}
+
+impl Drop for Bringing {
+    fn drop(&mut self) {
+        drop(self.boot.finish(self.frame));
+    }
+}
+
+impl<S: Source> Chunks<S> {
+    /// Notes that `chunk` is read: if it was fetched ahead, that was not in vain.
+    pub(super) fn strike(&self, chunk: &ChunkId) {
+        if let Some(bytes) = self.ledger.strike(chunk) {
+            self.stats.ahead_used_bytes.add(bytes);
+            if let Some(boot) = self.boot.get() {
+                boot.call();
+            }
+        }
+    }
+
+    /// Notes that the chunk at `place` is fetched ahead.
+    pub(super) fn bring(&self, place: &Place) {
+        self.ledger.bring(place.id(), place.plain_bytes());
+        self.stats.ahead_bytes.add(place.plain_bytes());
+    }
+
+    /// Leaves a chunk that a guest waits for to the boot pack, if that will bring it.
+    pub(super) fn hand_over(&self, wanted: Wanted) -> Option<Wanted> {
+        match self.boot.get() {
+            Some(boot) => boot.take(wanted),
+            None => Some(wanted),
+        }
+    }
+
+    /// Fetches the head of the boot pack of a disk of `disk_length` bytes; `None`, with a line in the
+    /// log, if it is of no use.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the fetch.
+    pub async fn open_boot_pack(
+        &self,
+        pack: BootPack,
+        disk_length: u64,
+    ) -> Option<&Arc<BootStream>> {
+        let part = ObjectPart {
+            object: pack.object,
+            range: 0..pack.head.length,
+            plain_bytes: 0,
+        };
+        let decode = move |bytes: &[u8]| pack.open(bytes, disk_length);
+        let head = self
+            .fetcher
+            .part(
+                &part,
+                Priority::Guest,
+                &Hurry::new(),
+                Patience::Policy,
+                decode,
+            )
+            .await;
+        match head {
+            Ok(head) => {
+                let listed = head.chunks().len() as u64;
+                let boot = self
+                    .boot
+                    .get_or_init(|| Arc::new(BootStream::new(pack.object, head)));
+                self.stats.boot_pack.listed_chunks.add(listed);
+                Some(boot)
+            }
+            Err(error) => {
+                self.stats.boot_pack.damaged.increment();
+                warn(&error);
+                None
+            }
+        }
+    }
+
+    /// Brings frame after frame until all are here.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the stream; who waits for a chunk of it fetches it elsewhere.
+    pub async fn stream(self: &Arc<Self>, boot: &Arc<BootStream>) {
+        let _running = Running(Arc::clone(boot));
+        let mut bringing = JoinSet::new();
+        loop {
+            match boot.next(self.pressure()) {
+                Step::Finished => break,
+                Step::Fetch { frame, priority } => {
+                    let hurry = Arc::new(Hurry::new());
+                    boot.hold(frame, self.board(boot, frame, &hurry), &hurry);
+                    let (chunks, boot) = (Arc::clone(self), Arc::clone(boot));
+                    bringing.spawn(async move {
+                        let frame = Bringing { boot, frame };
+                        chunks.bring_frame(&frame, priority, &hurry).await;
+                    });
+                }
+                Step::Wait => tokio::select! {
+                    () = boot.called() => {}
+                    Some(ended) = bringing.join_next() => {
+                        if let Err(error) = ended {
+                            tracing::error!(%error, "a frame of the boot pack was given up; ordinary packs have its chunks");
+                        }
+                    }
+                },
+            }
+        }
+        while bringing.join_next().await.is_some() {}
+    }
+
+    fn pressure(&self) -> Pressure {
+        // Half of the memory, so that what was read lately is not pushed out by what may be read.
+        let memory = self.caches.memory.bytes_max() as u64 / 2;
+        let in_memory = memory.saturating_sub(self.ledger.unused_bytes());
+        Pressure {
+            guest_requests: self.guest_requests.load(Ordering::Relaxed),
+            room_bytes: in_memory.max(self.caches.disk.room_bytes()),
+        }
+    }
+
+    /// Starts flights for what is neither here nor on its way of a frame.
+    fn board(&self, boot: &BootStream, frame: usize, hurry: &Arc<Hurry>) -> Vec<Wanted> {
+        let mut wanted = Vec::new();
+        for chunk in boot.head().chunks_of(frame) {
+            let place = Place::of(&chunk);
+            if self.caches.memory.holds(&place.id()) || self.caches.disk.may_hold(&place) {
+                continue;
+            }
+            if let Boarding::Lead(landing, _) = self.flights.board(place.id(), hurry)
+                && !self.caches.memory.holds(&place.id())
+            {
+                self.bring(&place);
+                wanted.push(Wanted { place, landing });
+            }
+        }
+        wanted
+    }
+
+    /// Brings what is held of a frame, and whatever guests add meanwhile.
+    async fn bring_frame(&self, bringing: &Bringing, priority: Priority, hurry: &Arc<Hurry>) {
+        let (boot, frame) = (&bringing.boot, bringing.frame);
+        let held = boot.held(frame);
+        let places: Vec<Place> = held.iter().map(|held| held.wanted.place).collect();
+        let ranges = coalesce(places, PlanLimits::DEFAULT);
+        let stored = boot.part(frame).range;
+        let lengths = ranges
+            .iter()
+            .map(|request| request.range.end - request.range.start);
+        let left = match route(stored.end - stored.start, lengths) {
+            Route::Frame if boot.is_trusted() => {
+                self.by_frame(bringing, held, priority, hurry).await
+            }
+            Route::Nothing => held,
+            Route::Frame | Route::Ranges => {
+                self.stats.boot_pack.frames_by_ranges.increment();
+                held
+            }
+        };
+        self.by_ranges(left, priority, hurry).await;
+        // What guests added while the last of it came.
+        self.by_ranges(boot.finish(frame), priority, hurry).await;
+    }
+
+    /// Fetches a frame and delivers what is wanted of it; returns what it did not bring.
+    async fn by_frame(
+        &self,
+        bringing: &Bringing,
+        held: Vec<Held>,
+        priority: Priority,
+        hurry: &Hurry,
+    ) -> Vec<Held> {
+        let (boot, frame) = (&bringing.boot, bringing.frame);
+        let head = Arc::clone(boot.head());
+        let decode = move |stored: &[u8]| head.decode_frame(frame, stored);
+        let part = boot.part(frame);
+        let fetched = self
+            .fetcher
+            .part(&part, priority, hurry, Patience::Short, decode);
+        match fetched.await {
+            Ok(chunks) => {
+                self.stats.boot_pack.frames.increment();
+                // Guests may have come to wait for more of it meanwhile.
+                let held = held.into_iter().chain(boot.held(frame)).collect();
+                self.deliver_frame(chunks, held).await
+            }
+            Err(error) => {
+                self.stats.boot_pack.frames_by_ranges.increment();
+                if !error.is_outage() {
+                    self.stats.boot_pack.damaged.increment();
+                    if boot.distrust() {
+                        warn(&error);
+                    }
+                }
+                held
+            }
+        }
+    }
+
+    /// Delivers the chunks of a frame to those who want them; returns what was not among them.
+    async fn deliver_frame(&self, chunks: Vec<Chunk>, held: Vec<Held>) -> Vec<Held> {
+        let mut wanted: HashMap<ChunkId, Held> = held
+            .into_iter()
+            .map(|held| (held.wanted.place.id(), held))
+            .collect();
+        let mut verified = Vec::new();
+        for chunk in chunks {
+            match wanted.remove(&chunk.id()) {
+                Some(held) => verified.push((held.wanted, chunk)),
+                None => self.stats.boot_pack.repeated_chunks.increment(),
+            }
+        }
+        let framed = &self.stats.boot_pack.framed_chunks;
+        framed.add(verified.len() as u64);
+        let (caches, stats) = (Arc::clone(&self.caches), Arc::clone(&self.stats));
+        // Where this fails, landings are dropped, and those who wait ask again.
+        let _ = tokio::task::spawn_blocking(move || land_all(verified, &caches, &stats)).await;
+        wanted.into_values().collect()
+    }
+
+    /// Fetches chunks from ordinary packs, and waits for them.
+    async fn by_ranges(&self, held: Vec<Held>, priority: Priority, hurry: &Arc<Hurry>) {
+        let is_guest = |held: &Held| held.priority == Priority::Guest;
+        let (guests, ahead): (Vec<_>, Vec<_>) = held.into_iter().partition(is_guest);
+        let fetch = |held: Vec<Held>, priority| {
+            let wanted: Vec<_> = held.into_iter().map(|held| held.wanted).collect();
+            coalesce(wanted, PlanLimits::DEFAULT)
+                .into_iter()
+                .map(move |request| {
+                    Arc::clone(&self.fetcher).range(request, priority, Arc::clone(hurry))
+                })
+        };
+        let all = fetch(guests, Priority::Guest).chain(fetch(ahead, priority));
+        join_all(all).await;
+    }
+}
+
+fn warn(error: &FetchError) {
+    let cause: &dyn std::error::Error = error;
+    tracing::warn!(
+        error = cause,
+        "the boot pack is of no use; ordinary packs serve"
+    );
+}

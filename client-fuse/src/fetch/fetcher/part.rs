@@ -1,0 +1,161 @@
+//! Fetches a part of an object that is of use only as a whole: the head of a boot pack, a frame.
+//!
+//! Whoever asks can do without, so what is wrong is asked of each mirror, past every HTTP cache, and
+//! then given up.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use image_format::ObjectRef;
+
+use super::{Fetcher, next_part};
+use crate::fetch::lanes::{Hurry, Priority};
+use crate::fetch::mirrors::MirrorId;
+use crate::fetch::pace::Pace;
+use crate::fetch::{FetchError, Freshness, Part, Request, Source};
+
+/// Bytes of an object, and what they unpack to.
+#[derive(Clone, Debug)]
+pub struct ObjectPart {
+    /// The object.
+    pub object: ObjectRef,
+    /// Which of its bytes.
+    pub range: Range<u64>,
+    /// How many bytes come of them.
+    pub plain_bytes: u64,
+}
+
+/// What to do while nobody answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Wait, as the policy says.
+    Policy,
+    /// Give up soon: there is another way to the same bytes, and it is the one that waits.
+    Short,
+}
+
+type BoxedError = Arc<dyn std::error::Error + Send + Sync>;
+
+impl<S: Source> Fetcher<S> {
+    /// Fetches `part` and returns what `decode`, which may block, makes of its bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the policy or the patience is at an end, or what comes is of no use twice.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the fetch.
+    pub async fn part<T, E, D>(
+        &self,
+        part: &ObjectPart,
+        priority: Priority,
+        hurry: &Hurry,
+        patience: Patience,
+        decode: D,
+    ) -> Result<T, FetchError>
+    where
+        T: Send + 'static,
+        E: std::error::Error + Send + Sync + 'static,
+        D: Fn(&[u8]) -> Result<T, E> + Clone + Send + 'static,
+    {
+        let mut attempts = self.attempts();
+        let mut freshness = Freshness::Any;
+        let bytes = part.range.end - part.range.start + part.plain_bytes;
+        loop {
+            let mirror = self.choose(&attempts);
+            let slot = self.lanes.enter(priority, bytes, hurry).await;
+            let seen = self.outage.seen();
+            let tried = self.try_part(mirror, part, freshness, decode.clone());
+            let error = match tried.await {
+                Ok(decoded) => {
+                    self.outage.ended(seen);
+                    self.mirrors.answered(mirror);
+                    return Ok(decoded);
+                }
+                Err(error) => error,
+            };
+            drop(slot);
+            self.mirrors.failed(mirror, error.blame(), &error);
+            if error.is_outage() && patience == Patience::Policy {
+                self.turn_or_wait(&mut attempts, mirror, error).await?;
+                continue;
+            }
+            attempts.round.add(mirror, error.clone());
+            let all_asked = self.mirrors.next(&attempts.round.tried()).is_none();
+            if all_asked && freshness == Freshness::Revalidate {
+                return Err(error);
+            }
+            self.stats.retries.increment();
+            freshness = Freshness::Revalidate;
+        }
+    }
+
+    async fn try_part<T, E, D>(
+        &self,
+        mirror: MirrorId,
+        part: &ObjectPart,
+        freshness: Freshness,
+        decode: D,
+    ) -> Result<T, FetchError>
+    where
+        T: Send + 'static,
+        E: std::error::Error + Send + Sync + 'static,
+        D: FnOnce(&[u8]) -> Result<T, E> + Send + 'static,
+    {
+        let path = part.object.digest.object_path();
+        let bytes = self.receive_part(mirror, part, &path, freshness).await?;
+        let decoded = tokio::task::spawn_blocking(move || decode(&bytes)).await;
+        let useless = |source| FetchError::Useless {
+            path: path.clone(),
+            source,
+        };
+        decoded
+            .map_err(|error| useless(Arc::new(error) as BoxedError))?
+            .map_err(|error| {
+                self.stats.verify_failures.increment();
+                useless(Arc::new(error) as BoxedError)
+            })
+    }
+
+    async fn receive_part(
+        &self,
+        mirror: MirrorId,
+        part: &ObjectPart,
+        path: &str,
+        freshness: Freshness,
+    ) -> Result<Bytes, FetchError> {
+        self.stats.requests.increment();
+        let request = Request {
+            path: path.to_owned(),
+            part: Part::Range {
+                range: part.range.clone(),
+                object_bytes: part.object.length,
+            },
+            freshness,
+        };
+        let want = part.range.end - part.range.start;
+        let pace = Pace::begin();
+        let mut body = self.open(mirror, request, &pace).await?;
+        let mut bytes = BytesMut::new();
+        while let Some(more) = next_part(&mut body, path, &pace, bytes.len() as u64).await? {
+            self.stats.fetched.boot_pack_bytes.add(more.len() as u64);
+            if (bytes.len() + more.len()) as u64 > want {
+                return Err(FetchError::Long {
+                    path: path.to_owned(),
+                    limit: want,
+                });
+            }
+            bytes.extend_from_slice(&more);
+        }
+        if (bytes.len() as u64) < want {
+            return Err(FetchError::Short {
+                path: path.to_owned(),
+                want,
+                got: bytes.len() as u64,
+            });
+        }
+        Ok(bytes.freeze())
+    }
+}

@@ -1,0 +1,200 @@
+//! The boot pack, streamed: what a boot will read, fetched before it does.
+//!
+//! A [`BootStream`] is the state that readers and the stream share: which frame brings which chunk,
+//! who waits for what, and the [`planner`]. It fetches nothing itself; [`crate::chunks::boot`] does.
+//!
+//! A chunk that is missing is boarded like any other ([`crate::flight`]): its landing is held here
+//! until its frame has come. A guest that leads a flight for a chunk of a frame that is still to come
+//! leaves its landing here too, and the frame moves to the front. So each chunk has one flight, and no
+//! chunk is fetched from two places.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use image_format::boot_pack::Head;
+use image_format::{ChunkId, ObjectRef};
+use tokio::sync::Notify;
+
+use crate::fetch::fetcher::Wanted;
+use crate::fetch::fetcher::part::ObjectPart;
+use crate::fetch::lanes::{Hurry, Priority};
+use crate::prefetch::planner::{Planner, Pressure, Step};
+
+pub mod ledger;
+pub mod planner;
+
+/// Frames fetched ahead at once, some 300 KiB each: more than 100 Mbit/s carry in 50 ms, and half of
+/// the connections that there are.
+const IN_FLIGHT_MAX: usize = 4;
+
+/// A boot pack whose head is here.
+#[derive(Debug)]
+pub struct BootStream {
+    object: ObjectRef,
+    head: Arc<Head>,
+    frame_of: HashMap<ChunkId, usize>,
+    state: Mutex<State>,
+    bell: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    planner: Planner,
+    /// Landings of chunks whose frames are still to come.
+    held: HashMap<usize, Vec<Held>>,
+    /// Of each frame in flight: who can be told that a guest waits.
+    hurries: HashMap<usize, Arc<Hurry>>,
+    /// Whether frames are worth fetching.
+    trusted: bool,
+}
+
+/// A chunk that a frame is to bring.
+#[derive(Debug)]
+pub struct Held {
+    /// The chunk.
+    pub wanted: Wanted,
+    /// Whether a guest led its flight.
+    pub priority: Priority,
+}
+
+impl BootStream {
+    /// The boot pack `object`, of which this is the head.
+    #[must_use]
+    pub fn new(object: ObjectRef, head: Head) -> Self {
+        let frame_of = (0..head.frames().len())
+            .flat_map(|frame| head.chunks_of(frame).map(move |chunk| (chunk, frame)))
+            .map(|(chunk, frame)| (chunk.entry.chunk, frame))
+            .collect();
+        let lengths = head
+            .frames()
+            .iter()
+            .map(|frame| u64::from(frame.plain_bytes));
+        let state = State {
+            planner: Planner::new(lengths, IN_FLIGHT_MAX),
+            held: HashMap::new(),
+            hurries: HashMap::new(),
+            trusted: true,
+        };
+        Self {
+            object,
+            frame_of,
+            state: Mutex::new(state),
+            head: Arc::new(head),
+            bell: Notify::new(),
+        }
+    }
+
+    /// The head.
+    #[must_use]
+    pub const fn head(&self) -> &Arc<Head> {
+        &self.head
+    }
+
+    /// The bytes of the object that are a frame.
+    #[must_use]
+    pub fn part(&self, frame: usize) -> ObjectPart {
+        let frame = &self.head.frames()[frame];
+        ObjectPart {
+            object: self.object,
+            range: frame.stored.clone(),
+            plain_bytes: u64::from(frame.plain_bytes),
+        }
+    }
+
+    /// Whether `chunk` is in a frame that is still to come.
+    #[must_use]
+    pub fn will_bring(&self, chunk: &ChunkId) -> bool {
+        self.frame_of
+            .get(chunk)
+            .is_some_and(|frame| self.state().planner.will_bring(*frame))
+    }
+
+    /// Takes a chunk that a guest waits for, if a frame will bring it; else gives it back.
+    #[must_use]
+    pub fn take(&self, wanted: Wanted) -> Option<Wanted> {
+        let Some(&frame) = self.frame_of.get(&wanted.place.id()) else {
+            return Some(wanted);
+        };
+        let mut state = self.state();
+        if !state.planner.want(frame) {
+            return Some(wanted);
+        }
+        if let Some(hurry) = state.hurries.get(&frame) {
+            hurry.call();
+        }
+        let priority = Priority::Guest;
+        let held = state.held.entry(frame).or_default();
+        held.push(Held { wanted, priority });
+        drop(state);
+        self.bell.notify_one();
+        None
+    }
+
+    /// Holds what `frame`, which is about to be fetched, is to bring; `hurry` speeds it up.
+    pub fn hold(&self, frame: usize, wanted: Vec<Wanted>, hurry: &Arc<Hurry>) {
+        let mut state = self.state();
+        state.hurries.insert(frame, Arc::clone(hurry));
+        let held = state.held.entry(frame).or_default();
+        held.extend(wanted.into_iter().map(|wanted| Held {
+            wanted,
+            priority: Priority::Ahead,
+        }));
+    }
+
+    /// What to do next.
+    #[must_use]
+    pub fn next(&self, pressure: Pressure) -> Step {
+        self.state().planner.next(pressure)
+    }
+
+    /// Takes what is held of a frame; more may come until it is finished.
+    #[must_use]
+    pub fn held(&self, frame: usize) -> Vec<Held> {
+        self.state().held.remove(&frame).unwrap_or_default()
+    }
+
+    /// Says that `frame` came or will not come, and returns what is held of it.
+    #[must_use]
+    pub fn finish(&self, frame: usize) -> Vec<Held> {
+        let mut state = self.state();
+        state.planner.done(frame);
+        state.hurries.remove(&frame);
+        let held = state.held.remove(&frame).unwrap_or_default();
+        drop(state);
+        self.bell.notify_one();
+        held
+    }
+
+    /// Whether frames are worth fetching.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        self.state().trusted
+    }
+
+    /// Says that a frame was of no use: from now on chunks come from ordinary packs. Returns whether
+    /// that is news.
+    pub fn distrust(&self) -> bool {
+        std::mem::replace(&mut self.state().trusted, false)
+    }
+
+    /// Waits until there may be something to do.
+    pub async fn called(&self) {
+        self.bell.notified().await;
+    }
+
+    /// Says that there is room again.
+    pub fn call(&self) {
+        self.bell.notify_one();
+    }
+
+    /// Gives everything up: nothing comes any more, and who waits asks again elsewhere.
+    pub fn close(&self) {
+        for frame in 0..self.head.frames().len() {
+            drop(self.finish(frame));
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

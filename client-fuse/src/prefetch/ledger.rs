@@ -1,0 +1,65 @@
+//! Keeps count of what was fetched before anybody asked for it, until somebody does.
+//!
+//! Bounds: [`ENTRIES_MAX`] chunks; what is beyond is counted as never used.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use image_format::ChunkId;
+
+/// More than a boot pack lists; 3 MiB of memory.
+const ENTRIES_MAX: usize = 65_536;
+
+/// Chunks that were fetched ahead, or are on their way, and not yet read.
+#[derive(Debug, Default)]
+pub struct Ledger(Mutex<Unused>);
+
+#[derive(Debug, Default)]
+struct Unused {
+    chunks: HashMap<ChunkId, u64>,
+    bytes: u64,
+}
+
+impl Ledger {
+    /// Notes that `chunk` of `bytes` plain bytes is fetched ahead.
+    pub fn bring(&self, chunk: ChunkId, bytes: u64) {
+        let mut unused = self.unused();
+        if unused.chunks.len() < ENTRIES_MAX && unused.chunks.insert(chunk, bytes).is_none() {
+            unused.bytes += bytes;
+        }
+    }
+
+    /// Notes that `chunk` is read, or did not come; returns its bytes if it was unused until now.
+    pub fn strike(&self, chunk: &ChunkId) -> Option<u64> {
+        let mut unused = self.unused();
+        let bytes = unused.chunks.remove(chunk)?;
+        unused.bytes -= bytes;
+        Some(bytes)
+    }
+
+    /// Bytes that nobody has read yet.
+    #[must_use]
+    pub fn unused_bytes(&self) -> u64 {
+        self.unused().bytes
+    }
+
+    fn unused(&self) -> MutexGuard<'_, Unused> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_brought_counts_until_it_is_read() {
+        let (ledger, chunk) = (Ledger::default(), ChunkId::of(b"chunk"));
+        ledger.bring(chunk, 4096);
+        ledger.bring(chunk, 4096);
+        assert_eq!(ledger.unused_bytes(), 4096);
+        assert_eq!(ledger.strike(&chunk), Some(4096));
+        assert_eq!(ledger.strike(&chunk), None);
+        assert_eq!(ledger.unused_bytes(), 0);
+    }
+}

@@ -1,0 +1,289 @@
+//! What a boot pack costs and saves, exactly; and that a damaged one harms nobody.
+
+use std::sync::Arc;
+
+use client_fuse::fetch::{Part, Request};
+use image_format::boot_pack::Head;
+use image_format::frame::Encoder;
+
+use crate::counts::OPENING;
+use crate::source::{Fault, Faults, MemorySource};
+use crate::stack::{Setup, Stack, start};
+use crate::store::{Store, mixed_disk};
+
+/// A disk of 16 MiB whose boot reads a third of its chunks.
+fn store() -> Arc<Store> {
+    Arc::new(Store::booting(mixed_disk(4000, 0), 3))
+}
+
+fn head(store: &Store) -> Head {
+    let pack = store.boot_pack.unwrap();
+    let bytes = &store.files[&pack.object.digest.object_path()];
+    let length = usize::try_from(pack.head.length).unwrap();
+    pack.open(&bytes[..length], store.disk.len() as u64)
+        .unwrap()
+}
+
+/// Starts the boot pack and waits for its head.
+async fn start_booting(source: &MemorySource, store: &Store, setup: Setup<'_>) -> Stack {
+    let stack = start(source, setup).await;
+    stack.disk.prefetch(store.boot_pack.unwrap());
+    let stats = &stack.stats.boot_pack;
+    while stats.listed_chunks.count() == 0 && stats.damaged.count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    stack
+}
+
+/// Reads what a boot reads, in its order.
+async fn boot(stack: &Stack, store: &Store) {
+    for chunk in &store.boot_set {
+        let len = u32::try_from(chunk.entry.plain_len()).unwrap();
+        let offset = chunk.first_block() * 4096;
+        let bytes = stack.disk.read(offset, len).await.unwrap();
+        assert!(bytes == store.flat(offset, len), "block {}", offset / 4096);
+    }
+}
+
+async fn read_all(stack: &Stack, store: &Store) {
+    for offset in (0..store.disk.len() as u64).step_by(700_000) {
+        let bytes = stack.disk.read(offset, 700_000).await.unwrap();
+        assert!(bytes == store.flat(offset, 700_000), "at {offset}");
+    }
+}
+
+/// Waits until nothing is fetched ahead any more.
+async fn wait_for_frames(stack: &Stack, frames: usize) {
+    let stats = &stack.stats.boot_pack;
+    while stats.frames.count() + stats.frames_by_ranges.count() < frames as u64 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn ranges_of<'a>(requests: &'a [Request], path: &str) -> Vec<&'a Request> {
+    let of_pack = |request: &&Request| request.path == path && request.part != Part::Whole;
+    requests.iter().filter(of_pack).collect()
+}
+
+#[tokio::test]
+async fn a_cold_boot_costs_the_boot_pack_and_nothing_else() {
+    let store = store();
+    let without = MemorySource::new(&store);
+    let plain = start(&without, Setup::DEFAULT).await;
+    boot(&plain, &store).await;
+    let source = MemorySource::new(&store);
+    let stack = start_booting(&source, &store, Setup::DEFAULT).await;
+    boot(&stack, &store).await;
+    let (stats, pack) = (&stack.stats, store.boot_pack.unwrap());
+    let frames = head(&store).frames().len();
+    // A head, the frames, and the one page of the one region.
+    assert_eq!(source.requests().len(), OPENING + 1 + frames + 1);
+    assert!(without.requests().len() > 5 * source.requests().len());
+    assert_eq!(stats.fetched.boot_pack_bytes.count(), pack.object.length);
+    assert_eq!(stats.fetched.chunk_bytes.count(), 0);
+    assert_eq!(stats.chunks.count(), store.boot_set.len() as u64);
+    assert_eq!(stats.duplicate_chunks.count(), 0);
+    assert_eq!(stats.boot_pack.repeated_chunks.count(), 0);
+    assert_eq!(stats.boot_pack.damaged.count(), 0);
+}
+
+#[tokio::test]
+async fn what_was_fetched_in_vain_is_counted() {
+    let store = store();
+    let stack = start_booting(&MemorySource::new(&store), &store, Setup::DEFAULT).await;
+    wait_for_frames(&stack, head(&store).frames().len()).await;
+    let bytes: u64 = store
+        .boot_set
+        .iter()
+        .map(|chunk| chunk.entry.plain_len() as u64)
+        .sum();
+    assert_eq!(stack.stats.ahead_bytes.count(), bytes);
+    assert_eq!(stack.stats.ahead_used_bytes.count(), 0);
+    boot(&stack, &store).await;
+    assert_eq!(stack.stats.ahead_used_bytes.count(), bytes);
+}
+
+#[tokio::test]
+async fn a_guest_moves_its_frame_to_the_front() {
+    let store = Arc::new(Store::booting(mixed_disk(12_000, 0), 2));
+    let source = MemorySource::new(&store);
+    let stack = start_booting(&source, &store, Setup::DEFAULT).await;
+    let (head, last) = (head(&store), store.boot_set.last().unwrap());
+    let offset = last.first_block() * 4096;
+    let bytes = stack.disk.read(offset, 4096).await.unwrap();
+    assert_eq!(&bytes[..], store.flat(offset, 4096));
+    let path = store.boot_pack.unwrap().object.digest.object_path();
+    let requests = source.requests();
+    let frames = ranges_of(&requests, &path);
+    assert!(
+        frames.len() < head.frames().len() / 2,
+        "{} of {} frames before the last, for which a guest waits",
+        frames.len(),
+        head.frames().len()
+    );
+    read_all(&stack, &store).await;
+    assert_eq!(stack.stats.duplicate_chunks.count(), 0);
+    assert_eq!(stack.stats.boot_pack.repeated_chunks.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_readers_beside_the_stream_fetch_no_chunk_twice() {
+    let store = store();
+    let source = MemorySource::new(&store);
+    let stack = start_booting(&source, &store, Setup::DEFAULT).await;
+    let readers: Vec<_> = (0..16_u64)
+        .map(|number| {
+            let (disk, store) = (Arc::clone(&stack.disk), Arc::clone(&store));
+            tokio::spawn(async move {
+                let length = store.disk.len() as u64;
+                for step in 0..length / 300_000 {
+                    let offset = (step * 7 + number * 3) * 300_000 % length;
+                    let bytes = disk.read(offset, 300_000).await.unwrap();
+                    assert!(bytes == store.flat(offset, 300_000), "at {offset}");
+                }
+            })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    assert_eq!(stack.stats.duplicate_chunks.count(), 0);
+    assert_eq!(stack.stats.boot_pack.repeated_chunks.count(), 0);
+    assert!(stack.stats.chunks.count() <= store.n_chunks);
+}
+
+#[tokio::test]
+async fn the_stream_pauses_while_the_memory_cache_has_no_room() {
+    let store = store();
+    let setup = Setup {
+        memory_bytes: 5 << 20,
+        ..Setup::DEFAULT
+    };
+    let stack = start_booting(&MemorySource::new(&store), &store, setup).await;
+    wait_for_frames(&stack, 2).await;
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    let ahead = stack.stats.ahead_bytes.count();
+    assert!(ahead <= 5 << 19, "{ahead} bytes ahead of any reader");
+    boot(&stack, &store).await;
+    assert!(stack.stats.ahead_bytes.count() > ahead);
+    assert_eq!(stack.stats.duplicate_chunks.count(), 0);
+    assert_eq!(stack.stats.fetched.chunk_bytes.count(), 0);
+}
+
+#[tokio::test]
+async fn a_second_boot_fetches_no_frame() {
+    let store = store();
+    let cache = tempfile::tempdir().unwrap();
+    let setup = Setup {
+        cache: Some(cache.path()),
+        ..Setup::DEFAULT
+    };
+    let first = start_booting(&MemorySource::new(&store), &store, setup).await;
+    boot(&first, &store).await;
+    while first.stats.disk_fill_bytes.count() < first.stats.ahead_bytes.count() {
+        tokio::task::yield_now().await;
+    }
+    drop(first);
+    let source = MemorySource::new(&store);
+    let second = start_booting(&source, &store, setup).await;
+    boot(&second, &store).await;
+    assert_eq!(second.stats.boot_pack.frames.count(), 0);
+    assert_eq!(second.stats.chunks.count(), 0);
+    let pack = store.boot_pack.unwrap();
+    let fetched = second.stats.fetched.boot_pack_bytes.count();
+    assert_eq!(fetched, pack.head.length);
+}
+
+#[tokio::test]
+async fn a_damaged_boot_pack_harms_nobody() {
+    use Fault::{
+        Break, Endless, Flip, Missing, NoRanges, Refuse, Truncate, Unavailable, WrongRange,
+    };
+    let store = store();
+    let path = store.boot_pack.unwrap().object.digest.object_path();
+    for fault in [
+        Flip,
+        Truncate,
+        Break,
+        Endless,
+        Missing,
+        NoRanges,
+        WrongRange,
+        Refuse,
+        Unavailable,
+    ] {
+        // The head, the first frame, all frames.
+        for harmed in [0..1, 1..2, 1..u64::MAX] {
+            let (head_bytes, pack) = (store.boot_pack.unwrap().head.length, path.clone());
+            let first = head(&store).frames()[0].stored.clone();
+            let wanted = harmed.clone();
+            let faults: Faults = Arc::new(move |_, request| match &request.part {
+                Part::Range { range, .. } if request.path == pack => {
+                    let number = if range.start < head_bytes {
+                        0
+                    } else if range.start < first.end {
+                        1
+                    } else {
+                        2
+                    };
+                    if wanted.contains(&number) {
+                        fault
+                    } else {
+                        Fault::None
+                    }
+                }
+                _ => Fault::None,
+            });
+            let source = MemorySource::faulty(&store, faults);
+            let stack = start_booting(&source, &store, Setup::DEFAULT).await;
+            boot(&stack, &store).await;
+            read_all(&stack, &store).await;
+            let stats = &stack.stats;
+            assert_eq!(stats.read_errors.count(), 0, "{fault:?} {harmed:?}");
+            assert_eq!(stats.duplicate_chunks.count(), 0, "{fault:?} {harmed:?}");
+            let noticed =
+                stats.boot_pack.damaged.count() + stats.boot_pack.frames_by_ranges.count();
+            assert!(noticed > 0, "{fault:?} {harmed:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_boot_pack_with_other_bytes_harms_nobody() {
+    let honest = store();
+    let pack = honest.boot_pack.unwrap();
+    let path = pack.object.digest.object_path();
+    let good = honest.files[&path].to_vec();
+    let other = Store::booting(mixed_disk(3999, 0), 2);
+    let other = other.files[&other.boot_pack.unwrap().object.digest.object_path()].to_vec();
+    let head_bytes = usize::try_from(pack.head.length).unwrap();
+    let mut foreign = other.clone();
+    foreign.resize(good.len(), 0);
+    let mut foreign_frames = good[..head_bytes].to_vec();
+    foreign_frames
+        .extend_from_slice(&other[other.len() - (good.len() - head_bytes).min(other.len())..]);
+    foreign_frames.resize(good.len(), 7);
+    let mut bomb = good.clone();
+    let zeros = Encoder::new(19)
+        .unwrap()
+        .encode(&vec![0; 64 << 20])
+        .unwrap();
+    bomb[head_bytes..head_bytes + zeros.len()].copy_from_slice(&zeros);
+    for (what, bytes) in [
+        ("foreign", foreign),
+        ("frames", foreign_frames),
+        ("bomb", bomb),
+    ] {
+        let mut bad = (*honest).clone();
+        assert_eq!(bytes.len(), good.len());
+        bad.files.insert(path.clone(), bytes.into());
+        let stack =
+            start_booting(&MemorySource::new(&Arc::new(bad)), &honest, Setup::DEFAULT).await;
+        boot(&stack, &honest).await;
+        read_all(&stack, &honest).await;
+        assert_eq!(stack.stats.read_errors.count(), 0, "{what}");
+        assert!(stack.stats.boot_pack.damaged.count() > 0, "{what}");
+    }
+}

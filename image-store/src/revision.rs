@@ -1,0 +1,88 @@
+//! Revises a published version: another boot pack, or none, for the same disk.
+//!
+//! The order is that of a publish: objects first, then manifest, catalogue, signed metadata. The
+//! version and its disk stay; the tags do not move.
+
+use image_format::ImageRef;
+use image_format::catalogue::{CATALOGUE_BYTES_MAX, VersionEntry};
+use image_format::manifest::{BootPack, Manifest};
+
+use crate::boot_files;
+use crate::lock::CommitLock;
+use crate::publication::{PublishError, put_target};
+use crate::store::Store;
+use crate::trust::sign::Signer;
+
+/// Why a version was not revised.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum ReviseError {
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error(
+        "the boot pack of {reference} was changed by somebody else meanwhile; nothing was changed. Try again"
+    )]
+    Changed { reference: ImageRef },
+}
+
+/// A new revision of a version.
+#[derive(Clone, Debug)]
+pub struct Revision {
+    /// Which version, pinned.
+    pub reference: ImageRef,
+    /// The boot pack that the version is expected to have.
+    pub before: Option<BootPack>,
+    /// The boot pack that it is to have; its objects are in the store.
+    pub after: Option<BootPack>,
+}
+
+impl Revision {
+    /// Commits the revision and returns the new manifest.
+    ///
+    /// # Errors
+    /// The version has another boot pack by now, or the store cannot be read or written.
+    ///
+    /// # Cancel safety
+    /// Dropped before it ends, the revision is visible or not, never in part.
+    pub async fn commit(self, store: &Store, signer: &Signer<'_>) -> Result<Manifest, ReviseError> {
+        let name = &self.reference.name;
+        let publish = |error: crate::StoreError| ReviseError::Publish(error.into());
+        let _lock = CommitLock::acquire(store).await.map_err(publish)?;
+        let root = signer.keys.root().map_err(PublishError::from)?;
+        let current = store.current(&root).await.map_err(publish)?;
+        let mut names = store.names_of(&current).await.map_err(publish)?;
+        let mut catalogue = store.catalogue(&names, name).await.map_err(publish)?;
+        let resolved = catalogue.resolve(&self.reference);
+        let (version, entry) = resolved.map_err(|error| publish(error.into()))?;
+        let mut manifest = store.manifest(&entry.manifest).await.map_err(publish)?;
+        if manifest.boot_pack != self.before {
+            let reference = self.reference.pinned(version);
+            return Err(ReviseError::Changed { reference });
+        }
+        if manifest.boot_pack == self.after {
+            return Ok(manifest);
+        }
+        manifest.boot_pack = self.after;
+        manifest.revision = manifest.revision.saturating_add(1);
+        let object = store.put_object(manifest.encode().into()).await;
+        let entry = VersionEntry {
+            manifest: object.map_err(publish)?,
+            revision: manifest.revision,
+            ..*entry
+        };
+        catalogue.versions.insert(version, entry);
+        let bytes = catalogue.encode();
+        if bytes.len() > CATALOGUE_BYTES_MAX {
+            return Err(PublishError::CatalogueFull { name: name.clone() }.into());
+        }
+        let target = put_target(store, name.to_file_safe(), bytes);
+        let target = target.await.map_err(publish)?;
+        names.names.insert(name.clone(), target.1);
+        let advanced = signer.advance(store, &current, &[target]).await;
+        advanced.map_err(publish)?;
+        boot_files::write(store, &names, &catalogue)
+            .await
+            .map_err(|source| PublishError::BootFiles { source })?;
+        Ok(manifest)
+    }
+}

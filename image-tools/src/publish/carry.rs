@@ -1,0 +1,109 @@
+//! Carries the boot pack of a name over to a disk that is about to be its next version.
+//!
+//! What machines read of the version before, they will mostly read of the next one: the profile is
+//! looked up on the new disk, by chunk and then by place, and a new boot pack is built from it.
+
+use image_format::catalogue::Catalogue;
+use image_format::manifest::{BootPack, Disk};
+use image_format::profile::Carried;
+use image_format::{ImageRef, boot_pack};
+use image_store::{BootPackError, BuiltBootPack, Store};
+use serde::Serialize;
+
+use crate::ui;
+
+/// How many versions are looked through for a profile, newest first.
+const VERSIONS_MAX: usize = 16;
+
+/// A boot pack that was carried over, for scripts.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CarriedOver {
+    /// Chunks of the new boot pack.
+    pub chunks: usize,
+    /// Their plain bytes.
+    pub plain_bytes: u64,
+    /// Bytes of the boot pack in the store.
+    pub stored_bytes: u64,
+    /// How much of the profile was found on the new disk, and how.
+    #[serde(flatten)]
+    pub carried: Carried,
+}
+
+/// Builds the boot pack of `disk`, the next version of `reference`, from the profile of the version
+/// that the tag points to, or else of the newest that has one. `None`: no version has a profile, or
+/// one has this very disk already.
+///
+/// # Errors
+/// The store cannot be read or written, or the profile is damaged.
+pub async fn carry_over(
+    store: &Store,
+    reference: &ImageRef,
+    disk: &Disk,
+    workers: usize,
+) -> Result<Option<BuiltBootPack>, BootPackError> {
+    let names = store.names().await?;
+    if !names.names.contains_key(&reference.name) {
+        return Ok(None);
+    }
+    let catalogue = store.catalogue(&names, &reference.name).await?;
+    let known = |entry: &image_format::catalogue::VersionEntry| entry.disk == disk.regions.digest;
+    if catalogue.versions.values().any(known) {
+        return Ok(None);
+    }
+    let Some(before) = newest(store, &catalogue, reference).await? else {
+        return Ok(None);
+    };
+    let profile = store.profile(&before).await?;
+    store
+        .build_boot_pack(disk, &profile, boot_pack::LEVEL_DEFAULT, workers)
+        .await
+        .map(Some)
+}
+
+async fn newest(
+    store: &Store,
+    catalogue: &Catalogue,
+    reference: &ImageRef,
+) -> Result<Option<BootPack>, BootPackError> {
+    let tagged = catalogue
+        .tags
+        .get(&reference.tag_or_latest())
+        .and_then(|version| catalogue.versions.get(version));
+    let all = catalogue.versions.values().rev();
+    for entry in tagged.into_iter().chain(all).take(VERSIONS_MAX) {
+        if let Some(pack) = store.manifest(&entry.manifest).await?.boot_pack {
+            return Ok(Some(pack));
+        }
+    }
+    Ok(None)
+}
+
+impl CarriedOver {
+    /// What `built` came to.
+    pub fn of(built: &BuiltBootPack) -> Self {
+        Self {
+            chunks: built.chunks,
+            plain_bytes: built.plain_bytes,
+            stored_bytes: built.boot_pack.map_or(0, |pack| pack.object.length),
+            carried: built.carried,
+        }
+    }
+
+    /// Says it in one line.
+    pub fn text(&self) -> String {
+        let Carried {
+            by_content_bytes,
+            by_position_bytes,
+            ..
+        } = self.carried;
+        let total = self.carried.total_bytes();
+        format!(
+            "{} chunks, {} packed to {}; of the profile {} found by content, {} by place",
+            self.chunks,
+            ui::size(self.plain_bytes),
+            ui::size(self.stored_bytes),
+            ui::percent(by_content_bytes, total),
+            ui::percent(by_position_bytes, total),
+        )
+    }
+}
