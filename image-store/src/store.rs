@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use image_format::catalogue::{self, Catalogue, ChunkIndexList, ResolveError, VersionEntry};
-use image_format::digest::{Hasher, ObjectMismatch};
+use image_format::digest::ObjectMismatch;
 use image_format::manifest::Manifest;
 use image_format::marker::{MARKER_PATH, Marker};
 use image_format::{DecodeError, Digest, ImageName, ImageRef, ObjectRef, Version};

@@ -128,7 +128,7 @@ fn documents() -> Result<()> {
         disk: Disk {
             length: 1 << 31,
             regions: object,
-            content: object.digest,
+            content: Digest::of(b"content"),
             chunks: 10,
             data_bytes: 40_960,
             stored_bytes: 9000,
