@@ -153,7 +153,7 @@ fn a_terabyte_opens_with_little() -> Result<()> {
     );
     let cost = proxy.take();
     let bytes: u64 = cost.iter().map(|exchange| exchange.bytes).sum();
-    ensure!(cost.len() <= 7, "opening cost {cost:#?}");
+    ensure!(cost.len() <= 8, "opening cost {cost:#?}");
     ensure!(bytes < 100_000, "opening cost {bytes} bytes");
     for (offset, expected) in pieces {
         ensure!(

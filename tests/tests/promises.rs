@@ -68,6 +68,7 @@ fn test_names() -> Result<BTreeSet<String>> {
     }
     for file in files {
         let content = fs::read_to_string(&file)?;
+        found.extend(rows(&content).map(str::to_owned));
         for after in content.split("test]").skip(1).chain(properties(&content)) {
             let Some((_, rest)) = after.split_once("fn ") else {
                 continue;
@@ -77,6 +78,14 @@ fn test_names() -> Result<BTreeSet<String>> {
         }
     }
     Ok(found)
+}
+
+/// Returns the names in a table of tests, `rows! { name: …, }`.
+fn rows(content: &str) -> impl Iterator<Item = &str> {
+    let table = content.split_once("\nrows! {\n");
+    let table = table.and_then(|(_, rest)| rest.split_once("\n}"));
+    let lines = table.map_or("", |(table, _)| table).lines();
+    lines.filter_map(|line| Some(line.trim().split_once(':')?.0))
 }
 
 /// Returns the text from each function of `proptest!` on: they carry no mark of their own.

@@ -1,3 +1,5 @@
+//! What is taken of a proposal, and what is refused, on a store in a directory.
+
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::SystemRandom;
