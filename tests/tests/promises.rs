@@ -69,7 +69,9 @@ fn test_names() -> Result<BTreeSet<String>> {
     for file in files {
         let content = fs::read_to_string(&file)?;
         found.extend(rows(&content).map(str::to_owned));
-        for after in content.split("test]").skip(1).chain(properties(&content)) {
+        let plain = content.split("test]").skip(1);
+        let with_arguments = content.split("tokio::test(").skip(1);
+        for after in plain.chain(with_arguments).chain(properties(&content)) {
             let Some((_, rest)) = after.split_once("fn ") else {
                 continue;
             };
