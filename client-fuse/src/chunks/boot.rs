@@ -117,6 +117,8 @@ impl<S: Source> Chunks<S> {
         match head {
             Ok(head) => {
                 let listed = head.chunks().len() as u64;
+                let places = head.chunks().map(|chunk| Place::of(&chunk));
+                self.caches.disk.prize(places);
                 let boot = self
                     .boot
                     .get_or_init(|| Arc::new(BootStream::new(pack.object, head)));
@@ -144,6 +146,9 @@ impl<S: Source> Chunks<S> {
                 Step::Finished => break,
                 Step::Fetch { frame, priority } => {
                     let hurry = Arc::new(Hurry::new());
+                    let places = boot.head().chunks_of(frame).map(|chunk| Place::of(&chunk));
+                    // What another version's cache has is at its place after this.
+                    self.lacking(places.collect()).await;
                     boot.hold(frame, self.board(boot, frame, &hurry), &hurry);
                     let (chunks, boot) = (Arc::clone(self), Arc::clone(boot));
                     bringing.spawn(async move {
