@@ -9,6 +9,7 @@ use crate::cache::memory::MemoryCache;
 pub mod blocks;
 pub mod directory;
 pub mod disk;
+pub mod documents;
 mod hints;
 pub mod memory;
 pub mod policy;
