@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use image_format::trace::Header;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 
 use crate::cache::Caches;
 use crate::cache::disk::DiskCache;
 use crate::cache::documents::Documents;
 use crate::cache::memory::MemoryCache;
-use crate::config::{Config, Role, RootConfig, TrustConfig};
+use crate::config::{Config, Purpose, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
@@ -29,6 +29,8 @@ use crate::stats::Stats;
 use crate::trust::minimum::MINIMUM_BYTES_MAX;
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
+mod fetch;
+
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
 const BLOCKING_THREADS_EXTRA: usize = 4;
 
@@ -42,6 +44,9 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         process::take_storage_name()
             .context("cannot start anew under a name that begins with @")?;
     }
+    if config.purpose == Purpose::Fetch {
+        return fetch::run(config);
+    }
     // A relative path or a bad mount point is told at once, while we are where we were called.
     let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
     let trace = config.record.as_deref().map(create_trace).transpose()?;
@@ -54,15 +59,19 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     if config.process.role == Role::RootDisk {
         process::harden();
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(cores + BLOCKING_THREADS_EXTRA)
-        .build()
-        .context("cannot start the worker threads")?;
+    let runtime = runtime()?;
     let outcome = runtime.block_on(serve(config, mountpoint, trace, readiness));
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(cores + BLOCKING_THREADS_EXTRA)
+        .build()
+        .context("cannot start the worker threads")
 }
 
 async fn serve(
@@ -79,10 +88,7 @@ async fn serve(
         image = open_image(config, &mirrors, &documents, &stats) => image?,
         signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
     };
-    let caches = Arc::new(Caches {
-        memory: MemoryCache::new(config.memory_cache.to_usize()),
-        disk: open_disk_cache(config, &image).await,
-    });
+    let caches = Arc::new(caches(config, &image).await);
     let network = &config.network;
     let fetcher = Fetcher::over(
         mirrors,
@@ -102,6 +108,9 @@ async fn serve(
     );
     if let Some(pack) = image.manifest.boot_pack {
         disk.prefetch(pack);
+    }
+    if config.purpose == Purpose::MountAndPin {
+        disk.pin(image.manifest.disk.data_bytes);
     }
     let fs = ImageFs::new(disk, &image, &config.base, stats);
     let name = format!("{}{}", config.base, image.reference);
@@ -189,6 +198,13 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         expiry: config.expiry,
         now: jiff::Timestamp::now(),
     })
+}
+
+async fn caches(config: &Config, image: &OpenImage) -> Caches {
+    Caches {
+        memory: MemoryCache::new(config.memory_cache.to_usize()),
+        disk: open_disk_cache(config, image).await,
+    }
 }
 
 /// What describes disks, as far as it can be kept.

@@ -7,6 +7,7 @@ use crate::cache::disk::DiskCache;
 use crate::cache::memory::MemoryCache;
 
 pub mod blocks;
+pub mod care;
 pub mod directory;
 pub mod disk;
 pub mod documents;

@@ -26,6 +26,7 @@ use crate::stats::Stats;
 use crate::tasks::Tasks;
 
 pub mod boot;
+pub mod pin;
 
 /// A read joins this many flights that come to nothing (a task failed) before it reports an error.
 const ABANDONED_MAX: usize = 3;

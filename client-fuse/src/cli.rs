@@ -12,13 +12,17 @@ use tracing::level_filters::LevelFilter;
 use crate::app;
 use crate::config::{
     Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
-    MountConfig, NetworkConfig, ProcessConfig, Role, RootConfig, Style, TrustConfig,
+    MountConfig, NetworkConfig, ProcessConfig, Purpose, Role, RootConfig, Style, TrustConfig,
 };
 use crate::fetch::retry::RetryPolicy;
+
+pub mod cache;
 
 const EXAMPLES: &str = "\
 Examples:
   circular-mount --root root.json http://host:8080/ debian:12 /mnt
+  circular-mount fetch --root root.json http://host:8080/ debian:12
+  circular-mount cache stat        (also: verify, clear)
   losetup --find --show --partscan --read-only /mnt/disk.raw
   umount /mnt        (or, not being root: fusermount3 -u /mnt)
 
@@ -35,8 +39,8 @@ pub struct Args {
     #[arg(value_name = "NAME[:TAG][@VERSION]")]
     pub image: ImageRef,
     /// Empty directory to mount on; the disk appears in it as disk.raw
-    #[arg(value_name = "MOUNTPOINT")]
-    pub mountpoint: PathBuf,
+    #[arg(value_name = "MOUNTPOINT", required_unless_present = "fetch")]
+    pub mountpoint: Option<PathBuf>,
 
     /// Stay in the foreground
     #[arg(short, long)]
@@ -107,6 +111,13 @@ pub struct Args {
         help_heading = "Caches"
     )]
     pub cache_size: Option<ByteSize>,
+    /// Fetch all of the image into the disk cache, whenever no reader waits
+    #[arg(long, help_heading = "Caches", conflicts_with = "no_cache")]
+    pub pin: bool,
+    /// Fetch all of the image into the disk cache and end, without mounting; `circular-mount fetch` is
+    /// the same
+    #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "initramfs"])]
+    pub fetch: bool,
     /// Most bytes of chunks kept in memory
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
@@ -167,7 +178,13 @@ pub struct Args {
 
 /// Parses, runs, and says what went wrong.
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let mut words: Vec<_> = std::env::args_os().collect();
+    match words.get(1).and_then(|word| word.to_str()) {
+        Some("cache") => return cache::main(&words[1..]),
+        Some("fetch") => words[1] = "--fetch".into(),
+        _ => {}
+    }
+    let args = match Args::try_parse_from(words) {
         Ok(args) => args,
         Err(error) => {
             // Nothing is left to be done when even this cannot be written.
@@ -214,8 +231,13 @@ impl Args {
                 token: self.token_file,
             },
             reference: self.image,
+            purpose: match (self.fetch, self.pin) {
+                (true, _) => Purpose::Fetch,
+                (false, true) => Purpose::MountAndPin,
+                (false, false) => Purpose::Mount,
+            },
             mount: MountConfig {
-                mountpoint: self.mountpoint,
+                mountpoint: self.mountpoint.unwrap_or_default(),
                 access: if self.allow_other {
                     Access::Everybody
                 } else {

@@ -22,6 +22,8 @@ pub struct Config {
     pub identity: IdentityConfig,
     /// The image.
     pub reference: ImageRef,
+    /// What to do with it.
+    pub purpose: Purpose,
     /// The mount.
     pub mount: MountConfig,
     /// Whom to trust.
@@ -36,6 +38,17 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// The life of the process.
     pub process: ProcessConfig,
+}
+
+/// What to do with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Show it, and fetch what is read.
+    Mount,
+    /// The same, and fetch the rest whenever no reader waits.
+    MountAndPin,
+    /// Fetch all of it, and end.
+    Fetch,
 }
 
 /// Where and for whom to mount.

@@ -29,6 +29,7 @@ use crate::stats::Stats;
 use crate::tasks::Tasks;
 
 pub mod pages;
+pub mod pin;
 pub mod plan;
 
 /// Index pages fetched ahead of a boot: as many as are kept.

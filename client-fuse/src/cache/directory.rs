@@ -27,7 +27,7 @@ use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
 use crate::config::DiskCacheConfig;
 
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 pub(super) const HINTS: &str = "chunks.hints";
 
 /// Of the bound, this part is for documents and metadata: pages take 1.6 MB for each GB of disk.
@@ -142,15 +142,26 @@ impl Directory {
             let path = directory.of(room);
             DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         }
-        directory.bytes_max = match config.bytes_max {
-            Some(bytes_max) => bytes_max.0,
-            None => {
-                let system = nix::sys::statvfs::statvfs(&directory.path)?;
-                let free = system.blocks_available() * system.fragment_size();
-                (directory.used(None)?.total() + free / 2).min(DiskCacheConfig::BYTES_MAX.0)
-            }
-        };
+        directory.bytes_max = directory.bound(config)?;
         Ok(directory)
+    }
+
+    /// The directory that `config` names, with its bound, as far as it is there.
+    #[must_use]
+    pub fn measured(config: &DiskCacheConfig) -> Self {
+        let mut directory = Self::existing(config.directory.clone());
+        directory.bytes_max = directory.bound(config).unwrap_or(0);
+        directory
+    }
+
+    fn bound(&self, config: &DiskCacheConfig) -> io::Result<u64> {
+        if let Some(bytes_max) = config.bytes_max {
+            return Ok(bytes_max.0);
+        }
+        let system = nix::sys::statvfs::statvfs(&self.path)?;
+        let free = system.blocks_available() * system.fragment_size();
+        let used = self.used(None)?.total();
+        Ok((used + free / 2).min(DiskCacheConfig::BYTES_MAX.0))
     }
 
     /// A directory that is there; nothing is made.
@@ -310,6 +321,8 @@ impl Directory {
 pub enum Patience {
     /// While a reader may wait for this thread: some milliseconds.
     Short,
+    /// While nobody waits: some tenths of a second.
+    Fair,
     /// While a mount begins: seconds.
     Long,
 }
@@ -320,6 +333,7 @@ impl Patience {
     const fn tries(self) -> u32 {
         match self {
             Self::Short => 5,
+            Self::Fair => 100,
             Self::Long => 1000,
         }
     }

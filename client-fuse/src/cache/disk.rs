@@ -205,6 +205,12 @@ impl DiskCache {
         self.file().map_or(0, CacheFile::room_bytes)
     }
 
+    /// Most bytes of chunks that the directory holds; `None`: the cache is off.
+    #[must_use]
+    pub fn bytes_max(&self) -> Option<u64> {
+        Some(self.file()?.directory.disks_max())
+    }
+
     /// Saves what was used when. Blocks on the disk.
     pub fn save(&self) {
         if let Some(cache) = self.file() {
@@ -298,7 +304,7 @@ impl CacheFile {
 }
 
 /// Reads the bytes at `offset` of `file` as the chunk of `place`.
-fn read_verified(file: &File, place: &Place, offset: u64) -> io::Result<Cached> {
+pub(super) fn read_verified(file: &File, place: &Place, offset: u64) -> io::Result<Cached> {
     let mut bytes = vec![0; usize::try_from(place.plain_bytes()).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, offset)?;
     if has_zero_block(&bytes) {

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -29,6 +30,8 @@ pub struct Documents {
     directory: Option<Directory>,
     /// Whether the log says that nothing can be kept.
     told: AtomicBool,
+    /// One at a time: they would only be in each other's way.
+    writing: Mutex<()>,
 }
 
 /// The name of a document.
@@ -56,10 +59,17 @@ impl Documents {
     ///
     /// When there is no such directory, and it cannot be made.
     pub fn open(config: &DiskCacheConfig) -> io::Result<Self> {
-        Ok(Self {
-            directory: Some(Directory::open(config)?),
+        Ok(Self::of(Directory::open(config)?))
+    }
+
+    /// What is in `directory`; nothing is made.
+    #[must_use]
+    pub const fn of(directory: Directory) -> Self {
+        Self {
+            directory: Some(directory),
             told: AtomicBool::new(false),
-        })
+            writing: Mutex::new(()),
+        }
     }
 
     /// Keeps nothing.
@@ -68,6 +78,7 @@ impl Documents {
         Self {
             directory: None,
             told: AtomicBool::new(false),
+            writing: Mutex::new(()),
         }
     }
 
@@ -160,6 +171,7 @@ impl Documents {
         let Some(directory) = &self.directory else {
             return;
         };
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let written = admit(directory, room, bytes.len() as u64, || replace(path, bytes));
         if let Err(error) = written
             && !self.told.swap(true, Ordering::Relaxed)
@@ -176,7 +188,7 @@ fn admit(
     bytes: u64,
     write: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
-    let Some(_lock) = directory.lock(Patience::Short)? else {
+    let Some(_lock) = directory.lock(Patience::Fair)? else {
         return Ok(());
     };
     let bytes = bytes.next_multiple_of(BLOCK_BYTES);

@@ -6,6 +6,7 @@
 )]
 
 mod access;
+mod cache;
 mod counts;
 mod faults;
 mod hostile;

@@ -1,0 +1,68 @@
+//! Fetches chunks for the cache file alone, whether or not anybody will read them.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Chunks;
+use crate::fetch::fetcher::Wanted;
+use crate::fetch::lanes::{Hurry, Priority};
+use crate::fetch::{FetchError, Source};
+use crate::flight::{Abandoned, Boarding};
+use crate::place::Place;
+
+impl<S: Source> Chunks<S> {
+    /// Most bytes of chunks that the disk cache holds; `None`: there is none.
+    pub fn pin_room(&self) -> Option<u64> {
+        self.caches.disk.bytes_max()
+    }
+
+    /// Whether guests wait for the network.
+    pub fn has_guests(&self) -> bool {
+        self.guest_requests.load(Ordering::Relaxed) > 0
+    }
+
+    /// Those of `places` that the cache file lacks, after copying what memory or other versions have.
+    pub async fn unpinned(&self, places: Vec<Place>) -> Vec<Place> {
+        let (caches, asked) = (Arc::clone(&self.caches), places.clone());
+        let lacks = move |place: &Place| {
+            let in_memory = || caches.memory.find(&place.id());
+            let filled = |chunk| caches.disk.fill(place, &chunk) > 0;
+            !caches.disk.obtain(place) && !in_memory().is_some_and(filled)
+        };
+        let looking =
+            tokio::task::spawn_blocking(move || asked.into_iter().filter(lacks).collect());
+        looking.await.unwrap_or(places)
+    }
+
+    /// Fetches `places` behind whatever guests want, and waits for them.
+    ///
+    /// # Errors
+    ///
+    /// The first one of any of them.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops waiting; fetches under way go on into the caches.
+    pub async fn fetch_all(&self, places: Vec<Place>) -> Result<(), FetchError> {
+        let hurry = Arc::new(Hurry::new());
+        let (mut wanted, mut seats) = (Vec::new(), Vec::new());
+        for place in places {
+            match self.flights.board(place.id(), &hurry) {
+                Boarding::Lead(landing, seat) => {
+                    wanted.push(Wanted { place, landing });
+                    seats.push(seat);
+                }
+                Boarding::Follow(seat) => seats.push(seat),
+            }
+        }
+        self.launch(wanted, Priority::Ahead, &hurry);
+        for seat in seats {
+            match seat.wait().await {
+                Ok(delivery) => drop(delivery?),
+                // The next round looks for it again.
+                Err(Abandoned) => {}
+            }
+        }
+        Ok(())
+    }
+}
