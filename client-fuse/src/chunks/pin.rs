@@ -21,17 +21,28 @@ impl<S: Source> Chunks<S> {
         self.guest_requests.load(Ordering::Relaxed) > 0
     }
 
-    /// Those of `places` that the cache file lacks, after copying what memory or other versions have.
-    pub async fn unpinned(&self, places: Vec<Place>) -> Vec<Place> {
+    /// Those of `places` that the cache file lacks, after copying what memory or other versions have;
+    /// and how many bytes it lacked before that.
+    pub async fn unpinned(&self, places: Vec<Place>) -> (Vec<Place>, u64) {
         let (caches, asked) = (Arc::clone(&self.caches), places.clone());
-        let lacks = move |place: &Place| {
-            let in_memory = || caches.memory.find(&place.id());
-            let filled = |chunk| caches.disk.fill(place, &chunk) > 0;
-            !caches.disk.obtain(place) && !in_memory().is_some_and(filled)
+        let look = move || {
+            let (mut lacking, mut bytes) = (Vec::new(), 0);
+            for place in asked {
+                if caches.disk.may_hold(&place) {
+                    continue;
+                }
+                bytes += place.plain_bytes();
+                let in_memory = || caches.memory.find(&place.id());
+                let filled = |chunk| caches.disk.fill(&place, &chunk) > 0;
+                if !caches.disk.obtain(&place) && !in_memory().is_some_and(filled) {
+                    lacking.push(place);
+                }
+            }
+            (lacking, bytes)
         };
-        let looking =
-            tokio::task::spawn_blocking(move || asked.into_iter().filter(lacks).collect());
-        looking.await.unwrap_or(places)
+        let all = places.iter().map(Place::plain_bytes).sum();
+        let looking = tokio::task::spawn_blocking(look);
+        looking.await.unwrap_or((places, all))
     }
 
     /// Fetches `places` behind whatever guests want, and waits for them.

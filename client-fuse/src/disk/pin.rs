@@ -13,8 +13,8 @@ const BATCH_BYTES: u64 = 4 << 20;
 /// Between two looks whether guests still wait.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What came late, or went again, is looked for this often.
-const ROUNDS_MAX: usize = 4;
+/// What came late, or went again, is looked for this often; the last time finds all there.
+const ROUNDS_MAX: usize = 5;
 
 /// Why a disk is not in the cache as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,8 @@ impl<S: Source> Parts<S> {
         Err(PinError::Incomplete { bytes: lacking })
     }
 
-    /// Goes over the disk once; returns how many bytes were lacking.
+    /// Goes over the disk once; returns how many bytes were lacking when they were come to. None were
+    /// only if nothing came, and so nothing was pushed out either.
     async fn round(&self, progress: &mut (impl FnMut(u64) + Send)) -> Result<u64, ReadError> {
         let (mut done, mut lacking) = (0, 0);
         for region in 0..self.pages.n_regions() {
@@ -108,8 +109,7 @@ impl<S: Source> Parts<S> {
         while self.chunks.has_guests() {
             tokio::time::sleep(PAUSE).await;
         }
-        let places = self.chunks.unpinned(places).await;
-        let bytes = places.iter().map(Place::plain_bytes).sum();
+        let (places, bytes) = self.chunks.unpinned(places).await;
         self.chunks.fetch_all(places).await?;
         Ok(bytes)
     }

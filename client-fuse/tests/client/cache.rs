@@ -129,7 +129,7 @@ fn fills_that_are_killed_leave_what_is_right_or_missing() {
     let site = Site::new(4000);
     let whole = site.store.disk.len() as u64;
     let (mut random, mut killed) = (Random(7), 0);
-    for _ in 0..25 {
+    for _ in 0..10 {
         let enough = random.next() % whole;
         let mut child = site.fetch(&[]).spawn().unwrap();
         while child.try_wait().unwrap().is_none() {
@@ -147,7 +147,7 @@ fn fills_that_are_killed_leave_what_is_right_or_missing() {
             let _ = fs::remove_file(site.raw());
         }
     }
-    assert!(killed > 5, "{killed} were killed");
+    assert!(killed > 2, "{killed} were killed");
     assert_ok(&site.fetch(&[]).output().unwrap());
     assert_eq!(verify(&site.cache()), (site.store.n_chunks, 0, 0));
     let stat = json(&care(&site.cache(), &["stat", "--json"]));

@@ -304,3 +304,50 @@ fn a_recording_is_complete_when_the_mount_is_gone() {
     let trace = image_format::trace::Trace::decode(&fs::read(path).unwrap()).unwrap();
     assert!(!trace.touches.is_empty());
 }
+
+#[test]
+fn a_pinned_image_is_mounted_and_read_without_a_server() {
+    if !can_mount() {
+        return;
+    }
+    let store = store();
+    let mounted = mount_dir(&store);
+    let base = serve(&store, Manner::Right);
+    assert_ok(&mount(&base, &mounted, &["--pin"]));
+    let cache = mounted.directory.path().join("cache");
+    let care = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_circular-mount"));
+        command.arg("cache").args(words).arg("--cache").arg(&cache);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let all = format!(" {} chunks right, 0 wrong; 0 bytes", store.n_chunks);
+    while !care(&["verify"]).contains(&all) {
+        std::thread::yield_now();
+    }
+    assert!(care(&["stat"]).contains("mounted"));
+    assert!(care(&["clear"]).contains("1 stay because they are mounted"));
+    assert_ok(
+        &Command::new("umount")
+            .arg(mounted.point())
+            .output()
+            .unwrap(),
+    );
+    while care(&["stat"]).contains("mounted") {
+        std::thread::yield_now();
+    }
+    // Clearing took what describes the disk; the chunks are there, so that little is fetched.
+    assert_ok(&mount(&base, &mounted, &["--pin"]));
+    assert!(fs::read(mounted.disk()).unwrap() == store.disk);
+    while !care(&["verify"]).contains(&all) {
+        std::thread::yield_now();
+    }
+    assert_ok(
+        &Command::new("umount")
+            .arg(mounted.point())
+            .output()
+            .unwrap(),
+    );
+    let nobody = "http://127.0.0.1:9/";
+    assert_ok(&mount(nobody, &mounted, &["--deadline", "1"]));
+    assert!(fs::read(mounted.disk()).unwrap() == store.disk);
+}

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 
 use super::*;
 
@@ -314,4 +315,74 @@ fn a_file_system_that_turns_read_only_harms_no_reader() {
         "no cache, said by an error"
     );
     drop(small);
+}
+
+/// A disk with a file system, of which the end can be lost.
+struct Dying {
+    backing: PathBuf,
+    device: String,
+    mounted: PathBuf,
+}
+
+impl Dying {
+    /// `None`: that cannot be made here.
+    fn mount(directory: &Path) -> Option<Self> {
+        let tool = |words: &[&str]| {
+            let output = Command::new(words[0]).args(&words[1..]).output().ok()?;
+            let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            output.status.success().then_some(text)
+        };
+        let (backing, mounted) = (directory.join("disk"), directory.join("mnt"));
+        fs::create_dir(&mounted).unwrap();
+        File::create(&backing).unwrap().set_len(32 << 20).unwrap();
+        let name = backing.to_str().unwrap();
+        let made = tool(&["mkfs.ext4", "-q", "-O", "^has_journal", name])
+            .and_then(|_| tool(&["losetup", "--find", "--show", name]));
+        let Some(device) = made else {
+            println!("skipped: no root, losetup or mkfs.ext4");
+            return None;
+        };
+        let dying = Self {
+            backing,
+            device,
+            mounted,
+        };
+        tool(&["mount", &dying.device, dying.mounted.to_str().unwrap()]).map(|_| dying)
+    }
+
+    /// Everything behind the first bytes is lost, and nothing of it is in memory.
+    fn lose(&self, file: &Path) {
+        let file = File::open(file).unwrap();
+        file.sync_all().unwrap();
+        nix::unistd::sync();
+        let backing = File::options().write(true).open(&self.backing).unwrap();
+        backing.set_len(1 << 20).unwrap();
+        for cached in [&file, &File::open(&self.device).unwrap()] {
+            let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            nix::fcntl::posix_fadvise(cached, 0, 0, advice).unwrap();
+        }
+    }
+}
+
+impl Drop for Dying {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.mounted, nix::mount::MntFlags::MNT_DETACH);
+        let _ = Command::new("losetup").args(["-d", &self.device]).status();
+    }
+}
+
+#[test]
+fn a_dying_disk_switches_the_cache_off_and_harms_no_reader() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(dying) = Dying::mount(directory.path()) else {
+        return;
+    };
+    let mounted = dying.mounted.clone();
+    let (cache, chunks) = filled(&mounted);
+    assert_eq!(check(&cache, &chunks), 0);
+    dying.lose(&file(&mounted));
+    assert!(check(&cache, &chunks) > 0);
+    assert!(!cache.is_on(), "an error of the disk ends the cache");
+    assert_eq!(check(&cache, &chunks), chunks.len());
+    drop((cache, dying));
 }
