@@ -90,12 +90,13 @@ async fn serve(
         Arc::clone(&stats),
     );
     let recorder = trace.map(|file| start_trace(file, &image)).transpose()?;
+    let recorder = recorder.map(Arc::new);
     let disk = Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
         caches,
         &Handle::current(),
-        recorder,
+        recorder.clone(),
     );
     if let Some(pack) = image.manifest.boot_pack {
         disk.prefetch(pack);
@@ -105,7 +106,12 @@ async fn serve(
     let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
     tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
     readiness.announce().context("cannot leave the terminal")?;
-    mount.serve(config.process.role, &mut signals).await?;
+    let served = mount.serve(config.process.role, &mut signals).await;
+    if let Some(recorder) = recorder {
+        // Tasks that still run hold the disk, and the process does not wait for them.
+        tokio::task::spawn_blocking(move || recorder.end()).await?;
+    }
+    served?;
     tracing::info!("unmounted");
     Ok(())
 }
