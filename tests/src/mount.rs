@@ -21,6 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub struct Options {
     /// Where the disk cache is; `None`: nothing is kept on disk.
     pub cache: Option<PathBuf>,
+    /// The root that is trusted; `None`: that of the keys that a test's store is made with.
+    pub root: Option<PathBuf>,
     /// More arguments.
     pub arguments: Vec<String>,
 }
@@ -59,7 +61,7 @@ impl Mount {
             .args(["-c", "exec \"$@\" 3>&1", "sh"])
             .arg(binaries::host("circular-mount")?)
             .args(["--foreground", "--ready-fd", "3", "--no-state", "--root"])
-            .arg(store.trusted_root())
+            .arg(options.root.clone().unwrap_or_else(|| store.trusted_root()))
             .args(&options.arguments);
         match &options.cache {
             Some(cache) => command.arg("--cache").arg(cache),
