@@ -203,5 +203,21 @@ mod tests {
         let full = TraceFile::create(Path::new("/dev/full")).unwrap();
         assert!(Recorder::start(full, &header).is_err());
         assert!(TraceFile::create(Path::new("/no/such/directory/trace")).is_err());
+
+        // One that takes the first line, and then no more.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trace");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let other_end = {
+            let path = path.clone();
+            std::thread::spawn(move || File::open(path).unwrap())
+        };
+        let breaking = TraceFile::create(&path).unwrap();
+        let other_end = other_end.join().unwrap();
+        let recorder = Recorder::start(breaking, &header).unwrap();
+        drop(other_end);
+        recorder.note(Instant::now(), [place(1)].iter());
+        recorder.end();
+        recorder.note(Instant::now(), [place(2)].iter());
     }
 }

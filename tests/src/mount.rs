@@ -83,6 +83,31 @@ impl Mount {
         self.daemon.output()
     }
 
+    /// Asks the client to end, and does not wait for it.
+    ///
+    /// # Errors
+    /// It is gone already.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.daemon.signal(Signal::SIGTERM)
+    }
+
+    /// Waits for a line of what the client says.
+    ///
+    /// # Errors
+    /// It does not come in time.
+    pub fn wait_for_line(&mut self, part: &str) -> Result<()> {
+        let found = |line: &str| line.contains(part).then_some(());
+        self.daemon.wait_for(DEADLINE, found)
+    }
+
+    /// Waits for the client to end by itself.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn wait(mut self) -> Result<ExitStatus> {
+        self.daemon.wait(DEADLINE)
+    }
+
     /// Unmounts as a signal does and returns how the client ended.
     ///
     /// # Errors
