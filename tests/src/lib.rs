@@ -10,6 +10,7 @@
 //! No guard sleeps until something is ready: each waits for a line, a byte or a connection, and
 //! a deadline is only there so that a hang becomes a failure.
 
+pub mod bench;
 pub mod binaries;
 pub mod console;
 pub mod daemon;
@@ -20,6 +21,7 @@ pub mod mount;
 pub mod nginx;
 pub mod proxy;
 pub mod python;
+pub mod replay;
 pub mod require;
 pub mod server;
 pub mod store;

@@ -149,24 +149,25 @@ pub struct Side {
 }
 
 impl Side {
+    /// Makes a namespace that has nothing but a loopback device, and its address.
+    ///
+    /// # Errors
+    /// No right to make one, or no `ip`.
+    pub fn alone() -> Result<Self> {
+        let (namespace, ()) = namespace(|| ip(&["link", "set", "lo", "up"]))?;
+        Ok(Self {
+            namespace,
+            address: Ipv4Addr::LOCALHOST,
+        })
+    }
+
     /// Makes a namespace with a device that has `address` and leads to `peer`.
     fn new(address: Ipv4Addr, peer: Ipv4Addr, offload: Offload) -> Result<(Self, Tun)> {
-        // A namespace is a thread's, and this thread ends at once.
-        let made = thread::scope(|scope| {
-            scope
-                .spawn(|| -> Result<(OwnedFd, Tun)> {
-                    unshare(CloneFlags::CLONE_NEWNET)
-                        .context("cannot make a network namespace (not root?)")?;
-                    let namespace = File::open("/proc/thread-self/ns/net")
-                        .context("cannot open the network namespace")?;
-                    let device = Tun::open(DEVICE, offload)?;
-                    configure(address, peer)?;
-                    Ok((namespace.into(), device))
-                })
-                .join()
-        });
-        let (namespace, device) =
-            made.map_err(|_| anyhow!("the thread that makes a namespace panicked"))??;
+        let (namespace, device) = namespace(|| {
+            let device = Tun::open(DEVICE, offload)?;
+            configure(address, peer)?;
+            Ok(device)
+        })?;
         Ok((Self { namespace, address }, device))
     }
 
@@ -220,6 +221,22 @@ impl Side {
         self.within(|| command.output())?
             .with_context(|| format!("cannot run {name}"))
     }
+}
+
+/// Makes a namespace and runs `work` in it.
+fn namespace<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<(OwnedFd, T)> {
+    // A namespace is a thread's, and this thread ends at once.
+    let made = thread::scope(|scope| {
+        let maker = || {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .context("cannot make a network namespace (not root?)")?;
+            let namespace = File::open("/proc/thread-self/ns/net")
+                .context("cannot open the network namespace")?;
+            Ok((namespace.into(), work()?))
+        };
+        scope.spawn(maker).join()
+    });
+    made.map_err(|_| anyhow!("the thread that makes a namespace panicked"))?
 }
 
 /// Lets the running thread use `cpu` only.

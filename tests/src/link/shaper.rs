@@ -12,12 +12,12 @@ pub struct Rate(u64);
 
 impl Rate {
     /// Returns so many bits in a second; none is a line of one bit in a second.
-    pub fn from_bits(bits: u64) -> Self {
-        Self(bits.max(1))
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(if bits == 0 { 1 } else { bits })
     }
 
     /// Returns so many million bits in a second.
-    pub fn from_mbit(mbit: u64) -> Self {
+    pub const fn from_mbit(mbit: u64) -> Self {
         Self::from_bits(mbit.saturating_mul(1_000_000))
     }
 
