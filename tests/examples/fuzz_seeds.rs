@@ -145,6 +145,7 @@ fn documents() -> Result<()> {
         cmdline: "console=ttyS0".to_owned(),
         root: Some("PARTUUID=1234".to_owned()),
         base_url: Some("http://h/".to_owned()),
+        mirrors: vec!["https://m/".to_owned()],
     });
     manifest.boot_pack = Some(BootPack {
         object: ObjectRef {

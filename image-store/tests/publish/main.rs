@@ -172,6 +172,7 @@ pub(crate) fn boot() -> Boot {
         cmdline: String::new(),
         root: None,
         base_url: None,
+        mirrors: Vec::new(),
     }
 }
 

@@ -170,6 +170,8 @@ async fn rollback_below_what_was_told_is_refused() {
         timestamp: 5,
         snapshot: 5,
         targets: 5,
+        keys: None,
+        written: None,
     };
     open_store(&at(5), &trust(minimum)).await.unwrap();
     open_store(&at(6), &trust(minimum)).await.unwrap();
@@ -195,7 +197,7 @@ async fn rollback_below_what_was_told_is_refused() {
     ] {
         let error = refusal(&at(5), &trust(minimum)).await;
         assert!(
-            matches!(error, TrustError::BelowMinimum { role: told, .. } if told == role),
+            matches!(&error, TrustError::BelowMinimum(below) if below.role == role),
             "{error}"
         );
     }
