@@ -9,6 +9,7 @@ mod damage;
 mod kill;
 mod killer;
 mod mend;
+mod minimum;
 mod revisions;
 mod roots;
 mod sizes;
