@@ -76,6 +76,15 @@ fn machine_refuses_a_store_that_is_not_signed_by_its_publisher() -> Result<()> {
     Ok(())
 }
 
+/// When the publisher says that it wrote the least versions; their initrd is plain text, mostly.
+fn written(store: &TestStore) -> Result<u64> {
+    let initrd = fs::read(store.path().join("boot/minimum.img"))?;
+    let text = String::from_utf8_lossy(&initrd);
+    let (_, after) = text.split_once("\"written\": ").context("no time")?;
+    let digits = after.split('\n').next().unwrap_or_default();
+    digits.parse().context("no number")
+}
+
 /// Changes one digit of the only signature.
 fn forge(metadata: &Path) -> Result<()> {
     let signed = fs::read_to_string(metadata)?;
@@ -85,8 +94,8 @@ fn forge(metadata: &Path) -> Result<()> {
     fs::write(metadata, forged).context("cannot write the metadata")
 }
 
-/// Two promises in one boot: only a client with the token, which iPXE had in the address, gets as far
-/// as to see that the store went back.
+/// Three promises in one boot: only a client with the token, which iPXE had in the address, gets as far
+/// as to see that the store went back; and its clock, whose battery is empty, is set before.
 #[test]
 fn machine_refuses_a_private_store_that_is_older_than_it_was_told() -> Result<()> {
     if require::missing(NEEDS)? {
@@ -107,10 +116,19 @@ fn machine_refuses_a_private_store_that_is_older_than_it_was_told() -> Result<()
     let private = ["--private", "--tokens"].map(OsStr::new);
     let server = Server::start_with(&store.path(), &[&private[..], &[tokens.as_ref()]].concat())?;
     let url = server.url().replace("://", &format!("://x:{TOKEN}@"));
-    let options = Options::named("boot-older");
+    let empty_battery = ["-rtc", "base=2001-01-01T00:00:00"];
+    let options = Options {
+        arguments: empty_battery.map(str::to_owned).to_vec(),
+        ..Options::named("boot-older")
+    };
     let mut machine = Machine::boot(&url, "boot/debian=12.ipxe", &options)?;
     let console = &mut machine.console;
     console.wait_for("booting debian:12@1 from http://10.0.2.2:", BOOT)?;
+    let clock = format!(
+        "the clock was never set: set to {} s since 1970",
+        written(&store)?
+    );
+    console.wait_for(&clock, BOOT)?;
     let said = console.wait_for(
         "circular-mount: cannot open `debian:12@1`: rollback: the store offers timestamp metadata of version",
         BOOT,
