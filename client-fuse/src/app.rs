@@ -25,7 +25,7 @@ use crate::open::{OpenImage, open};
 use crate::process::{self, Readiness, Side};
 use crate::record::{Recorder, TraceFile};
 use crate::stats::Stats;
-use crate::trust::minimum::MINIMUM_BYTES_MAX;
+use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
@@ -176,9 +176,9 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         RootConfig::Remembered => Anchor::Remembered,
     };
     let minimum = config.minimum.as_ref().map(|path| {
-        let minimum = read_bounded(path, MINIMUM_BYTES_MAX)
+        let minimum = read_bounded(path, MINIMUM_BYTES_MAX as u64)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        let minimum = serde_json::from_slice(&minimum);
+        let minimum = Minimum::decode(&minimum);
         minimum.with_context(|| format!("{} says no versions", path.display()))
     });
     Ok(Trust {

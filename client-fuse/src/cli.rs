@@ -77,7 +77,8 @@ pub struct Args {
     #[arg(long, help_heading = "Trust")]
     pub no_state: bool,
     /// Take no metadata below the versions in this file, like
-    /// {"root":1,"timestamp":7,"snapshot":7,"targets":7}; for machines that remember nothing
+    /// {"root":1,"timestamp":7,"snapshot":7,"targets":7}; for machines that remember nothing.
+    /// The publisher writes it for machines that boot, in boot/minimum.img
     #[arg(long, value_name = "FILE", help_heading = "Trust")]
     pub minimum: Option<PathBuf>,
     /// What to make of signed metadata that is out of date: refuse it, because newer versions may be
