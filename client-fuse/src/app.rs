@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 
 use crate::cache::Caches;
 use crate::cache::disk::DiskCache;
+use crate::cache::documents::Documents;
 use crate::cache::memory::MemoryCache;
 use crate::config::{Config, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
@@ -73,8 +74,9 @@ async fn serve(
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let mirrors = Arc::new(mirrors(config)?);
     let stats = Arc::new(Stats::default());
+    let documents = Arc::new(open_documents(config).await);
     let image = tokio::select! {
-        image = open_image(config, &mirrors, &stats) => image?,
+        image = open_image(config, &mirrors, &documents, &stats) => image?,
         signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
     };
     let caches = Arc::new(Caches {
@@ -88,13 +90,14 @@ async fn serve(
         network.retry,
         Arc::clone(&caches),
         Arc::clone(&stats),
-    );
+    )
+    .with_documents(documents);
     let recorder = trace.map(|file| start_trace(file, &image)).transpose()?;
     let recorder = recorder.map(Arc::new);
     let disk = Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
-        caches,
+        Arc::clone(&caches),
         &Handle::current(),
         recorder.clone(),
     );
@@ -107,10 +110,14 @@ async fn serve(
     tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
     readiness.announce().context("cannot leave the terminal")?;
     let served = mount.serve(config.process.role, &mut signals).await;
-    if let Some(recorder) = recorder {
-        // Tasks that still run hold the disk, and the process does not wait for them.
-        tokio::task::spawn_blocking(move || recorder.end()).await?;
-    }
+    // Tasks that still run hold the disk and the caches, and the process does not wait for them.
+    let saving = tokio::task::spawn_blocking(move || {
+        if let Some(recorder) = recorder {
+            recorder.end();
+        }
+        caches.disk.save();
+    });
+    saving.await.context("what was seen in this run is not kept")?;
     served?;
     tracing::info!("unmounted");
     Ok(())
@@ -145,6 +152,7 @@ fn start_trace(file: TraceFile, image: &OpenImage) -> anyhow::Result<Recorder> {
 async fn open_image(
     config: &Config,
     mirrors: &Arc<Mirrors<HttpSource>>,
+    documents: &Arc<Documents>,
     stats: &Arc<Stats>,
 ) -> anyhow::Result<OpenImage> {
     let none = Arc::new(Caches {
@@ -152,13 +160,14 @@ async fn open_image(
         disk: DiskCache::off(),
     });
     let network = &config.network;
-    let fetcher = Arc::new(Fetcher::over(
+    let fetcher = Fetcher::over(
         Arc::clone(mirrors),
         network.connections,
         network.retry_open,
         none,
         Arc::clone(stats),
-    ));
+    );
+    let fetcher = Arc::new(fetcher.with_documents(Arc::clone(documents)));
     let trust = trust(&config.trust)?;
     let image = open(&fetcher, &config.base, &config.reference, &trust).await;
     image.with_context(|| format!("cannot open `{}`", config.reference))
@@ -188,6 +197,25 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         expiry: config.expiry,
         now: jiff::Timestamp::now(),
     })
+}
+
+/// What describes disks, as far as it can be kept.
+async fn open_documents(config: &Config) -> Documents {
+    let Some(cache) = config.disk_cache.clone() else {
+        return Documents::none();
+    };
+    let opened = tokio::task::spawn_blocking(move || Documents::open(&cache)).await;
+    match opened {
+        Ok(Ok(documents)) => documents,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "documents are not kept");
+            Documents::none()
+        }
+        Err(error) => {
+            tracing::error!(%error, "documents are not kept");
+            Documents::none()
+        }
+    }
 }
 
 /// The disk cache, or none: whatever is wrong with it, the mount works without.

@@ -110,7 +110,10 @@ impl<S: Source> Chunks<S> {
         let mut missing = Vec::new();
         for (number, part) in parts.iter().enumerate() {
             match self.caches.memory.find(&part.place.id()) {
-                Some(chunk) => found[number] = chunk.bytes().slice(part.within.clone()),
+                Some(chunk) => {
+                    self.caches.disk.touch(&part.place);
+                    found[number] = chunk.bytes().slice(part.within.clone());
+                }
                 None => missing.push((number, part.clone())),
             }
         }
@@ -121,39 +124,53 @@ impl<S: Source> Chunks<S> {
     }
 
     async fn look_on_disk(&self, missing: Missing, found: &mut [Bytes]) -> Missing {
-        let (likely, mut missing): (Missing, Missing) = missing
-            .into_iter()
-            .partition(|(_, part)| self.caches.disk.may_hold(&part.place));
-        if likely.is_empty() {
+        if missing.is_empty() || !self.caches.disk.is_on() {
             return missing;
         }
-        let (caches, before) = (Arc::clone(&self.caches), missing.len() + likely.len());
-        let asked = likely.clone();
+        let (caches, before) = (Arc::clone(&self.caches), missing.len());
+        let asked = missing.clone();
         let reading = tokio::task::spawn_blocking(move || {
-            let read =
-                |(_, part): &(usize, Part)| caches.disk.read(&part.place, part.within.clone());
+            let read = |(_, part): &(usize, Part)| caches.disk.read(&part.place);
             asked.iter().map(read).collect::<Vec<_>>()
         });
         let Ok(cached) = reading.await else {
-            missing.extend(likely);
             return missing;
         };
-        for ((number, part), cached) in likely.into_iter().zip(cached) {
+        let mut left = Vec::new();
+        for ((number, part), cached) in missing.into_iter().zip(cached) {
             match cached {
-                Cached::Part(bytes) => found[number] = bytes,
                 Cached::Chunk(chunk) => {
                     found[number] = chunk.bytes().slice(part.within);
                     self.caches.memory.keep(chunk);
                 }
-                Cached::Miss => missing.push((number, part)),
+                Cached::Copied(chunk) => {
+                    self.stats.disk_copies.increment();
+                    found[number] = chunk.bytes().slice(part.within);
+                    self.caches.memory.keep(chunk);
+                }
+                Cached::Miss => left.push((number, part)),
                 Cached::Rejected => {
                     self.stats.disk_rejects.increment();
-                    missing.push((number, part));
+                    left.push((number, part));
                 }
             }
         }
-        self.stats.disk_hits.add((before - missing.len()) as u64);
-        missing
+        self.stats.disk_hits.add((before - left.len()) as u64);
+        left
+    }
+
+    /// Those of `places` whose chunks are in no cache, nor can be copied from another version's.
+    pub async fn lacking(&self, places: Vec<Place>) -> Vec<Place> {
+        if !self.caches.disk.is_on() {
+            return places;
+        }
+        let (caches, asked) = (Arc::clone(&self.caches), places.clone());
+        let looking = tokio::task::spawn_blocking(move || {
+            let lacks =
+                |place: &Place| !caches.memory.holds(&place.id()) && !caches.disk.obtain(place);
+            asked.into_iter().filter(lacks).collect()
+        });
+        looking.await.unwrap_or(places)
     }
 
     /// Fetches what is missing and returns what was abandoned by a failed task.

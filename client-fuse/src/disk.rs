@@ -214,9 +214,11 @@ impl<S: Source> Parts<S> {
 
     async fn fetch_ahead(&self, range: Range<u64>) {
         match self.plan(&range).await {
-            Ok(pieces) => self
-                .chunks
-                .fetch_ahead(pieces.iter().filter_map(Piece::part).map(|part| part.place)),
+            Ok(pieces) => {
+                let places = pieces.iter().filter_map(Piece::part).map(|part| part.place);
+                let places = self.chunks.lacking(places.collect()).await;
+                self.chunks.fetch_ahead(places);
+            }
             Err(error) => {
                 tracing::debug!(%error, "read-ahead fails; the read itself will report it");
             }

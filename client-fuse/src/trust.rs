@@ -10,6 +10,7 @@
 //! - [`minimum`]: the same for a machine that remembers nothing
 //! - [`expiry`]: whether it is still valid
 //! - `mirrors`: which server's metadata is taken, where there are several
+//! - `offline`: what is taken when no server can be reached
 //!
 //! Verify first, keep after: `tough` works in a directory made for one try. Only when everything is
 //! in order does what it found replace what is remembered (what CVE-2025-2888 got wrong).
@@ -36,11 +37,13 @@ pub mod error;
 pub mod expiry;
 pub mod minimum;
 mod mirrors;
+mod offline;
 pub mod state;
 pub mod transport;
 
 use anchor::First;
 use expiry::Verdict;
+use offline::Kept;
 use state::{FirstUse, Order, Seen, State};
 use transport::MetadataTransport;
 
@@ -134,7 +137,8 @@ pub async fn load<S: Source>(
         seen: &seen,
         trust,
     };
-    let found = mirrors::find(fetcher, &basis).await?;
+    let kept = Kept::of(&first.root);
+    let found = mirrors::find(fetcher, &basis, &kept).await?;
     tell(found.verdict, trust);
     if let (Some(minimum), Some(reach)) = (&trust.minimum, found.reach) {
         minimum::tell(minimum, reach);

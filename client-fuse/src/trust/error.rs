@@ -204,6 +204,15 @@ impl TrustError {
         }
     }
 
+    /// Whether nobody answers: not one mirror said anything that could be judged.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Fetch { source, .. } => source.fault() == Fault::Transient,
+            Self::Everywhere { failures } => failures.iter().all(|(_, e)| e.is_outage()),
+            _ => false,
+        }
+    }
+
     /// Whether the store lacks what every store has.
     #[must_use]
     pub fn is_no_store(&self) -> bool {
