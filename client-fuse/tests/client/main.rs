@@ -13,6 +13,7 @@ mod http;
 mod model;
 mod mount;
 mod open;
+mod overlay;
 mod prefetch;
 mod publisher;
 mod record;

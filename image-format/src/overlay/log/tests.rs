@@ -1,3 +1,5 @@
+//! Logs that were cut, damaged or made up.
+
 use std::convert::Infallible;
 
 use proptest::collection::vec;
