@@ -23,6 +23,8 @@ use crate::log;
 use crate::mount::signals::Signals;
 use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
+use crate::overlay::layered::Layered;
+use crate::overlay::{Base, Overlay};
 use crate::process::{self, Readiness, Side};
 use crate::record::{Recorder, TraceFile};
 use crate::stats::Stats;
@@ -79,6 +81,7 @@ async fn serve(
         image = open_image(config, &mirrors, &documents, &stats) => image?,
         signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
     };
+    let overlay = open_overlay(config, &image).await?;
     let caches = Arc::new(Caches {
         memory: MemoryCache::new(config.memory_cache.to_usize()),
         disk: open_disk_cache(config, &image).await,
@@ -104,12 +107,20 @@ async fn serve(
     if let Some(pack) = image.manifest.boot_pack {
         disk.prefetch(pack);
     }
+    let disk = match &overlay {
+        Some(overlay) => Layered::writable(disk, Arc::clone(overlay), Handle::current()),
+        None => Layered::read_only(disk),
+    };
     let fs = ImageFs::new(disk, &image, &config.base, stats);
     let name = format!("{}{}", config.base, image.reference);
     let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
     tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
     readiness.announce().context("cannot leave the terminal")?;
     let served = mount.serve(config.process.role, &mut signals).await;
+    if let Some(overlay) = overlay {
+        let closed = overlay.close().await;
+        closed.context("what was written last may be lost")?;
+    }
     // Tasks that still run hold the disk and the caches, and the process does not wait for them.
     let saving = tokio::task::spawn_blocking(move || {
         if let Some(recorder) = recorder {
@@ -121,6 +132,20 @@ async fn serve(
     served?;
     tracing::info!("unmounted");
     Ok(())
+}
+
+/// Opens the file that keeps what is written, if the disk is to be writable.
+async fn open_overlay(config: &Config, image: &OpenImage) -> anyhow::Result<Option<Arc<Overlay>>> {
+    let Some(path) = config.overlay.clone() else {
+        return Ok(None);
+    };
+    let base = Base {
+        disk: image.disk_digest(),
+        length: image.manifest.disk.length,
+        reference: image.reference.to_string(),
+    };
+    let opened = tokio::task::spawn_blocking(move || Overlay::open(&path, &base)).await?;
+    Ok(Some(opened.context("the disk cannot be made writable")?))
 }
 
 /// The servers of the store; what they need of files is read here.

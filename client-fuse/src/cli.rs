@@ -21,10 +21,11 @@ Examples:
   circular-mount --root root.json http://host:8080/ debian:12 /mnt
   losetup --find --show --partscan --read-only /mnt/disk.raw
   umount /mnt        (or, not being root: fusermount3 -u /mnt)
+  circular-mount --root root.json --overlay mine.overlay http://host:8080/ debian:12 /mnt
 
 Exit codes: 0 done, 1 failed, 2 wrong usage";
 
-/// Mount a published image as a read-only disk file, fetched as it is read
+/// Mount a published image as a disk file, fetched as it is read
 #[derive(Debug, Parser)]
 #[command(name = "circular-mount", bin_name = "circular-mount", version, after_help = EXAMPLES)]
 pub struct Args {
@@ -38,6 +39,11 @@ pub struct Args {
     #[arg(value_name = "MOUNTPOINT")]
     pub mountpoint: PathBuf,
 
+    /// Make the disk writable: keep what is written to it in this file, made if it is missing. The
+    /// file takes as much space as was written, and stays with the version of the image that it
+    /// began with; a disk that was synced is safe in it, whatever happens. One mount at a time
+    #[arg(long, value_name = "FILE")]
+    pub overlay: Option<PathBuf>,
     /// Stay in the foreground
     #[arg(short, long)]
     pub foreground: bool,
@@ -247,6 +253,7 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
+            overlay: self.overlay,
             record: self.record,
             process: ProcessConfig {
                 style: if self.foreground {

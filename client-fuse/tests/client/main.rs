@@ -14,6 +14,7 @@ mod model;
 mod mount;
 mod offline;
 mod open;
+mod overlay;
 mod prefetch;
 mod publisher;
 mod record;
