@@ -23,10 +23,12 @@ use crate::log;
 use crate::mount::signals::Signals;
 use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
+use crate::overlay::layered::Layered;
+use crate::overlay::{Base, Overlay};
 use crate::process::{self, Readiness, Side};
 use crate::record::{Recorder, TraceFile};
 use crate::stats::Stats;
-use crate::trust::minimum::MINIMUM_BYTES_MAX;
+use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 mod fetch;
@@ -88,6 +90,7 @@ async fn serve(
         image = open_image(config, &mirrors, &documents, &stats) => image?,
         signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
     };
+    let overlay = open_overlay(config, &image).await?;
     let caches = Arc::new(caches(config, &image).await);
     let network = &config.network;
     let fetcher = Fetcher::over(
@@ -99,12 +102,13 @@ async fn serve(
     )
     .with_documents(documents);
     let recorder = trace.map(|file| start_trace(file, &image)).transpose()?;
+    let recorder = recorder.map(Arc::new);
     let disk = Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
         Arc::clone(&caches),
         &Handle::current(),
-        recorder,
+        recorder.clone(),
     );
     if let Some(pack) = image.manifest.boot_pack {
         disk.prefetch(pack);
@@ -112,16 +116,47 @@ async fn serve(
     if config.purpose == Purpose::MountAndPin {
         disk.pin(image.manifest.disk.data_bytes);
     }
+    let disk = match &overlay {
+        Some(overlay) => Layered::writable(disk, Arc::clone(overlay), Handle::current()),
+        None => Layered::read_only(disk),
+    };
     let fs = ImageFs::new(disk, &image, &config.base, stats);
     let name = format!("{}{}", config.base, image.reference);
     let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
     tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
     readiness.announce().context("cannot leave the terminal")?;
-    mount.serve(config.process.role, &mut signals).await?;
-    let saving = tokio::task::spawn_blocking(move || caches.disk.save());
-    saving.await.context("what was used when is not saved")?;
+    let served = mount.serve(config.process.role, &mut signals).await;
+    if let Some(overlay) = overlay {
+        let closed = overlay.close().await;
+        closed.context("what was written last may be lost")?;
+    }
+    // Tasks that still run hold the disk and the caches, and the process does not wait for them.
+    let saving = tokio::task::spawn_blocking(move || {
+        if let Some(recorder) = recorder {
+            recorder.end();
+        }
+        caches.disk.save();
+    });
+    saving
+        .await
+        .context("what was seen in this run is not kept")?;
+    served?;
     tracing::info!("unmounted");
     Ok(())
+}
+
+/// Opens the file that keeps what is written, if the disk is to be writable.
+async fn open_overlay(config: &Config, image: &OpenImage) -> anyhow::Result<Option<Arc<Overlay>>> {
+    let Some(path) = config.overlay.clone() else {
+        return Ok(None);
+    };
+    let base = Base {
+        disk: image.disk_digest(),
+        length: image.manifest.disk.length,
+        reference: image.reference.to_string(),
+    };
+    let opened = tokio::task::spawn_blocking(move || Overlay::open(&path, &base)).await?;
+    Ok(Some(opened.context("the disk cannot be made writable")?))
 }
 
 /// The servers of the store; what they need of files is read here.
@@ -186,9 +221,9 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         RootConfig::Remembered => Anchor::Remembered,
     };
     let minimum = config.minimum.as_ref().map(|path| {
-        let minimum = read_bounded(path, MINIMUM_BYTES_MAX)
+        let minimum = read_bounded(path, MINIMUM_BYTES_MAX as u64)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        let minimum = serde_json::from_slice(&minimum);
+        let minimum = Minimum::decode(&minimum);
         minimum.with_context(|| format!("{} says no versions", path.display()))
     });
     Ok(Trust {

@@ -25,10 +25,11 @@ Examples:
   circular-mount cache stat        (also: verify, clear)
   losetup --find --show --partscan --read-only /mnt/disk.raw
   umount /mnt        (or, not being root: fusermount3 -u /mnt)
+  circular-mount --root root.json --overlay mine.overlay http://host:8080/ debian:12 /mnt
 
 Exit codes: 0 done, 1 failed, 2 wrong usage";
 
-/// Mount a published image as a read-only disk file, fetched as it is read
+/// Mount a published image as a disk file, fetched as it is read
 #[derive(Debug, Parser)]
 #[command(name = "circular-mount", bin_name = "circular-mount", version, after_help = EXAMPLES)]
 pub struct Args {
@@ -42,6 +43,11 @@ pub struct Args {
     #[arg(value_name = "MOUNTPOINT", required_unless_present = "fetch")]
     pub mountpoint: Option<PathBuf>,
 
+    /// Make the disk writable: keep what is written to it in this file, made if it is missing. The
+    /// file takes as much space as was written, and stays with the version of the image that it
+    /// began with; a disk that was synced is safe in it, whatever happens. One mount at a time
+    #[arg(long, value_name = "FILE")]
+    pub overlay: Option<PathBuf>,
     /// Stay in the foreground
     #[arg(short, long)]
     pub foreground: bool,
@@ -81,7 +87,8 @@ pub struct Args {
     #[arg(long, help_heading = "Trust")]
     pub no_state: bool,
     /// Take no metadata below the versions in this file, like
-    /// {"root":1,"timestamp":7,"snapshot":7,"targets":7}; for machines that remember nothing
+    /// {"root":1,"timestamp":7,"snapshot":7,"targets":7}; for machines that remember nothing.
+    /// The publisher writes it for machines that boot, in boot/minimum.img
     #[arg(long, value_name = "FILE", help_heading = "Trust")]
     pub minimum: Option<PathBuf>,
     /// What to make of signed metadata that is out of date: refuse it, because newer versions may be
@@ -268,6 +275,7 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
+            overlay: self.overlay,
             record: self.record,
             process: ProcessConfig {
                 style: if self.foreground {

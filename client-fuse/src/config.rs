@@ -34,6 +34,8 @@ pub struct Config {
     pub disk_cache: Option<DiskCacheConfig>,
     /// Most bytes of verified chunks in the memory cache. A reader in a tight corner can go down to 1 MiB.
     pub memory_cache: ByteSize,
+    /// File that keeps what is written to the disk; `None`: the disk is read-only.
+    pub overlay: Option<PathBuf>,
     /// File to write a trace of first touches to.
     pub record: Option<PathBuf>,
     /// The life of the process.

@@ -41,7 +41,7 @@ pub struct Disk<S> {
     length: u64,
     parts: Arc<Parts<S>>,
     ahead: Mutex<ReadAhead>,
-    recorder: Option<Recorder>,
+    recorder: Option<Arc<Recorder>>,
     tasks: Tasks,
     stats: Arc<Stats>,
 }
@@ -77,7 +77,7 @@ impl<S: Source> Disk<S> {
         fetcher: Arc<Fetcher<S>>,
         caches: Arc<Caches>,
         runtime: &Handle,
-        recorder: Option<Recorder>,
+        recorder: Option<Arc<Recorder>>,
     ) -> Self {
         let stats = Arc::clone(fetcher.stats());
         let length = table.disk_length();

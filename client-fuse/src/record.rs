@@ -47,12 +47,12 @@ impl TraceFile {
     }
 }
 
-/// Writes a trace. What was noted is in the file when this is dropped.
+/// Writes a trace. What was noted is in the file when it is [ended](Self::end) or dropped.
 #[derive(Debug)]
 pub struct Recorder {
     began: Instant,
     shared: Arc<Shared>,
-    writer: Option<JoinHandle<()>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl Recorder {
         Ok(Self {
             began,
             shared,
-            writer: Some(writer),
+            writer: Mutex::new(Some(writer)),
         })
     }
 
@@ -116,16 +116,23 @@ impl Recorder {
             noted.lines.extend(line);
         }
     }
+
+    /// Writes what was noted until now, and returns when it is in the file. What is noted later is
+    /// not written: whoever waits for the end does not wait for all who can still note.
+    pub fn end(&self) {
+        self.shared.noted().ended = true;
+        self.shared.ended.notify_all();
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = writer.take() {
+            // It logs what goes wrong itself.
+            let _ = writer.join();
+        }
+    }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        self.shared.noted().ended = true;
-        self.shared.ended.notify_all();
-        if let Some(writer) = self.writer.take() {
-            // It logs what goes wrong itself.
-            let _ = writer.join();
-        }
+        self.end();
     }
 }
 
@@ -196,5 +203,21 @@ mod tests {
         let full = TraceFile::create(Path::new("/dev/full")).unwrap();
         assert!(Recorder::start(full, &header).is_err());
         assert!(TraceFile::create(Path::new("/no/such/directory/trace")).is_err());
+
+        // One that takes the first line, and then no more.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trace");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let other_end = {
+            let path = path.clone();
+            std::thread::spawn(move || File::open(path).unwrap())
+        };
+        let breaking = TraceFile::create(&path).unwrap();
+        let other_end = other_end.join().unwrap();
+        let recorder = Recorder::start(breaking, &header).unwrap();
+        drop(other_end);
+        recorder.note(Instant::now(), [place(1)].iter());
+        recorder.end();
+        recorder.note(Instant::now(), [place(2)].iter());
     }
 }

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image_format::digest::{Digest, ObjectRef};
+use image_format::minimum::Reach;
 use image_format::reference::ImageName;
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -139,6 +140,9 @@ pub async fn load<S: Source>(
     let kept = Kept::of(&first.root);
     let found = mirrors::find(fetcher, &basis, &kept).await?;
     tell(found.verdict, trust);
+    if let (Some(minimum), Some(reach)) = (&trust.minimum, found.reach) {
+        minimum::tell(minimum, reach);
+    }
     let repository = found.repository;
     if let Some(state) = state {
         let order = Order::of(repository.root(), repository.timestamp());
@@ -169,6 +173,8 @@ struct Found {
     /// Where `tough` left the documents.
     scratch: TempDir,
     verdict: Verdict,
+    /// How far the minimum reached, if there is one.
+    reach: Option<Reach>,
 }
 
 impl Basis<'_> {
@@ -200,10 +206,9 @@ impl Basis<'_> {
                 None => TrustError::of(error, self.memory),
             }
         })?;
-        if let Some(minimum) = &self.trust.minimum {
-            let below = minimum.check(&repository);
-            below.inspect_err(|_| transport.doubt())?;
-        }
+        let minimum = self.trust.minimum.as_ref();
+        let reach = minimum.map(|minimum| minimum::check(minimum, &repository));
+        let reach = reach.transpose().inspect_err(|_| transport.doubt())?;
         let verdict = verdict(&repository, self.trust);
         if let (Verdict::Expired { role, on }, Expiry::Enforce) = (verdict, self.trust.expiry) {
             transport.doubt();
@@ -213,6 +218,7 @@ impl Basis<'_> {
             repository,
             scratch,
             verdict,
+            reach,
         })
     }
 }

@@ -15,6 +15,7 @@ mod model;
 mod mount;
 mod offline;
 mod open;
+mod overlay;
 mod prefetch;
 mod publisher;
 mod record;

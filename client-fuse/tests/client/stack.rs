@@ -108,9 +108,9 @@ pub(crate) fn no_caches() -> Arc<Caches> {
     })
 }
 
-fn recorder(path: &Path, image: &OpenImage) -> Recorder {
+fn recorder(path: &Path, image: &OpenImage) -> Arc<Recorder> {
     let header = Header::new(image.reference.clone(), image.disk_digest());
-    Recorder::start(TraceFile::create(path).unwrap(), &header).unwrap()
+    Arc::new(Recorder::start(TraceFile::create(path).unwrap(), &header).unwrap())
 }
 
 async fn open_image(

@@ -1,0 +1,257 @@
+//! What others do to a written disk: file systems, fio, kills and power cuts.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::directory;
+use super::mounted::{Place, kill_9, run};
+use crate::mount::can_mount;
+use crate::store::Random;
+
+/// A loop device that is let go of when the test ends.
+struct Loop(String);
+
+impl Loop {
+    fn over(file: &Path) -> Self {
+        let file = file.to_str().unwrap();
+        Self(run("losetup", &["--find", "--show", file]))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// A mounted file system that is detached when the test ends.
+struct Tree(PathBuf);
+
+impl Tree {
+    fn mount(device: &str, at: PathBuf) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        mount(
+            Some(device),
+            &at,
+            Some("ext4"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
+        Self(at)
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        let required = std::env::var("CIRCULAR_REQUIRE").unwrap_or_default();
+        assert!(
+            !required.contains("fuse"),
+            "{program} is missing (tests/setup.sh)"
+        );
+        println!("skipped: no {program}");
+    }
+    found
+}
+
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut random = Random(seed);
+    let words = (0..bytes / 8).flat_map(|_| random.next().to_le_bytes());
+    words.collect()
+}
+
+#[test]
+fn a_file_system_on_a_written_disk_outlives_kill_9() {
+    if !can_mount() || !has("losetup") {
+        return;
+    }
+    let place = Place::new(6000);
+    let at = place.mounted.directory.path().join("tree");
+    let client = place.mount_child(&place.overlay);
+    let device = Loop::over(&place.mounted.disk());
+    run("mkfs.ext4", &["-q", &device.0]);
+    let tree = Tree::mount(&device.0, at.clone());
+    for number in 0..40 {
+        fs::write(at.join(format!("{number}")), noise(number, 100_000)).unwrap();
+    }
+    for number in (0..40).step_by(3) {
+        fs::remove_file(at.join(format!("{number}"))).unwrap();
+    }
+    run("fstrim", &[at.to_str().unwrap()]);
+    run("sync", &["--file-system", at.to_str().unwrap()]);
+    fs::write(at.join("not synced"), noise(99, 1_000_000)).unwrap();
+    kill_9(client);
+    drop((tree, device));
+    umount2(&place.mounted.point(), MntFlags::MNT_DETACH).unwrap();
+
+    let client = place.mount_child(&place.overlay);
+    let device = Loop::over(&place.mounted.disk());
+    // Exit code 1 would say that something had to be mended; a journal that is replayed is 0.
+    run("e2fsck", &["-p", &device.0]);
+    run("e2fsck", &["-f", "-n", &device.0]);
+    let tree = Tree::mount(&device.0, at.clone());
+    for number in 0..40 {
+        let found = fs::read(at.join(format!("{number}"))).ok();
+        let expected = (number % 3 != 0).then(|| noise(number, 100_000));
+        assert!(found == expected, "file {number}");
+    }
+    drop((tree, device));
+    place.unmount();
+    drop(client);
+}
+
+#[test]
+fn fio_verifies_what_it_wrote() {
+    if !can_mount() || !has("fio") {
+        return;
+    }
+    let place = Place::new(2048);
+    place.mount();
+    let file = format!("--filename={}", place.mounted.disk().display());
+    let size = format!("--size={}", place.store.disk.len());
+    let random = [
+        "--name=verify",
+        "--rw=randwrite",
+        "--bsrange=512-128k",
+        "--blockalign=512",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--fsync=32",
+        "--iodepth=8",
+        "--ioengine=libaio",
+        "--allow_file_create=0",
+        "--verify_state_save=0",
+        "--randseed=7",
+        "--norandommap=0",
+        &file,
+        &size,
+    ];
+    run("fio", &random);
+    let mixed = [
+        "--name=trim",
+        "--rw=randrw",
+        "--bs=4k",
+        "--direct=1",
+        "--verify=crc32c",
+        "--do_verify=1",
+        "--verify_fatal=1",
+        "--iodepth=16",
+        "--ioengine=libaio",
+        "--allow_file_create=0",
+        "--verify_state_save=0",
+        "--randseed=8",
+        "--io_size=4m",
+        &file,
+        &size,
+    ];
+    run("fio", &mixed);
+    let before = fs::read(place.mounted.disk()).unwrap();
+    place.unmount();
+    place.wait_until_free();
+    place.mount();
+    assert!(
+        fs::read(place.mounted.disk()).unwrap() == before,
+        "after a restart"
+    );
+}
+
+/// Blocks that the writer of the power cuts writes in each round, all with the number of the round.
+const ROUND_BLOCKS: u64 = 50;
+
+#[test]
+fn a_power_cut_leaves_what_was_synced() {
+    if !can_mount() || !has("losetup") {
+        return;
+    }
+    let directory = directory();
+    let backing = directory.path().join("backing");
+    fs::File::create(&backing)
+        .unwrap()
+        .set_len(48 << 20)
+        .unwrap();
+    run("mkfs.ext4", &["-q", "-F", backing.to_str().unwrap()]);
+    let device = Loop::over(&backing);
+    let tree = Tree::mount(&device.0, directory.path().join("tree"));
+    let place = Place::new(600);
+    let client = place.mount_child(&tree.0.join("overlay"));
+    let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let mut copies = Vec::new();
+    std::thread::scope(|scope| {
+        let disk = place.open();
+        let (acknowledged, stop) = (&acknowledged, &stop);
+        scope.spawn(move || {
+            for round in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                for block in 0..ROUND_BLOCKS {
+                    let bytes = u64::to_le_bytes(round).repeat(512);
+                    disk.write_all_at(&bytes, block * 8192).unwrap();
+                }
+                disk.sync_data().unwrap();
+                acknowledged.store(round, Ordering::Relaxed);
+            }
+        });
+        let process = Pid::from_raw(i32::try_from(client.id()).unwrap());
+        for number in 0..8 {
+            let seen = acknowledged.load(Ordering::Relaxed);
+            // Some rounds later, wherever that is.
+            while acknowledged.load(Ordering::Relaxed) < seen + number % 4 {
+                std::thread::yield_now();
+            }
+            kill(process, Signal::SIGSTOP).unwrap();
+            let acknowledged = acknowledged.load(Ordering::Relaxed);
+            let copy = directory.path().join(format!("copy-{number}"));
+            fs::copy(&backing, &copy).unwrap();
+            kill(process, Signal::SIGCONT).unwrap();
+            copies.push((copy, acknowledged));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    place.unmount();
+    drop(client);
+    for (copy, acknowledged) in copies {
+        // As at power-on, the journal of the file system is replayed.
+        let device = Loop::over(&copy);
+        let tree = Tree::mount(&device.0, directory.path().join("again"));
+        let overlay = tree.0.join("overlay");
+        if acknowledged == 0 && !overlay.exists() {
+            continue;
+        }
+        let client = place.mount_child(&overlay);
+        let disk = place.open();
+        let mut rounds = Vec::new();
+        for block in 0..ROUND_BLOCKS {
+            let mut bytes = [0; 4096];
+            disk.read_exact_at(&mut bytes, block * 8192).unwrap();
+            let (words, _) = bytes.as_chunks::<8>();
+            assert!(words.iter().all(|word| *word == words[0]) || acknowledged == 0);
+            rounds.push(u64::from_le_bytes(words[0]));
+        }
+        rounds.dedup();
+        assert!(
+            acknowledged == 0 || (rounds.len() == 1 && rounds[0] >= acknowledged),
+            "of round {acknowledged} were left {rounds:?}"
+        );
+        drop(disk);
+        umount(&place.mounted.point()).unwrap();
+        let mut client = client;
+        client.wait().unwrap();
+        umount(&tree.0).unwrap();
+    }
+    drop((tree, device));
+}
