@@ -238,11 +238,7 @@ impl Args {
                 token: self.token_file,
             },
             reference: self.image,
-            purpose: match (self.fetch, self.pin) {
-                (true, _) => Purpose::Fetch,
-                (false, true) => Purpose::MountAndPin,
-                (false, false) => Purpose::Mount,
-            },
+            purpose: purpose(self.fetch, self.pin),
             mount: MountConfig {
                 mountpoint: self.mountpoint.unwrap_or_default(),
                 access: if self.allow_other {
@@ -278,17 +274,29 @@ impl Args {
             overlay: self.overlay,
             record: self.record,
             process: ProcessConfig {
-                style: if self.foreground {
-                    Style::Foreground
-                } else {
-                    Style::Daemon
-                },
+                style: style(self.foreground),
                 role,
                 ready_fd: self.ready_fd,
                 log_file: self.log_file,
                 log_level: self.log_level,
             },
         }
+    }
+}
+
+const fn style(foreground: bool) -> Style {
+    if foreground {
+        Style::Foreground
+    } else {
+        Style::Daemon
+    }
+}
+
+const fn purpose(fetch: bool, pin: bool) -> Purpose {
+    match (fetch, pin) {
+        (true, _) => Purpose::Fetch,
+        (false, true) => Purpose::MountAndPin,
+        (false, false) => Purpose::Mount,
     }
 }
 

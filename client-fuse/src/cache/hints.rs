@@ -101,7 +101,7 @@ impl Hints {
         let free = |prefix: &[u8]| slots.iter().position(|slot| slot[..8] == *prefix);
         let slot = free(&digest[..8])
             .or_else(|| free(&[0; 8]))
-            .unwrap_or(usize::from(digest[12]) % SLOTS);
+            .unwrap_or_else(|| usize::from(digest[12]) % SLOTS);
         let mut bytes = [0; SLOT_BYTES];
         bytes[..8].copy_from_slice(&digest[..8]);
         bytes[8..12].copy_from_slice(&hint.disk.to_le_bytes());

@@ -66,7 +66,7 @@ impl Recency {
     /// Says which segments a boot reads, and that all others are not of that kind.
     pub(super) fn prize(&mut self, boot: &HashSet<u32>, now: u32) {
         self.first_touches = None;
-        for (segment, known) in self.segments.iter_mut() {
+        for (segment, known) in &mut self.segments {
             known.boot = boot.contains(segment);
         }
         for segment in boot {

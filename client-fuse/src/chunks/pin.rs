@@ -7,7 +7,7 @@ use super::Chunks;
 use crate::fetch::fetcher::Wanted;
 use crate::fetch::lanes::{Hurry, Priority};
 use crate::fetch::{FetchError, Source};
-use crate::flight::{Abandoned, Boarding};
+use crate::flight::Boarding;
 use crate::place::Place;
 
 impl<S: Source> Chunks<S> {
@@ -68,10 +68,9 @@ impl<S: Source> Chunks<S> {
         }
         self.launch(wanted, Priority::Ahead, &hurry);
         for seat in seats {
-            match seat.wait().await {
-                Ok(delivery) => drop(delivery?),
-                // The next round looks for it again.
-                Err(Abandoned) => {}
+            // What was abandoned the next round looks for again.
+            if let Ok(delivery) = seat.wait().await {
+                drop(delivery?);
             }
         }
         Ok(())

@@ -27,7 +27,7 @@ fn check(cache: &DiskCache, chunks: &[(Place, Chunk)]) -> usize {
     for (place, chunk) in chunks {
         match cache.read(place) {
             Cached::Chunk(found) | Cached::Copied(found) => {
-                assert_eq!(found.bytes(), chunk.bytes())
+                assert_eq!(found.bytes(), chunk.bytes());
             }
             Cached::Miss | Cached::Rejected => {
                 missing += 1;
@@ -73,70 +73,73 @@ fn a_flipped_bit_anywhere_is_a_miss_offline_and_in_use() {
     assert_eq!(missing, flips, "each flip is found, and nothing else is");
 }
 
+type Damage = fn(&Path, &[(Place, Chunk)]);
+
+/// What is done to a file of chunks, and how many are then missing.
+const DAMAGES: [(&str, Damage, usize); 7] = [
+    (
+        "torn write",
+        |path, chunks| {
+            let place = &chunks[3].0;
+            raw(path)
+                .write_all_at(&[7; 4096], place.disk_offset() + 8192)
+                .unwrap();
+        },
+        1,
+    ),
+    (
+        "a hole in a chunk",
+        |path, chunks| {
+            let start = chunks[5].0.disk_offset() + 4096;
+            sparse::punch(&raw(path), start..start + 4096).unwrap();
+        },
+        1,
+    ),
+    (
+        "all punched",
+        |path, _| sparse::punch(&raw(path), 0..1 << 20).unwrap(),
+        12,
+    ),
+    (
+        "two chunks swapped",
+        |path, chunks| {
+            let raw = raw(path);
+            raw.write_all_at(chunks[1].1.bytes(), chunks[2].0.disk_offset())
+                .unwrap();
+            raw.write_all_at(chunks[2].1.bytes(), chunks[1].0.disk_offset())
+                .unwrap();
+        },
+        2,
+    ),
+    (
+        "another file in its place",
+        |path, _| {
+            fs::write(file(path), vec![9; 300_000]).unwrap();
+        },
+        12,
+    ),
+    (
+        "an empty file in its place",
+        |path, _| {
+            fs::remove_file(file(path)).unwrap();
+            fs::write(file(path), b"").unwrap();
+        },
+        12,
+    ),
+    (
+        "longer and shifted",
+        |path, _| {
+            let mut bytes = fs::read(file(path)).unwrap();
+            bytes.splice(0..0, [1; 4096]);
+            fs::write(file(path), bytes).unwrap();
+        },
+        12,
+    ),
+];
+
 #[test]
 fn a_file_torn_truncated_punched_or_swapped_is_missed_where_it_was_hit() {
-    type Damage = fn(&Path, &[(Place, Chunk)]);
-    let cases: [(&str, Damage, usize); 7] = [
-        (
-            "torn write",
-            |path, chunks| {
-                let place = &chunks[3].0;
-                raw(path)
-                    .write_all_at(&[7; 4096], place.disk_offset() + 8192)
-                    .unwrap();
-            },
-            1,
-        ),
-        (
-            "a hole in a chunk",
-            |path, chunks| {
-                let start = chunks[5].0.disk_offset() + 4096;
-                sparse::punch(&raw(path), start..start + 4096).unwrap();
-            },
-            1,
-        ),
-        (
-            "all punched",
-            |path, _| sparse::punch(&raw(path), 0..1 << 20).unwrap(),
-            12,
-        ),
-        (
-            "two chunks swapped",
-            |path, chunks| {
-                let raw = raw(path);
-                raw.write_all_at(chunks[1].1.bytes(), chunks[2].0.disk_offset())
-                    .unwrap();
-                raw.write_all_at(chunks[2].1.bytes(), chunks[1].0.disk_offset())
-                    .unwrap();
-            },
-            2,
-        ),
-        (
-            "another file in its place",
-            |path, _| {
-                fs::write(file(path), vec![9; 300_000]).unwrap();
-            },
-            12,
-        ),
-        (
-            "an empty file in its place",
-            |path, _| {
-                fs::remove_file(file(path)).unwrap();
-                fs::write(file(path), b"").unwrap();
-            },
-            12,
-        ),
-        (
-            "longer and shifted",
-            |path, _| {
-                let mut bytes = fs::read(file(path)).unwrap();
-                bytes.splice(0..0, [1; 4096]);
-                fs::write(file(path), bytes).unwrap();
-            },
-            12,
-        ),
-    ];
-    for (what, damage, expected) in cases {
+    for (what, damage, expected) in DAMAGES {
         let directory = tempfile::tempdir().unwrap();
         let (cache, chunks) = filled(directory.path());
         // Without the table of hints, which would find what was only moved.
