@@ -251,7 +251,8 @@ async fn open_documents(config: &Config) -> Documents {
     match opened {
         Ok(Ok(documents)) => documents,
         Ok(Err(error)) => {
-            tracing::warn!(%error, "documents are not kept");
+            // The disk cache will say the same, louder.
+            tracing::debug!(%error, "documents are not kept");
             Documents::none()
         }
         Err(error) => {

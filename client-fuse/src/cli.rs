@@ -123,7 +123,7 @@ pub struct Args {
     pub pin: bool,
     /// Fetch all of the image into the disk cache and end, without mounting; `circular-mount fetch` is
     /// the same
-    #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "initramfs"])]
+    #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "overlay", "initramfs"])]
     pub fetch: bool,
     /// Most bytes of chunks kept in memory
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]

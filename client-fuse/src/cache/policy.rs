@@ -105,7 +105,7 @@ mod tests {
         /// older than what stays of its kind.
         #[test]
         fn the_bound_holds_and_what_is_used_stays(
-            uses in vec((0..60_u32, 1..=MIB, prop::bool::weighted(0.2)), 1..200),
+            uses in vec((0..60_u32, 1..=MIB, prop::bool::weighted(0.2)), 1..80),
             bound in (2 * MIB)..(20 * MIB),
         ) {
             let mut held = Model::new();

@@ -13,6 +13,7 @@ use crate::config::{ByteSize, DiskCacheConfig};
 mod bound;
 mod damage;
 mod shared;
+mod systems;
 
 const DISK_BYTES: u64 = 100 * 4096 + 7;
 

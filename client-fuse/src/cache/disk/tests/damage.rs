@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Command;
 
 use super::*;
 
 const CHUNKS: u8 = 12;
 
 /// A cache of some chunks, with them.
-fn filled(directory: &Path) -> (DiskCache, Vec<(Place, Chunk)>) {
+pub(super) fn filled(directory: &Path) -> (DiskCache, Vec<(Place, Chunk)>) {
     let cache = open(directory, None).unwrap();
     let chunks: Vec<_> = (0..CHUNKS)
         .map(|number| chunk(u32::from(number) * 6, 5, number * 2))
@@ -22,7 +21,7 @@ fn filled(directory: &Path) -> (DiskCache, Vec<(Place, Chunk)>) {
 
 /// Reads every chunk: it is right or missing. What is missing is filled in and read again, as after
 /// a fetch. Returns how many were missing.
-fn check(cache: &DiskCache, chunks: &[(Place, Chunk)]) -> usize {
+pub(super) fn check(cache: &DiskCache, chunks: &[(Place, Chunk)]) -> usize {
     let mut missing = 0;
     for (place, chunk) in chunks {
         match cache.read(place) {
@@ -227,165 +226,4 @@ fn files_of_others_and_of_other_formats_are_left_alone() {
     for stranger in &strangers {
         assert_eq!(fs::read(stranger).unwrap(), vec![1; 100_000]);
     }
-}
-
-/// A small file system of its own, taken away when the test ends.
-struct Small<'a>(&'a Path);
-
-impl<'a> Small<'a> {
-    /// `None`: only root can mount one.
-    fn mount(path: &'a Path, kind: &str, source: &str, options: &str) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            println!("skipped: only root can mount a small file system");
-            return None;
-        }
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some(source), path, Some(kind), flags, Some(options)).unwrap();
-        Some(Self(path))
-    }
-
-    fn make_read_only(&self) {
-        let flags = nix::mount::MsFlags::MS_REMOUNT | nix::mount::MsFlags::MS_RDONLY;
-        let none: Option<&str> = None;
-        // What is open for writing keeps a file system writable; then nothing is to be tested.
-        let _ = nix::mount::mount(none, self.0, none, flags, none);
-    }
-}
-
-impl Drop for Small<'_> {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(self.0, nix::mount::MntFlags::MNT_DETACH);
-    }
-}
-
-#[test]
-fn a_full_file_system_makes_room_for_what_is_newer() {
-    let directory = tempfile::tempdir().unwrap();
-    let Some(small) = Small::mount(directory.path(), "tmpfs", "small", "size=4m") else {
-        return;
-    };
-    let cache = open(directory.path(), Some(1 << 30)).unwrap();
-    for number in 0..60_u8 {
-        let (place, chunk) = chunk_in(u32::from(number), 0, 32, number);
-        assert!(cache.fill(&place, &chunk) > 0, "chunk {number}");
-        assert!(matches!(cache.read(&place), Cached::Chunk(_)));
-    }
-    let (first, _) = chunk_in(0, 0, 32, 0);
-    assert!(
-        !matches!(cache.read(&first), Cached::Chunk(_)),
-        "the oldest went"
-    );
-    drop((cache, small));
-}
-
-#[test]
-fn a_file_system_filled_by_others_ends_filling_and_serves_what_is_there() {
-    let directory = tempfile::tempdir().unwrap();
-    let Some(small) = Small::mount(directory.path(), "tmpfs", "small", "size=2m") else {
-        return;
-    };
-    let (first, second) = (
-        open(directory.path(), None).unwrap(),
-        open(directory.path(), None).unwrap(),
-    );
-    let (place, kept) = chunk_in(0, 0, 8, 1);
-    first.fill(&place, &kept);
-    let other = fs::write(directory.path().join("other"), vec![1; 4 << 20]);
-    assert!(other.is_err(), "the file system is full");
-    let (far, chunk) = chunk_in(1, 0, 32, 5);
-    // Another mount has the file too, so that nothing can go.
-    assert_eq!(first.fill(&far, &chunk), 0);
-    assert_eq!(read(&first, &place, 0..9).unwrap(), kept.bytes()[..9]);
-    drop((first, second, small));
-}
-
-#[test]
-fn a_file_system_that_turns_read_only_harms_no_reader() {
-    let directory = tempfile::tempdir().unwrap();
-    let Some(small) = Small::mount(directory.path(), "tmpfs", "small", "size=8m") else {
-        return;
-    };
-    let (cache, chunks) = filled(directory.path());
-    small.make_read_only();
-    check(&cache, &chunks);
-    let (far, chunk) = chunk_in(1, 0, 32, 5);
-    cache.fill(&far, &chunk);
-    check(&cache, &chunks);
-    drop(cache);
-    small.make_read_only();
-    assert!(
-        open(directory.path(), None).is_err(),
-        "no cache, said by an error"
-    );
-    drop(small);
-}
-
-/// A disk with a file system, of which the end can be lost.
-struct Dying {
-    backing: PathBuf,
-    device: String,
-    mounted: PathBuf,
-}
-
-impl Dying {
-    /// `None`: that cannot be made here.
-    fn mount(directory: &Path) -> Option<Self> {
-        let tool = |words: &[&str]| {
-            let output = Command::new(words[0]).args(&words[1..]).output().ok()?;
-            let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-            output.status.success().then_some(text)
-        };
-        let (backing, mounted) = (directory.join("disk"), directory.join("mnt"));
-        fs::create_dir(&mounted).unwrap();
-        File::create(&backing).unwrap().set_len(32 << 20).unwrap();
-        let name = backing.to_str().unwrap();
-        let made = tool(&["mkfs.ext4", "-q", "-O", "^has_journal", name])
-            .and_then(|_| tool(&["losetup", "--find", "--show", name]));
-        let Some(device) = made else {
-            println!("skipped: no root, losetup or mkfs.ext4");
-            return None;
-        };
-        let dying = Self {
-            backing,
-            device,
-            mounted,
-        };
-        tool(&["mount", &dying.device, dying.mounted.to_str().unwrap()]).map(|_| dying)
-    }
-
-    /// Everything behind the first bytes is lost, and nothing of it is in memory.
-    fn lose(&self, file: &Path) {
-        let file = File::open(file).unwrap();
-        file.sync_all().unwrap();
-        nix::unistd::sync();
-        let backing = File::options().write(true).open(&self.backing).unwrap();
-        backing.set_len(1 << 20).unwrap();
-        for cached in [&file, &File::open(&self.device).unwrap()] {
-            let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-            nix::fcntl::posix_fadvise(cached, 0, 0, advice).unwrap();
-        }
-    }
-}
-
-impl Drop for Dying {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.mounted, nix::mount::MntFlags::MNT_DETACH);
-        let _ = Command::new("losetup").args(["-d", &self.device]).status();
-    }
-}
-
-#[test]
-fn a_dying_disk_switches_the_cache_off_and_harms_no_reader() {
-    let directory = tempfile::tempdir().unwrap();
-    let Some(dying) = Dying::mount(directory.path()) else {
-        return;
-    };
-    let mounted = dying.mounted.clone();
-    let (cache, chunks) = filled(&mounted);
-    assert_eq!(check(&cache, &chunks), 0);
-    dying.lose(&file(&mounted));
-    assert!(check(&cache, &chunks) > 0);
-    assert!(!cache.is_on(), "an error of the disk ends the cache");
-    assert_eq!(check(&cache, &chunks), chunks.len());
-    drop((cache, dying));
 }
