@@ -8,7 +8,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use image_format::ImageRef;
 
 use crate::command::{
-    self, export, gc, init, inspect, key, list, manual, profile, publish, refresh, remove,
+    self, explain, export, gc, init, inspect, key, list, manual, profile, publish, refresh, remove,
     rollback, root, tag, verify,
 };
 use crate::ui::Ui;
@@ -74,6 +74,8 @@ enum Command {
     Gc(gc::Args),
     /// Say what boots of an image read first, so that clients fetch it in one stream
     Profile(profile::Args),
+    /// Say what a recorded boot waited for: which files, how long, and why
+    Explain(explain::Args),
     /// Sign what the store offers again, before it expires
     Refresh(refresh::Args),
     /// Look at signing keys; add, remove or replace them
@@ -139,6 +141,7 @@ fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
             Command::Key(args) => key::run(&common, *args, ui).await,
             Command::Root(args) => root::run(&common, *args, ui).await,
             Command::Profile(args) => profile::run(&common, args, ui).await,
+            Command::Explain(args) => explain::run(&common, args, ui).await,
             Command::List(args) => list::run(&common, args, ui).await,
             Command::Inspect(args) => inspect::run(&common, args, ui).await,
             Command::Export(args) => export::run(&common, args, ui).await,

@@ -42,6 +42,7 @@ pub mod network;
 pub mod root;
 mod switch_root;
 mod sys;
+pub mod trace;
 
 /// Boots the machine. Returns never: it becomes another program, or stays and says why not.
 pub fn run() -> ! {

@@ -25,6 +25,9 @@ pub const TOKEN: &str = "/etc/circular/token";
 /// The least versions of metadata to take, if somebody put them there: this machine remembers none.
 pub const MINIMUM: &str = "/etc/circular/minimum.json";
 
+/// Where a boot is recorded, if it is; in memory, and found there by people in the booted system.
+pub const TRACE: &str = "/run/circular/trace";
+
 /// Names under which busybox can be called.
 ///
 /// init needs `ip` and `udhcpc`; the rest is for the rescue shell.

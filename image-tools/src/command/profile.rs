@@ -42,7 +42,7 @@ struct AddArgs {
     /// Image that was booted
     #[arg(value_name = "NAME[:TAG][@VERSION]")]
     reference: ImageRef,
-    /// Files that `circular-mount --record` wrote; two or three boots are better than one
+    /// Files that `circular-mount --record` or a recorded boot wrote; two or three boots are better than one
     #[arg(value_name = "TRACE", required = true)]
     traces: Vec<PathBuf>,
     /// zstd level of the boot pack, 1 to 22
@@ -166,7 +166,7 @@ async fn revise(
     Ok(revision.commit(store, &keys.signer(&ring)).await?)
 }
 
-fn read_trace(path: &Path) -> anyhow::Result<Trace> {
+pub(super) fn read_trace(path: &Path) -> anyhow::Result<Trace> {
     let read = || {
         let mut bytes = Vec::new();
         // One byte more than is allowed tells that there are more.

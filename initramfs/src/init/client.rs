@@ -139,6 +139,9 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
         }
         Cache::Off => command.arg("--no-cache"),
     };
+    if let Some(record) = &settings.record {
+        command.args(record.options(&settings.base_url));
+    }
     command
         .args(["--ready-fd", &ready_fd.to_string()])
         .args([&settings.base_url, &settings.image])
