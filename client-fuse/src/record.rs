@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use image_format::trace::{self, Header, Origin, ReadPart, TOUCHES_MAX, TRACE_BYTES_MAX, Touch};
 use image_format::{BLOCK_BYTES, ChunkId};
 use nix::libc::O_NOCTTY;
-use nix::sys::termios::{BaudRate, SetArg, cfmakeraw, cfsetspeed, tcgetattr, tcsetattr};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 use crate::disk::plan::Part;
 
@@ -61,7 +61,6 @@ impl TraceFile {
         if file.is_terminal() {
             let mut raw = tcgetattr(&file)?;
             cfmakeraw(&mut raw);
-            cfsetspeed(&mut raw, BaudRate::B115200)?;
             tcsetattr(&file, SetArg::TCSANOW, &raw)?;
         }
         Ok(Self {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+pub mod boot;
 pub mod explain;
 pub mod export;
 pub mod gc;

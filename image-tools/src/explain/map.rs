@@ -64,7 +64,7 @@ impl DiskMap {
             .partition_point(|(span, _)| span.end <= range.start);
         let mut owners: Vec<(&Owner, u64)> = Vec::new();
         for (span, owner) in &self.spans[from..] {
-            if span.start >= range.end {
+            if span.start >= range.end || range.is_empty() {
                 break;
             }
             let bytes = span.end.min(range.end) - span.start.max(range.start);
