@@ -1,6 +1,5 @@
 //! Wiring: the one place that picks concrete parts and nests them.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use crate::cache::Caches;
 use crate::cache::disk::DiskCache;
 use crate::cache::documents::Documents;
 use crate::cache::memory::MemoryCache;
-use crate::config::{Config, Purpose, Role, RootConfig, TrustConfig};
+use crate::config::{BaseUrl, Config, Purpose, RecordConfig, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
@@ -26,6 +25,7 @@ use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
 use crate::overlay::{Base, Overlay};
 use crate::process::{self, Readiness, Side};
+use crate::record::send::Sender;
 use crate::record::{Recorder, TraceFile};
 use crate::stats::Stats;
 use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
@@ -51,7 +51,12 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     // A relative path or a bad mount point is told at once, while we are where we were called.
     let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
-    let trace = config.record.as_deref().map(create_trace).transpose()?;
+    // A machine whose root this is boots whether or not it can be recorded.
+    let create = || config.record.as_ref().map(create_trace).transpose();
+    let mut trace = match config.process.role {
+        Role::Plain => create()?,
+        Role::RootDisk => None,
+    };
     let readiness = match process::detach(config.process.style, config.process.ready_fd)? {
         Side::Waiting(code) => return Ok(ExitCode::from(code)),
         Side::Mounting(readiness) => readiness,
@@ -60,6 +65,11 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     process::bound_heap();
     if config.process.role == Role::RootDisk {
         process::harden();
+        trace = create().unwrap_or_else(|error| {
+            let cause: &dyn std::error::Error = error.as_ref();
+            tracing::warn!(error = cause, "this boot is not recorded");
+            None
+        });
     }
     let runtime = runtime()?;
     let outcome = runtime.block_on(serve(config, mountpoint, trace, readiness));
@@ -101,7 +111,15 @@ async fn serve(
         Arc::clone(&stats),
     )
     .with_documents(documents);
-    let recorder = trace.map(|file| start_trace(file, &image)).transpose()?;
+    let recorder = match trace.map(|file| record(config, file, &image)).transpose() {
+        Ok(recorder) => recorder,
+        Err(error) if config.process.role == Role::RootDisk => {
+            let cause: &dyn std::error::Error = error.as_ref();
+            tracing::warn!(error = cause, "this boot is not recorded");
+            None
+        }
+        Err(error) => return Err(error),
+    };
     let recorder = recorder.map(Arc::new);
     let disk = Disk::new(
         image.table.clone(),
@@ -175,13 +193,35 @@ fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
     Ok(Mirrors::of((config.base.to_string(), first), others))
 }
 
-fn create_trace(path: &Path) -> anyhow::Result<TraceFile> {
+fn create_trace(record: &RecordConfig) -> anyhow::Result<TraceFile> {
+    let path = &record.file;
     TraceFile::create(path).with_context(|| format!("cannot record to {}", path.display()))
 }
 
-fn start_trace(file: TraceFile, image: &OpenImage) -> anyhow::Result<Recorder> {
-    let header = Header::new(image.reference.clone(), image.disk_digest());
-    Recorder::start(file, &header).context("cannot begin the trace")
+/// Begins to record, and sees to it that the trace is sent where it shall go.
+fn record(config: &Config, file: TraceFile, image: &OpenImage) -> anyhow::Result<Recorder> {
+    let mut header = Header::new(image.reference.clone(), image.disk_digest());
+    header.boot_pack = image.manifest.boot_pack.map(|pack| pack.object.digest);
+    let sender = match &config.record {
+        Some(RecordConfig {
+            send_to: Some(url),
+            quiet,
+            ..
+        }) => {
+            let url: BaseUrl = url
+                .parse()
+                .with_context(|| format!("cannot send to `{url}`"))?;
+            let identity = Identity::load(&config.identity)?;
+            let source = HttpSource::with(config.base.clone(), &config.network, &identity)?;
+            Some(Sender::new(&file, source, url.without_slash(), *quiet)?)
+        }
+        _ => None,
+    };
+    let recorder = Recorder::start(file, &header).context("cannot begin the trace")?;
+    if let Some(sender) = sender {
+        tokio::spawn(sender.of(&recorder).run());
+    }
+    Ok(recorder)
 }
 
 /// Opens the image with patience of its own; nothing of that goes into the caches.

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use image_format::chunk::ChunkId;
+use image_format::trace::Origin;
 use tokio::runtime::Handle;
 
 use crate::cache::Caches;
@@ -44,6 +45,15 @@ pub struct Chunks<S> {
     guest_requests: Arc<AtomicUsize>,
     tasks: Tasks,
     stats: Arc<Stats>,
+}
+
+/// The bytes of a part, and where they came from.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// Where they were, or what brought them.
+    pub from: Origin,
 }
 
 /// The parts of one read that are still looked for, by their number in the read.
@@ -85,11 +95,15 @@ impl<S: Source> Chunks<S> {
     /// # Cancel safety
     ///
     /// Dropping the future stops waiting; fetches under way go on into the caches.
-    pub async fn read(&self, parts: &[Part]) -> Result<Vec<Bytes>, FetchError> {
+    pub async fn read(&self, parts: &[Part]) -> Result<Vec<Found>, FetchError> {
         for part in parts {
             self.strike(&part.place.id());
         }
-        let mut found = vec![Bytes::new(); parts.len()];
+        let nothing = Found {
+            bytes: Bytes::new(),
+            from: Origin::Memory,
+        };
+        let mut found = vec![nothing; parts.len()];
         let missing = self.look_in_memory(parts, &mut found);
         let mut missing = self.look_on_disk(missing, &mut found).await;
         self.stats.misses.add(missing.len() as u64);
@@ -107,13 +121,13 @@ impl<S: Source> Chunks<S> {
         }
     }
 
-    fn look_in_memory(&self, parts: &[Part], found: &mut [Bytes]) -> Missing {
+    fn look_in_memory(&self, parts: &[Part], found: &mut [Found]) -> Missing {
         let mut missing = Vec::new();
         for (number, part) in parts.iter().enumerate() {
             match self.caches.memory.find(&part.place.id()) {
                 Some(chunk) => {
                     self.caches.disk.touch(&part.place);
-                    found[number] = chunk.bytes().slice(part.within.clone());
+                    found[number].bytes = chunk.bytes().slice(part.within.clone());
                 }
                 None => missing.push((number, part.clone())),
             }
@@ -124,7 +138,7 @@ impl<S: Source> Chunks<S> {
         missing
     }
 
-    async fn look_on_disk(&self, missing: Missing, found: &mut [Bytes]) -> Missing {
+    async fn look_on_disk(&self, missing: Missing, found: &mut [Found]) -> Missing {
         if missing.is_empty() || !self.caches.disk.is_on() {
             return missing;
         }
@@ -139,14 +153,15 @@ impl<S: Source> Chunks<S> {
         };
         let mut left = Vec::new();
         for ((number, part), cached) in missing.into_iter().zip(cached) {
+            found[number].from = Origin::Disk;
             match cached {
                 Cached::Chunk(chunk) => {
-                    found[number] = chunk.bytes().slice(part.within);
+                    found[number].bytes = chunk.bytes().slice(part.within);
                     self.caches.memory.keep(chunk);
                 }
                 Cached::Copied(chunk) => {
                     self.stats.disk_copies.increment();
-                    found[number] = chunk.bytes().slice(part.within);
+                    found[number].bytes = chunk.bytes().slice(part.within);
                     self.caches.memory.keep(chunk);
                 }
                 Cached::Miss => left.push((number, part)),
@@ -175,14 +190,16 @@ impl<S: Source> Chunks<S> {
     }
 
     /// Fetches what is missing and returns what was abandoned by a failed task.
-    async fn fetch(&self, missing: Missing, found: &mut [Bytes]) -> Result<Missing, FetchError> {
+    async fn fetch(&self, missing: Missing, found: &mut [Found]) -> Result<Missing, FetchError> {
         let hurry = Arc::new(Hurry::new());
         let mut wanted = Vec::new();
         let mut seats: Vec<(usize, Part, Seat<Delivery>)> = Vec::new();
         for (number, part) in missing {
+            found[number].from = Origin::Demand;
             match self.flights.board(part.place.id(), &hurry) {
                 Boarding::Follow(seat) => {
                     seat.hurry();
+                    found[number].from = self.followed(&part.place);
                     self.stats.shared_fetches.increment();
                     seats.push((number, part, seat));
                 }
@@ -190,10 +207,14 @@ impl<S: Source> Chunks<S> {
                     // It may have landed between the look into memory and this.
                     match self.caches.memory.find(&part.place.id()) {
                         Some(chunk) => landing.deliver(Ok(chunk)),
-                        None => wanted.extend(self.hand_over(Wanted {
-                            place: part.place,
-                            landing,
-                        })),
+                        None => {
+                            let place = part.place;
+                            let left = self.hand_over(Wanted { place, landing });
+                            if left.is_none() {
+                                found[number].from = Origin::BootPack;
+                            }
+                            wanted.extend(left);
+                        }
                     }
                     seats.push((number, part, seat));
                 }
@@ -203,7 +224,7 @@ impl<S: Source> Chunks<S> {
         let mut abandoned = Vec::new();
         for (number, part, seat) in seats {
             match seat.wait().await {
-                Ok(delivery) => found[number] = delivery?.bytes().slice(part.within),
+                Ok(delivery) => found[number].bytes = delivery?.bytes().slice(part.within),
                 Err(Abandoned) => abandoned.push((number, part)),
             }
         }

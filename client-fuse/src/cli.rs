@@ -12,7 +12,8 @@ use tracing::level_filters::LevelFilter;
 use crate::app;
 use crate::config::{
     Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
-    MountConfig, NetworkConfig, ProcessConfig, Purpose, Role, RootConfig, Style, TrustConfig,
+    MountConfig, NetworkConfig, ProcessConfig, Purpose, RecordConfig, Role, RootConfig, Style,
+    TrustConfig,
 };
 use crate::fetch::retry::RetryPolicy;
 
@@ -169,6 +170,19 @@ pub struct Args {
     /// File to record what is read first in, for `circular profile add`
     #[arg(long, value_name = "FILE", help_heading = "Logging")]
     pub record: Option<PathBuf>,
+    /// Address to send what was recorded to (HTTP POST), once nothing new is read any more; that ends
+    /// the recording. `circular-server --traces` takes it at /traces
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "record",
+        help_heading = "Logging"
+    )]
+    pub record_to: Option<String>,
+    /// How long nothing new must be read before it is sent, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, help_heading = "Logging",
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub record_quiet: u64,
     /// Least important lines to log
     #[arg(long, value_name = "off|error|warn|info|debug|trace", env = "CIRCULAR_LOG",
           default_value_t = LevelFilter::INFO, help_heading = "Logging")]
@@ -212,11 +226,7 @@ impl Args {
     /// Checks what was typed together. `defaults` are used when no directories were given.
     #[must_use]
     pub fn into_config(self, defaults: Directories) -> Config {
-        let role = if self.initramfs {
-            Role::RootDisk
-        } else {
-            Role::Plain
-        };
+        let role = role(self.initramfs);
         let retry = patience(self.deadline, role);
         let retry_open = match role {
             Role::RootDisk => retry,
@@ -272,7 +282,11 @@ impl Args {
             }),
             memory_cache: self.memory_cache,
             overlay: self.overlay,
-            record: self.record,
+            record: self.record.map(|file| RecordConfig {
+                file,
+                send_to: self.record_to,
+                quiet: Duration::from_secs(self.record_quiet),
+            }),
             process: ProcessConfig {
                 style: style(self.foreground),
                 role,
@@ -281,6 +295,14 @@ impl Args {
                 log_level: self.log_level,
             },
         }
+    }
+}
+
+const fn role(initramfs: bool) -> Role {
+    if initramfs {
+        Role::RootDisk
+    } else {
+        Role::Plain
     }
 }
 

@@ -133,16 +133,19 @@ impl<S: Source> Disk<S> {
     async fn read_range(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
         let asked = Instant::now();
         let pieces = self.parts.plan(&range).await?;
+        let planned = Instant::now();
         let parts: Vec<Part> = pieces.iter().filter_map(Piece::part).cloned().collect();
         if !self.parts.chunks.are_foreseen(&parts) {
             self.read_ahead(&range);
         }
-        let mut bytes = self.parts.chunks.read(&parts).await?.into_iter();
+        let found = self.parts.chunks.read(&parts).await?;
         if let Some(recorder) = &self.recorder {
-            recorder.note(asked, parts.iter().map(|part| &part.place));
+            let from = found.iter().map(|found| found.from);
+            recorder.note(asked, planned, parts.iter().zip(from));
         }
-        if let ([Piece::Part(_)], Some(only)) = (&pieces[..], bytes.as_slice().first()) {
-            return Ok(only.clone());
+        let mut bytes = found.into_iter().map(|found| found.bytes);
+        if let [Piece::Part(_)] = &pieces[..] {
+            return Ok(bytes.next().unwrap_or_default());
         }
         let mut out =
             BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or_default());

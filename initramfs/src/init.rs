@@ -43,6 +43,7 @@ pub mod network;
 pub mod root;
 mod switch_root;
 mod sys;
+pub mod trace;
 pub mod userinfo;
 
 /// Boots the machine. Returns never: it becomes another program, or stays and says why not.

@@ -26,6 +26,9 @@ pub const TOKEN: &str = "/etc/circular/token";
 /// that has them.
 pub const MINIMUM: &str = image_format::minimum::MINIMUM_IN_GUEST;
 
+/// Where a boot is recorded, if it is; in memory, and found there by people in the booted system.
+pub const TRACE: &str = "/run/circular/trace";
+
 /// Names under which busybox can be called.
 ///
 /// init needs `ip` and `udhcpc`; the rest is for the rescue shell.

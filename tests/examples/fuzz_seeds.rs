@@ -293,6 +293,7 @@ fn boot_packs() -> Result<()> {
             block: chunk.first_block(),
             blocks: chunk.entry.blocks,
             chunk: chunk.entry.chunk,
+            read: None,
         }));
     }
     write("profile", "seed-trace", &bytes)?;

@@ -14,6 +14,7 @@ use futures_util::future::join_all;
 use image_format::boot_pack::{Head, PlacedChunk};
 use image_format::chunk::{Chunk, ChunkId};
 use image_format::manifest::BootPack;
+use image_format::trace::Origin;
 use tokio::task::JoinSet;
 
 use super::Chunks;
@@ -79,6 +80,14 @@ impl<S: Source> Chunks<S> {
     pub(super) fn bring(&self, place: &Place) {
         self.ledger.bring(place.id(), place.plain_bytes());
         self.stats.ahead_bytes.add(place.plain_bytes());
+    }
+
+    /// What brings the chunk at `place`, which is on its way already.
+    pub(super) fn followed(&self, place: &Place) -> Origin {
+        match self.boot.get() {
+            Some(boot) if boot.lists(&place.id()) => Origin::BootPack,
+            _ => Origin::Flight,
+        }
     }
 
     /// Leaves a chunk that a guest waits for to the boot pack, if that will bring it.

@@ -27,6 +27,7 @@ use crate::fetch::resolve::Resolver;
 use crate::fetch::{Body, Freshness, Part, Request, Source, SourceError};
 
 pub mod identity;
+mod post;
 pub mod redirect;
 
 use identity::Identity;

@@ -164,6 +164,9 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
     for mirror in &settings.mirrors {
         command.args(["--mirror", mirror]);
     }
+    if let Some(record) = &settings.record {
+        command.args(record.options(&settings.base_url));
+    }
     command
         .args(["--ready-fd", &ready_fd.to_string()])
         .args([&settings.base_url, &settings.image])

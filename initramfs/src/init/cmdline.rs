@@ -8,6 +8,7 @@
 //! | `circular.mirror=URL` | another server of the same store; may be given several times |
 //! | `circular.cache=tmpfs[:size=SIZE]`, `none` | where fetched chunks are kept (25 % of memory) |
 //! | `circular.overlay=tmpfs[:size=SIZE]` | room for what the booted system writes (50 % of memory) |
+//! | `circular.record`, `=server`, `=URL`, `=/dev/DEVICE` | record what this boot reads: to a file in /run, and to a server; or to a serial line |
 //! | `circular.debug` | offer a shell when the boot fails |
 //! | `ip=`, `BOOTIF=` | see [`address`](super::address) |
 //! | `root=` | see [`RootSpec`]; asked for only where what the publisher recorded is not right |
@@ -24,6 +25,7 @@ use super::{
     address::{AddressError, Addressing, MacAddress, MacAddressError},
     base_url::{self, BaseUrlError},
     root::{RootSpec, RootSpecError},
+    trace::Record,
     userinfo::{self, Token},
 };
 use crate::filesystem::FileSystem;
@@ -58,6 +60,8 @@ pub struct Settings {
     pub root_flags: Vec<String>,
     /// The program to become in the end.
     pub init: Option<String>,
+    /// Whether and where to record what the boot reads.
+    pub record: Option<Record>,
 }
 
 /// Where fetched chunks are kept.
@@ -232,6 +236,7 @@ impl CommandLine {
             filesystem: self.filesystem(),
             root_flags: self.root_flags(),
             init: self.value("init").map(str::to_owned),
+            record: self.record(),
         })
     }
 
@@ -256,6 +261,19 @@ impl CommandLine {
             (_, Some(_)) => Err(SettingsError::MirrorPassword),
         };
         self.values("circular.mirror").map(mirror).collect()
+    }
+
+    /// A recording that cannot be had is no reason not to boot: what makes no sense is passed on, and
+    /// the client logs it.
+    fn record(&self) -> Option<Record> {
+        match self.value("circular.record") {
+            None => self.has("circular.record").then_some(Record::File),
+            Some("0") => None,
+            Some("1") => Some(Record::File),
+            Some("server") => Some(Record::Server),
+            Some(value) if value.starts_with("/dev/") => Some(Record::Line(value.to_owned())),
+            Some(value) => Some(Record::Url(value.to_owned())),
+        }
     }
 
     fn image(&self) -> Result<String, SettingsError> {
@@ -444,6 +462,21 @@ mod tests {
             let error = settings(more).unwrap_err().to_string();
             assert!(error.contains(named), "{more}: {error}");
         }
+    }
+
+    #[test]
+    fn a_boot_is_recorded_only_when_that_is_asked_for() {
+        let record = |more: &str| settings(more).unwrap().record;
+        assert_eq!(record(""), None);
+        assert_eq!(record("circular.record=0"), None);
+        assert_eq!(record("circular.record"), Some(Record::File));
+        assert_eq!(record("circular.record=1"), Some(Record::File));
+        assert_eq!(record("circular.record=server"), Some(Record::Server));
+        let line = Record::Line("/dev/ttyS1".to_owned());
+        assert_eq!(record("circular.record=/dev/ttyS1"), Some(line));
+        // Whatever it is, the machine boots.
+        let odd = Record::Url("--help".to_owned());
+        assert_eq!(record("circular.record=--help"), Some(odd));
     }
 
     #[test]
