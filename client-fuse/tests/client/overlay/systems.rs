@@ -123,42 +123,37 @@ fn fio_verifies_what_it_wrote() {
     place.mount();
     let file = format!("--filename={}", place.mounted.disk().display());
     let size = format!("--size={}", place.store.disk.len());
-    let random = [
+    let common = [
         "--name=verify",
-        "--rw=randwrite",
-        "--bsrange=512-128k",
-        "--blockalign=512",
         "--verify=crc32c",
         "--verify_fatal=1",
-        "--fsync=32",
-        "--iodepth=8",
-        "--ioengine=libaio",
-        "--allow_file_create=0",
         "--verify_state_save=0",
+        "--allow_file_create=0",
         "--randseed=7",
-        "--norandommap=0",
-        &file,
-        &size,
-    ];
-    run("fio", &random);
-    let mixed = [
-        "--name=trim",
-        "--rw=randrw",
-        "--bs=4k",
-        "--direct=1",
-        "--verify=crc32c",
-        "--do_verify=1",
-        "--verify_fatal=1",
-        "--iodepth=16",
-        "--ioengine=libaio",
-        "--allow_file_create=0",
-        "--verify_state_save=0",
-        "--randseed=8",
         "--io_size=4m",
         &file,
         &size,
     ];
-    run("fio", &mixed);
+    let ways: [&[&str]; 3] = [
+        // Parts of blocks, through the page cache.
+        &[
+            "--rw=randwrite",
+            "--bsrange=512-128k",
+            "--blockalign=512",
+            "--fsync=32",
+        ],
+        &[
+            "--rw=randrw",
+            "--bs=4k",
+            "--direct=1",
+            "--ioengine=libaio",
+            "--iodepth=16",
+        ],
+        &["--rw=randwrite", "--bs=4k", "--ioengine=mmap", "--fsync=64"],
+    ];
+    for way in ways {
+        run("fio", &[&common[..], way].concat());
+    }
     let before = fs::read(place.mounted.disk()).unwrap();
     place.unmount();
     place.wait_until_free();
