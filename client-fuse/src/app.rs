@@ -1,6 +1,5 @@
 //! Wiring: the one place that picks concrete parts and nests them.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,8 +9,9 @@ use tokio::runtime::Handle;
 
 use crate::cache::Caches;
 use crate::cache::disk::DiskCache;
+use crate::cache::documents::Documents;
 use crate::cache::memory::MemoryCache;
-use crate::config::{Config, Role, RootConfig, TrustConfig};
+use crate::config::{BaseUrl, Config, RecordConfig, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
@@ -25,9 +25,10 @@ use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
 use crate::overlay::{Base, Overlay, keep_flushed};
 use crate::process::{self, Readiness, Side};
+use crate::record::send::Sender;
 use crate::record::{Recorder, TraceFile};
 use crate::stats::Stats;
-use crate::trust::minimum::MINIMUM_BYTES_MAX;
+use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
@@ -45,7 +46,12 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     // A relative path or a bad mount point is told at once, while we are where we were called.
     let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
-    let trace = config.record.as_deref().map(create_trace).transpose()?;
+    // A machine whose root this is boots whether or not it can be recorded.
+    let create = || config.record.as_ref().map(create_trace).transpose();
+    let mut trace = match config.process.role {
+        Role::Plain => create()?,
+        Role::RootDisk => None,
+    };
     let readiness = match process::detach(config.process.style, config.process.ready_fd)? {
         Side::Waiting(code) => return Ok(ExitCode::from(code)),
         Side::Mounting(readiness) => readiness,
@@ -54,6 +60,11 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     process::bound_heap();
     if config.process.role == Role::RootDisk {
         process::harden();
+        trace = create().unwrap_or_else(|error| {
+            let cause: &dyn std::error::Error = error.as_ref();
+            tracing::warn!(error = cause, "this boot is not recorded");
+            None
+        });
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -75,8 +86,9 @@ async fn serve(
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let mirrors = Arc::new(mirrors(config)?);
     let stats = Arc::new(Stats::default());
+    let documents = Arc::new(open_documents(config).await);
     let image = tokio::select! {
-        image = open_image(config, &mirrors, &stats) => image?,
+        image = open_image(config, &mirrors, &documents, &stats) => image?,
         signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
     };
     let overlay = open_overlay(config, &image).await?;
@@ -91,14 +103,24 @@ async fn serve(
         network.retry,
         Arc::clone(&caches),
         Arc::clone(&stats),
-    );
-    let recorder = trace.map(|file| start_trace(file, &image)).transpose()?;
+    )
+    .with_documents(documents);
+    let recorder = match trace.map(|file| record(config, file, &image)).transpose() {
+        Ok(recorder) => recorder,
+        Err(error) if config.process.role == Role::RootDisk => {
+            let cause: &dyn std::error::Error = error.as_ref();
+            tracing::warn!(error = cause, "this boot is not recorded");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let recorder = recorder.map(Arc::new);
     let disk = Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
-        caches,
+        Arc::clone(&caches),
         &Handle::current(),
-        recorder,
+        recorder.clone(),
     );
     if let Some(pack) = image.manifest.boot_pack {
         disk.prefetch(pack);
@@ -117,6 +139,16 @@ async fn serve(
         let closed = overlay.close().await;
         closed.context("what was written last may be lost")?;
     }
+    // Tasks that still run hold the disk and the caches, and the process does not wait for them.
+    let saving = tokio::task::spawn_blocking(move || {
+        if let Some(recorder) = recorder {
+            recorder.end();
+        }
+        caches.disk.save();
+    });
+    saving
+        .await
+        .context("what was seen in this run is not kept")?;
     served?;
     tracing::info!("unmounted");
     Ok(())
@@ -154,19 +186,42 @@ fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
     Ok(Mirrors::of((config.base.to_string(), first), others))
 }
 
-fn create_trace(path: &Path) -> anyhow::Result<TraceFile> {
+fn create_trace(record: &RecordConfig) -> anyhow::Result<TraceFile> {
+    let path = &record.file;
     TraceFile::create(path).with_context(|| format!("cannot record to {}", path.display()))
 }
 
-fn start_trace(file: TraceFile, image: &OpenImage) -> anyhow::Result<Recorder> {
-    let header = Header::new(image.reference.clone(), image.disk_digest());
-    Recorder::start(file, &header).context("cannot begin the trace")
+/// Begins to record, and sees to it that the trace is sent where it shall go.
+fn record(config: &Config, file: TraceFile, image: &OpenImage) -> anyhow::Result<Recorder> {
+    let mut header = Header::new(image.reference.clone(), image.disk_digest());
+    header.boot_pack = image.manifest.boot_pack.map(|pack| pack.object.digest);
+    let sender = match &config.record {
+        Some(RecordConfig {
+            send_to: Some(url),
+            quiet,
+            ..
+        }) => {
+            let url: BaseUrl = url
+                .parse()
+                .with_context(|| format!("cannot send to `{url}`"))?;
+            let identity = Identity::load(&config.identity)?;
+            let source = HttpSource::with(config.base.clone(), &config.network, &identity)?;
+            Some(Sender::new(&file, source, url.without_slash(), *quiet)?)
+        }
+        _ => None,
+    };
+    let recorder = Recorder::start(file, &header).context("cannot begin the trace")?;
+    if let Some(sender) = sender {
+        tokio::spawn(sender.of(&recorder).run());
+    }
+    Ok(recorder)
 }
 
 /// Opens the image with patience of its own; nothing of that goes into the caches.
 async fn open_image(
     config: &Config,
     mirrors: &Arc<Mirrors<HttpSource>>,
+    documents: &Arc<Documents>,
     stats: &Arc<Stats>,
 ) -> anyhow::Result<OpenImage> {
     let none = Arc::new(Caches {
@@ -174,13 +229,14 @@ async fn open_image(
         disk: DiskCache::off(),
     });
     let network = &config.network;
-    let fetcher = Arc::new(Fetcher::over(
+    let fetcher = Fetcher::over(
         Arc::clone(mirrors),
         network.connections,
         network.retry_open,
         none,
         Arc::clone(stats),
-    ));
+    );
+    let fetcher = Arc::new(fetcher.with_documents(Arc::clone(documents)));
     let trust = trust(&config.trust)?;
     let image = open(&fetcher, &config.base, &config.reference, &trust).await;
     image.with_context(|| format!("cannot open `{}`", config.reference))
@@ -198,9 +254,9 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         RootConfig::Remembered => Anchor::Remembered,
     };
     let minimum = config.minimum.as_ref().map(|path| {
-        let minimum = read_bounded(path, MINIMUM_BYTES_MAX)
+        let minimum = read_bounded(path, MINIMUM_BYTES_MAX as u64)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        let minimum = serde_json::from_slice(&minimum);
+        let minimum = Minimum::decode(&minimum);
         minimum.with_context(|| format!("{} says no versions", path.display()))
     });
     Ok(Trust {
@@ -210,6 +266,25 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         expiry: config.expiry,
         now: jiff::Timestamp::now(),
     })
+}
+
+/// What describes disks, as far as it can be kept.
+async fn open_documents(config: &Config) -> Documents {
+    let Some(cache) = config.disk_cache.clone() else {
+        return Documents::none();
+    };
+    let opened = tokio::task::spawn_blocking(move || Documents::open(&cache)).await;
+    match opened {
+        Ok(Ok(documents)) => documents,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "documents are not kept");
+            Documents::none()
+        }
+        Err(error) => {
+            tracing::error!(%error, "documents are not kept");
+            Documents::none()
+        }
+    }
 }
 
 /// The disk cache, or none: whatever is wrong with it, the mount works without.

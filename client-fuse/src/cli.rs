@@ -12,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 use crate::app;
 use crate::config::{
     Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
-    MountConfig, NetworkConfig, ProcessConfig, Role, RootConfig, Style, TrustConfig,
+    MountConfig, NetworkConfig, ProcessConfig, RecordConfig, Role, RootConfig, Style, TrustConfig,
 };
 use crate::fetch::retry::RetryPolicy;
 
@@ -83,7 +83,8 @@ pub struct Args {
     #[arg(long, help_heading = "Trust")]
     pub no_state: bool,
     /// Take no metadata below the versions in this file, like
-    /// {"root":1,"timestamp":7,"snapshot":7,"targets":7}; for machines that remember nothing
+    /// {"root":1,"timestamp":7,"snapshot":7,"targets":7}; for machines that remember nothing.
+    /// The publisher writes it for machines that boot, in boot/minimum.img
     #[arg(long, value_name = "FILE", help_heading = "Trust")]
     pub minimum: Option<PathBuf>,
     /// What to make of signed metadata that is out of date: refuse it, because newer versions may be
@@ -157,6 +158,19 @@ pub struct Args {
     /// File to record what is read first in, for `circular profile add`
     #[arg(long, value_name = "FILE", help_heading = "Logging")]
     pub record: Option<PathBuf>,
+    /// Address to send what was recorded to (HTTP POST), once nothing new is read any more; that ends
+    /// the recording. `circular-server --traces` takes it at /traces
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "record",
+        help_heading = "Logging"
+    )]
+    pub record_to: Option<String>,
+    /// How long nothing new must be read before it is sent, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, help_heading = "Logging",
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub record_quiet: u64,
     /// Least important lines to log
     #[arg(long, value_name = "off|error|warn|info|debug|trace", env = "CIRCULAR_LOG",
           default_value_t = LevelFilter::INFO, help_heading = "Logging")]
@@ -253,7 +267,11 @@ impl Args {
             }),
             memory_cache: self.memory_cache,
             overlay: self.overlay,
-            record: self.record,
+            record: self.record.map(|file| RecordConfig {
+                file,
+                send_to: self.record_to,
+                quiet: Duration::from_secs(self.record_quiet),
+            }),
             process: ProcessConfig {
                 style: if self.foreground {
                     Style::Foreground

@@ -34,10 +34,22 @@ pub struct Config {
     pub memory_cache: ByteSize,
     /// File that keeps what is written to the disk; `None`: the disk is read-only.
     pub overlay: Option<PathBuf>,
-    /// File to write a trace of first touches to.
-    pub record: Option<PathBuf>,
+    /// What to do with a trace of first touches.
+    pub record: Option<RecordConfig>,
     /// The life of the process.
     pub process: ProcessConfig,
+}
+
+/// Where a trace goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordConfig {
+    /// The file, or serial line, to write it to.
+    pub file: PathBuf,
+    /// Where to send it when the machine has come up; not checked yet, because a machine whose root
+    /// this is boots with a wrong address too.
+    pub send_to: Option<String>,
+    /// The machine has come up when nothing new was read for so long.
+    pub quiet: Duration,
 }
 
 /// Where and for whom to mount.
@@ -222,6 +234,14 @@ impl BaseUrl {
     #[must_use]
     pub const fn as_url(&self) -> &Url {
         &self.0
+    }
+
+    /// The address without the slash at its end: that of a document.
+    #[must_use]
+    pub fn without_slash(&self) -> Url {
+        let mut url = self.0.clone();
+        url.set_path(self.0.path().trim_end_matches('/'));
+        url
     }
 }
 

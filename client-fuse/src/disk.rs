@@ -40,7 +40,7 @@ pub struct Disk<S> {
     length: u64,
     parts: Arc<Parts<S>>,
     ahead: Mutex<ReadAhead>,
-    recorder: Option<Recorder>,
+    recorder: Option<Arc<Recorder>>,
     tasks: Tasks,
     stats: Arc<Stats>,
 }
@@ -76,7 +76,7 @@ impl<S: Source> Disk<S> {
         fetcher: Arc<Fetcher<S>>,
         caches: Arc<Caches>,
         runtime: &Handle,
-        recorder: Option<Recorder>,
+        recorder: Option<Arc<Recorder>>,
     ) -> Self {
         let stats = Arc::clone(fetcher.stats());
         let length = table.disk_length();
@@ -132,16 +132,19 @@ impl<S: Source> Disk<S> {
     async fn read_range(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
         let asked = Instant::now();
         let pieces = self.parts.plan(&range).await?;
+        let planned = Instant::now();
         let parts: Vec<Part> = pieces.iter().filter_map(Piece::part).cloned().collect();
         if !self.parts.chunks.are_foreseen(&parts) {
             self.read_ahead(&range);
         }
-        let mut bytes = self.parts.chunks.read(&parts).await?.into_iter();
+        let found = self.parts.chunks.read(&parts).await?;
         if let Some(recorder) = &self.recorder {
-            recorder.note(asked, parts.iter().map(|part| &part.place));
+            let from = found.iter().map(|found| found.from);
+            recorder.note(asked, planned, parts.iter().zip(from));
         }
-        if let ([Piece::Part(_)], Some(only)) = (&pieces[..], bytes.as_slice().first()) {
-            return Ok(only.clone());
+        let mut bytes = found.into_iter().map(|found| found.bytes);
+        if let [Piece::Part(_)] = &pieces[..] {
+            return Ok(bytes.next().unwrap_or_default());
         }
         let mut out =
             BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or_default());
@@ -214,9 +217,11 @@ impl<S: Source> Parts<S> {
 
     async fn fetch_ahead(&self, range: Range<u64>) {
         match self.plan(&range).await {
-            Ok(pieces) => self
-                .chunks
-                .fetch_ahead(pieces.iter().filter_map(Piece::part).map(|part| part.place)),
+            Ok(pieces) => {
+                let places = pieces.iter().filter_map(Piece::part).map(|part| part.place);
+                let places = self.chunks.lacking(places.collect()).await;
+                self.chunks.fetch_ahead(places);
+            }
             Err(error) => {
                 tracing::debug!(%error, "read-ahead fails; the read itself will report it");
             }

@@ -11,7 +11,7 @@ use image_format::content::ContentHasher;
 use image_format::page::{Location, Page, PageBuilder};
 use image_format::profile::Profile;
 use image_format::region_table::RegionTable;
-use image_format::trace::{self, Touch, Trace};
+use image_format::trace::{self, Origin, ReadPart, Touch, Trace};
 use image_format::{ChunkId, Digest, ImageRef, ObjectRef, frame, overlay};
 
 const DOCUMENT: &str = include_str!("../../docs/FORMAT.md");
@@ -120,6 +120,11 @@ fn trace() -> Trace {
         block: chunk.first_block(),
         blocks: chunk.entry.blocks,
         chunk: chunk.entry.chunk,
+        read: (asked > 0).then(|| ReadPart {
+            from: Origin::BootPack,
+            block: chunk.first_block() + 1,
+            blocks: 1,
+        }),
     };
     Trace {
         header: trace::Header::new(image, Digest::of(b"disk")),

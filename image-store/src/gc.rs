@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use image_format::{ImageRef, ObjectRef};
 
+use crate::boot_files;
 use crate::gc::files::{FileKind, StoreFile};
 use crate::gc::mark::Marks;
 use crate::index::IndexError;
@@ -176,6 +177,7 @@ async fn forget_packs<'a>(
     let merged: ObjectRef = store.put_file(indexes.merge()?).await?;
     let target = put_index_list(store, vec![merged]).await?;
     signer.advance(store, current, &[target]).await?;
+    boot_files::write_minimum(store, signer).await?;
     Ok(true)
 }
 

@@ -134,7 +134,7 @@ impl Publication {
         }
         // A server writes the boot files of its store itself, once it took the commit.
         if store.staged().is_none() {
-            boot_files::write(store, &names, &after)
+            boot_files::write(store, signer, &names, &after)
                 .await
                 .map_err(|source| PublishError::BootFiles { source })?;
         }

@@ -114,7 +114,7 @@ impl Retagging {
                 .await
                 .map_err(scripts)?;
         }
-        boot_files::write(store, &names, &after)
+        boot_files::write(store, signer, &names, &after)
             .await
             .map_err(scripts)?;
         Ok(retagged)

@@ -82,7 +82,7 @@ impl Revision {
         CatalogueChange::encode(&catalogue)?
             .commit(store, signer, &current, &mut names, Vec::new())
             .await?;
-        boot_files::write(store, &names, &catalogue)
+        boot_files::write(store, signer, &names, &catalogue)
             .await
             .map_err(|source| PublishError::BootFiles { source })?;
         Ok(manifest)

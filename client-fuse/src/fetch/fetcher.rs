@@ -18,6 +18,7 @@ use image_format::frame::FrameError;
 use tokio::task::JoinSet;
 
 use crate::cache::Caches;
+use crate::cache::documents::Documents;
 use crate::fetch::lanes::{Hurry, Lanes, Priority, Slot};
 use crate::fetch::mirrors::{MirrorId, Mirrors};
 use crate::fetch::pace::Pace;
@@ -30,6 +31,7 @@ use crate::place::Place;
 use crate::stats::{Counter, Stats};
 
 mod attempts;
+mod kept;
 mod outage;
 pub mod part;
 
@@ -155,6 +157,7 @@ pub struct Fetcher<S> {
     lanes: Lanes,
     policy: RetryPolicy,
     outage: Outage,
+    documents: Arc<Documents>,
     stats: Arc<Stats>,
 }
 
@@ -187,6 +190,7 @@ impl<S: Source> Fetcher<S> {
             lanes: Lanes::new(connections),
             policy,
             outage: Outage::new(),
+            documents: Arc::default(),
             stats,
         }
     }
@@ -216,6 +220,9 @@ impl<S: Source> Fetcher<S> {
     ///
     /// Dropping the future ends the fetch.
     pub async fn whole(&self, whole: &Whole, counter: &Counter) -> Result<Bytes, FetchError> {
+        if let Some(kept) = self.recall(whole).await {
+            return Ok(kept);
+        }
         let mut attempts = self.attempts();
         let mut freshness = whole.freshness();
         loop {
@@ -247,6 +254,9 @@ impl<S: Source> Fetcher<S> {
         whole: &Whole,
         counter: &Counter,
     ) -> Option<Bytes> {
+        if let Some(kept) = self.recall(whole).await {
+            return Some(kept);
+        }
         let hurry = Hurry::new();
         let bytes_max = whole.bytes_max();
         let slot = self.lanes.enter(Priority::Guest, bytes_max, &hurry).await;
@@ -313,7 +323,9 @@ impl<S: Source> Fetcher<S> {
         whole
             .verify(&bytes)
             .inspect_err(|error| self.count_damage(error))?;
-        Ok(bytes.freeze())
+        let bytes = bytes.freeze();
+        self.keep(whole, &bytes);
+        Ok(bytes)
     }
 
     /// Fetches a range of a pack and delivers every chunk that is wanted of it, or an error.

@@ -12,6 +12,7 @@ mod hostile;
 mod http;
 mod model;
 mod mount;
+mod offline;
 mod open;
 mod overlay;
 mod prefetch;

@@ -1,11 +1,13 @@
 //! The program itself on a real mount. Skipped where there is no /dev/fuse.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, FdFlag};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -90,6 +92,22 @@ pub(super) fn program(base: &str, mounted: &Mounted, point: &Path, extra: &[&str
         .args(extra)
         .env_remove("CIRCULAR_CACHE");
     command
+}
+
+/// Starts it as a supervisor does, and returns when it says that it serves.
+fn supervise(mut command: Command) -> Child {
+    let (ready, sender) = std::io::pipe().unwrap();
+    let inherited = FcntlArg::F_SETFD(FdFlag::empty());
+    nix::fcntl::fcntl(&sender, inherited).unwrap();
+    let child = command
+        .arg("--ready-fd")
+        .arg(sender.as_raw_fd().to_string())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(sender);
+    assert_eq!(std::io::read_to_string(ready).unwrap(), "READY\n");
+    child
 }
 
 /// Mounts in the background and returns when the program does.
@@ -179,37 +197,21 @@ fn a_kernel_mount_in_the_foreground_ends_cleanly_by_signal() {
         let store = store();
         let mounted = mount_dir(&store);
         let base = serve(&store, Manner::Right);
-        let (ready, sender) = std::io::pipe().unwrap();
-        let mut command = program(
+        // Standard input is descriptor 0, which is refused: a supervisor passes one above 2.
+        let mut refused = program(
             &base,
             &mounted,
             &mounted.point(),
             &["--foreground", "--no-cache", "--ready-fd", "0"],
         );
-        // Standard input is descriptor 0, which is refused: a supervisor passes one above 2.
-        assert_eq!(
-            command.stdin(Stdio::null()).output().unwrap().status.code(),
-            Some(1)
-        );
-        let mut child = program(
+        let refused = refused.stdin(Stdio::null()).output().unwrap();
+        assert_eq!(refused.status.code(), Some(1));
+        let mut child = supervise(program(
             &base,
             &mounted,
             &mounted.point(),
-            &["--foreground", "--no-cache", "--ready-fd"],
-        );
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&sender);
-        nix::fcntl::fcntl(
-            &sender,
-            nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
-        )
-        .unwrap();
-        let mut child = child
-            .arg(fd.to_string())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        drop(sender);
-        assert_eq!(std::io::read_to_string(ready).unwrap(), "READY\n");
+            &["--foreground", "--no-cache"],
+        ));
         assert!(mounted.is_mounted());
         kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(0));
@@ -285,16 +287,8 @@ fn a_recording_is_complete_when_the_mount_is_gone() {
     let mounted = mount_dir(&store);
     let path = mounted.directory.path().join("trace");
     let mut command = program(&base, &mounted, &mounted.point(), &["--no-cache", "-f"]);
-    let mut child = command
-        .arg("--record")
-        .arg(&path)
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    while !mounted.disk().exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it mounts");
-        std::thread::yield_now();
-    }
+    command.arg("--record").arg(&path);
+    let mut child = supervise(command);
     let disk = File::open(mounted.disk()).unwrap();
     let mut bytes = vec![0; 1 << 20];
     disk.read_exact_at(&mut bytes, 0).unwrap();

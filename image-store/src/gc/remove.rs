@@ -153,7 +153,7 @@ pub async fn remove(
     }
     signer.advance(store, &current, &set).await?;
     for (name, (_, after)) in changed {
-        boot_files::write(store, &names, &after)
+        boot_files::write(store, signer, &names, &after)
             .await
             .map_err(|error| RemoveError::BootFiles {
                 name,

@@ -13,6 +13,7 @@ use super::keys::HeldKey;
 use super::root::{self, RootDocument, RootError};
 use super::sign::{Signer, metafile, next, sign, write_numbered};
 use super::{Current, TARGETS_BYTES_MAX, TIMESTAMP_PATH, TrustError};
+use crate::boot_files;
 use crate::lock::CommitLock;
 use crate::store::{Created, Store, StoreError};
 
@@ -60,6 +61,7 @@ impl Signer<'_> {
         let from = self.due(&current, &held);
         self.resign(store, &current, &[&current.root.signed], from)
             .await?;
+        boot_files::write_minimum(store, self).await?;
         Ok(store.current(&root).await?.expiries())
     }
 

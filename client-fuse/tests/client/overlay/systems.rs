@@ -130,7 +130,7 @@ fn fio_verifies_what_it_wrote() {
         "--verify_state_save=0",
         "--allow_file_create=0",
         "--randseed=7",
-        "--io_size=4m",
+        "--io_size=2m",
         &file,
         &size,
     ];
