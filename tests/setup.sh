@@ -10,6 +10,7 @@ packages=(
     qemu-system-x86 ipxe-qemu                # the machine that boots them
     qemu-utils qemu-block-extra              # reads a disk over HTTP
     fuse3 curl nginx-light                   # what the tests compare with
+    fio                                      # writes to disks and verifies
     iproute2                                 # the emulated line
     strace                                   # kills publishers at each system call
     python3-venv                             # a TUF client that is not ours
