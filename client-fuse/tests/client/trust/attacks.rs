@@ -224,7 +224,7 @@ async fn what_was_told_before_new_keys_locks_no_machine_out() {
         minimum: Some(minimum),
         ..trust(&honest, "/nowhere".as_ref())
     };
-    let told = |root, number, bytes| Minimum {
+    let told = |root, number, bytes: &[u8]| Minimum {
         root,
         timestamp: number,
         snapshot: number,
