@@ -24,6 +24,8 @@ pub struct Config {
     pub private: bool,
     /// Whether whoever has a token for it can publish.
     pub upload: Option<UploadRoot>,
+    /// The directory for traces of boots, if they are taken.
+    pub traces: Option<PathBuf>,
     /// Whether each request is logged.
     pub access_log: AccessLog,
     /// The bounds.
@@ -42,6 +44,7 @@ impl Config {
             tokens: None,
             private: false,
             upload: None,
+            traces: None,
             access_log: AccessLog::On,
             limits: Limits::DEFAULT,
         }

@@ -29,6 +29,7 @@ use crate::raw::Images;
 use crate::route::{Route, StorePath, route};
 use crate::store::{OpenFile, StoreError, Tree};
 use crate::tokens::Scope;
+use crate::traces::{self, Traces};
 use crate::upload::protocol::{Asked, Reply, UploadError, asked};
 use crate::upload::{self, Uploads};
 use crate::{home, range};
@@ -49,10 +50,25 @@ pub(crate) struct Handler {
     images: Images,
     access: Access,
     private: bool,
-    uploads: Option<Uploads>,
+    writers: Writers,
     access_log: AccessLog,
     answers: Arc<Semaphore>,
     own_address: String,
+}
+
+/// Who takes what a request brings.
+enum Writer<'a> {
+    Uploads(&'a Uploads, Asked),
+    Traces(&'a Traces),
+}
+
+/// What takes something in, where that was asked for.
+#[derive(Debug)]
+pub(crate) struct Writers {
+    /// Of what is published.
+    pub(crate) uploads: Option<Uploads>,
+    /// Of recorded boots.
+    pub(crate) traces: Option<Traces>,
 }
 
 /// What was found for a route.
@@ -69,7 +85,7 @@ impl Handler {
     pub(crate) async fn open(
         config: &Config,
         access: Access,
-        uploads: Option<Uploads>,
+        writers: Writers,
         own_address: String,
     ) -> Result<Self, image_store::StoreError> {
         Ok(Self {
@@ -77,7 +93,7 @@ impl Handler {
             images: Images::open(&config.store).await?,
             access,
             private: config.private,
-            uploads,
+            writers,
             access_log: config.access_log,
             answers: Arc::new(Semaphore::new(config.limits.answers.get())),
             own_address,
@@ -93,14 +109,10 @@ impl Handler {
         let method = request.method().clone();
         let permit = self.admit().await;
         let admitted = permit.is_some();
-        let uploads = self.uploads.as_ref();
-        let uploads = uploads.and_then(|uploads| {
-            asked(request.method(), request.uri().path()).map(|asked| (uploads, asked))
-        });
-        let (decision, source) = match uploads {
-            Some((uploads, asked)) => {
+        let (decision, source) = match self.writer(&request) {
+            Some(writer) => {
                 let answer = match admitted {
-                    true => self.upload(uploads, asked, request, &mut entry).await,
+                    true => self.write(writer, request, &mut entry).await,
                     false => Err(UploadError::Busy),
                 };
                 (decide_upload(&answer, &entry), Source::Memory(Bytes::new()))
@@ -148,21 +160,36 @@ impl Handler {
         }
     }
 
-    async fn upload<B>(
+    /// Returns what a request is for that brings something.
+    fn writer<B>(&self, request: &Request<B>) -> Option<Writer<'_>> {
+        let path = request.uri().path();
+        match (&self.writers.traces, &self.writers.uploads) {
+            (Some(traces), _) if path == traces::PATH => Some(Writer::Traces(traces)),
+            (_, Some(uploads)) => {
+                asked(request.method(), path).map(|asked| Writer::Uploads(uploads, asked))
+            }
+            (_, None) => None,
+        }
+    }
+
+    async fn write<B>(
         &self,
-        uploads: &Uploads,
-        asked: Asked,
+        writer: Writer<'_>,
         request: Request<B>,
         entry: &mut Entry,
     ) -> Result<Reply, UploadError>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     {
-        match self
-            .let_in(request.headers(), Some(Scope::Publish), entry)
-            .await
-        {
-            Ok(()) => uploads.answer(asked, request).await,
+        let needed = match writer {
+            Writer::Uploads(..) => Some(Scope::Publish),
+            Writer::Traces(_) => self.private.then_some(Scope::Read),
+        };
+        match self.let_in(request.headers(), needed, entry).await {
+            Ok(()) => match writer {
+                Writer::Uploads(uploads, asked) => uploads.answer(asked, request).await,
+                Writer::Traces(traces) => traces.answer(request).await,
+            },
             Err(denied) => {
                 let (head, body) = request.into_parts();
                 upload::discard(&head.headers, body);
