@@ -36,6 +36,7 @@ mod route;
 mod store;
 mod tls;
 pub mod tokens;
+mod turns;
 mod upload;
 
 pub use app::{Server, StartError};

@@ -105,8 +105,7 @@ impl Signer<'_> {
         &self,
         store: &Store,
     ) -> Result<(RootDocument, RootDocument), StoreError> {
-        let root = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&root).await?.root;
+        let current = self.current(store).await?.root;
         let expires = self.expires(self.lifetimes.root);
         let next = RootDocument::after(&current.signed, expires).map_err(TrustError::from)?;
         Ok((current.into(), next))
@@ -144,8 +143,7 @@ impl Signer<'_> {
         document: &RootDocument,
     ) -> Result<RootPublished, StoreError> {
         let _lock = CommitLock::acquire(store).await?;
-        let first = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&first).await?;
+        let current = self.current(store).await?;
         if current.root.signed == *document.root() {
             return Ok(RootPublished::Before);
         }
@@ -161,7 +159,10 @@ impl Signer<'_> {
         }
         let path = format!("{METADATA_DIRECTORY}/{}.root.json", document.version());
         match store.create(&path, bytes.into()).await? {
-            Created::Yes => Ok(RootPublished::Now),
+            Created::Yes => {
+                self.note(store).await;
+                Ok(RootPublished::Now)
+            }
             // It came after the current root was read, from somebody who does not take the lock.
             Created::Existed => {
                 let version = document.version();
