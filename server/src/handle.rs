@@ -15,13 +15,12 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Body as HttpBody;
 use image_format::ImageRef;
 use image_format::marker::{MARKER_BYTES_MAX, Marker};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
 
 use crate::access::Access;
 use crate::access_log::{AccessLog, Entry};
 use crate::body::{Body, Source};
-use crate::config::{Config, Limits};
+use crate::config::Config;
 use crate::credentials::{self, Denied};
 use crate::decide::{self, Caching, ContentType, Decision, Refusal, Representation};
 use crate::precondition::Validators;
@@ -30,6 +29,7 @@ use crate::route::{Route, StorePath, route};
 use crate::store::{OpenFile, StoreError, Tree};
 use crate::tokens::Scope;
 use crate::traces::{self, Traces};
+use crate::turns::Turns;
 use crate::upload::protocol::{Asked, Reply, UploadError, asked};
 use crate::upload::{self, Uploads};
 use crate::{home, range};
@@ -101,13 +101,18 @@ impl Handler {
     }
 
     /// Answers one request. Never fails: what goes wrong is an answer too.
-    pub(crate) async fn handle<B>(&self, request: Request<B>, peer: Peer) -> Response<Body>
+    pub(crate) async fn handle<B>(
+        &self,
+        request: Request<B>,
+        peer: Peer,
+        turns: &Turns,
+    ) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     {
         let mut entry = Entry::new(self.access_log, peer.address, &request, Instant::now());
         let method = request.method().clone();
-        let permit = self.admit().await;
+        let permit = turns.next().await;
         let admitted = permit.is_some();
         let (decision, source) = match self.writer(&request) {
             Some(writer) => {
@@ -215,10 +220,9 @@ impl Handler {
         credentials::check(grant.as_ref(), needed)
     }
 
-    /// Waits for the turn of a request; nothing where that takes too long.
-    async fn admit(&self) -> Option<OwnedSemaphorePermit> {
-        let turn = Arc::clone(&self.answers).acquire_owned();
-        timeout(Limits::ADMISSION_TIMEOUT, turn).await.ok()?.ok()
+    /// Begins a connection.
+    pub(crate) fn turns(&self) -> Turns {
+        Turns::new(&self.answers)
     }
 
     async fn find<B: HttpBody>(

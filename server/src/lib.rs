@@ -37,6 +37,7 @@ mod store;
 mod tls;
 pub mod tokens;
 mod traces;
+mod turns;
 mod upload;
 
 pub use app::{Server, StartError};
