@@ -10,9 +10,11 @@
 //! Reading order: [`site`] (image, store, recorded boot) → [`line`] → [`servers`] → [`disks`] (who shows the
 //! disk) → the suites, [`cold`] first → [`table`] and [`report`].
 
+pub mod blackout;
 pub mod cold;
 pub mod disks;
 pub mod line;
+pub mod machine;
 pub mod memory;
 pub mod open;
 pub mod publish;
@@ -21,6 +23,7 @@ pub mod servers;
 pub mod site;
 pub mod table;
 pub mod turns;
+pub mod update;
 pub mod warm;
 pub mod whole;
 
@@ -112,6 +115,21 @@ const SUITES: &[Suite] = &[
         id: "p12",
         title: "What was fetched ahead",
         run: cold::ahead,
+    },
+    Suite {
+        id: "p8",
+        title: "Boots with something cached",
+        run: update::boots,
+    },
+    Suite {
+        id: "p15",
+        title: "The longest read when the servers stop",
+        run: blackout::longest_read,
+    },
+    Suite {
+        id: "p3",
+        title: "A real boot over the line",
+        run: machine::boots,
     },
 ];
 

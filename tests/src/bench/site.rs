@@ -32,8 +32,10 @@ pub struct Site {
     pub store: TestStore,
     /// Bytes of the disk.
     pub length: u64,
-    /// The reads that are replayed: not those that the boot pack was made from.
+    /// The reads that are replayed.
     pub reads: Vec<Read>,
+    /// Whether the boot pack was made from the very reads that are replayed.
+    pub knows_the_reads: bool,
     memory: TempDir,
 }
 
@@ -43,6 +45,9 @@ impl Site {
 
     /// The same disk without one.
     pub const PLAIN: &'static str = "plain:1";
+
+    /// The version that follows [`Self::PACKED`], once somebody has published it.
+    pub const UPDATED: &'static str = "packed:2";
 
     /// Copies the image to memory, publishes it, and has a boot of it recorded.
     ///
@@ -58,10 +63,11 @@ impl Site {
         let length = fs::metadata(&options.image)
             .with_context(|| format!("cannot read {}", options.image.display()))?
             .len();
-        let [learned, reads] = recorded(options)?;
+        let [learned, reads] = reads_of(&options.image, options.reads.as_ref())?;
         let site = Self {
             store,
             length,
+            knows_the_reads: learned == reads,
             reads,
             memory,
         };
@@ -141,26 +147,26 @@ impl Site {
     }
 }
 
-/// Returns the reads of two boots of the image: those that are given, or those in `build/bench`, recorded now if they
-/// are missing or older than the image.
-fn recorded(options: &Options) -> Result<[Vec<Read>; 2]> {
-    let lists = match &options.reads {
+/// Returns the reads of two boots of an image: those that are `given`, or those in `build/bench`, recorded now if they
+/// are missing or of another image.
+///
+/// # Errors
+/// A list cannot be read, or the image does not boot.
+pub fn reads_of(image: &Path, given: Option<&[PathBuf; 2]>) -> Result<[Vec<Read>; 2]> {
+    let lists = match given {
         Some(lists) => lists.clone(),
         None => {
             let directory = binaries::checkout().join("build/bench");
             fs::create_dir_all(&directory)?;
-            let stem = stem_of(&options.image)?;
+            let stem = stem_of(image)?;
             [1, 2].map(|boot| directory.join(format!("{stem}-{boot}.reads")))
         }
     };
     let mut boots = Vec::new();
     for list in lists {
-        if options.reads.is_none() && !list.is_file() {
-            say(&format!(
-                "== boot {} and record its reads",
-                options.image.display()
-            ));
-            let reads = record::boot(&options.image)?;
+        if given.is_none() && !list.is_file() {
+            say(&format!("== boot {} and record its reads", image.display()));
+            let reads = record::boot(image)?;
             fs::write(&list, replay::format(&reads))?;
         }
         let text =
