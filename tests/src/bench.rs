@@ -4,8 +4,8 @@
 //! as a new process with a new mount, a new connection and an empty cache directory; a row has the median of each and of the
 //! ratio of each turn, with the lowest and the highest. Whatever is read is compared with the image.
 //!
-//! Server and line run on one CPU, the client and what reads from it on another. What the servers serve lies in
-//! memory, so that no disk of this machine is measured.
+//! Server and line run on one CPU, the client and what reads from it on another. What the servers serve and what
+//! clients cache lies in memory, so that no disk of this machine is measured.
 //!
 //! Reading order: [`site`] (image, store, recorded boot) → [`line`] → [`servers`] → [`disks`] (who shows the
 //! disk) → the suites, [`cold`] first → [`table`] and [`report`].

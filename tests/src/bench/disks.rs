@@ -94,17 +94,7 @@ impl Reader {
         let file = scratch.join("disk.raw");
         Ok(match self {
             Self::Packed | Self::Plain | Self::Updated => {
-                let directory = scratch.join("mnt");
-                std::fs::create_dir(&directory)?;
-                let mut command = pinned(cpu, &binaries::host("circular-mount")?);
-                command
-                    .args(["--foreground", "--no-state", "--root"])
-                    .arg(site.store.trusted_root())
-                    .arg("--cache")
-                    .arg(scratch.join("cache"))
-                    .args([servers.store(), self.reference()])
-                    .arg(&directory);
-                (command, directory.join("disk.raw"))
+                mount(site, servers, self.reference(), scratch, cpu)?
             }
             Self::Nbdkit | Self::NbdkitRetry | Self::NbdkitCache => {
                 std::fs::write(&file, "")?;
@@ -148,6 +138,30 @@ impl Reader {
             _ => Site::PLAIN,
         }
     }
+}
+
+/// Returns what mounts `reference` below `scratch`, with its cache there, and the disk that will appear.
+///
+/// # Errors
+/// The program is not built, or `scratch` has a mount point already.
+pub fn mount(
+    site: &Site,
+    servers: &Servers,
+    reference: &str,
+    scratch: &Path,
+    cpu: Option<usize>,
+) -> Result<(Command, PathBuf)> {
+    let directory = scratch.join("mnt");
+    std::fs::create_dir(&directory)?;
+    let mut command = pinned(cpu, &binaries::host("circular-mount")?);
+    command
+        .args(["--foreground", "--no-state", "--root"])
+        .arg(site.store.trusted_root())
+        .arg("--cache")
+        .arg(scratch.join("cache"))
+        .args([servers.store(), reference])
+        .arg(&directory);
+    Ok((command, directory.join("disk.raw")))
 }
 
 /// Returns `program`, on one CPU if one is given.

@@ -19,6 +19,9 @@ use crate::{binaries, images};
 /// Where what is served lies: memory.
 const MEMORY: &str = "/dev/shm";
 
+/// Begins the name of the directory there; the ID of the process follows.
+const PREFIX: &str = "circular-bench-";
+
 /// Bytes of the file that a plain download takes its bytes from.
 pub const NOISE_BYTES: usize = 256 << 20;
 
@@ -54,11 +57,11 @@ impl Site {
     /// # Errors
     /// There is no such image, too little memory, or no QEMU to record with.
     pub fn new(options: &Options) -> Result<Self> {
-        let memory = match Path::new(MEMORY).is_dir() {
-            true => TempDir::with_prefix_in("circular-bench-", MEMORY),
-            false => TempDir::with_prefix("circular-bench-"),
-        }
-        .context("cannot make a directory")?;
+        let parent = Some(PathBuf::from(MEMORY)).filter(|memory| memory.is_dir());
+        let parent = parent.unwrap_or_else(std::env::temp_dir);
+        sweep(&parent);
+        let memory = TempDir::with_prefix_in(format!("{PREFIX}{}-", std::process::id()), parent)
+            .context("cannot make a directory")?;
         let store = TestStore::new_in(memory.path())?;
         let length = fs::metadata(&options.image)
             .with_context(|| format!("cannot read {}", options.image.display()))?
@@ -101,19 +104,11 @@ impl Site {
         self.www().join(self.raw_name())
     }
 
-    /// Returns a new, empty directory on the disk of this machine, as a client has one.
-    ///
-    /// # Errors
-    /// There is no room.
-    pub fn scratch(&self) -> Result<TempDir> {
-        TempDir::with_prefix("circular-bench-").context("cannot make a directory")
-    }
-
     /// Returns a new, empty directory in memory.
     ///
     /// # Errors
     /// There is no room.
-    pub fn scratch_in_memory(&self) -> Result<TempDir> {
+    pub fn scratch(&self) -> Result<TempDir> {
         TempDir::with_prefix_in("scratch-", self.memory.path()).context("cannot make a directory")
     }
 
@@ -178,6 +173,23 @@ pub fn reads_of(image: &Path, given: Option<&[PathBuf; 2]>) -> Result<[Vec<Read>
     boots
         .try_into()
         .map_err(|_| anyhow::anyhow!("there are two boots"))
+}
+
+/// Removes what runs have left that were killed: it would stay in memory.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next());
+        let Some(process) = process.and_then(|id| id.parse::<u32>().ok()) else {
+            continue;
+        };
+        if !Path::new("/proc").join(process.to_string()).exists() {
+            // Another run may do the same now.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Returns a name for an image that changes when it does.

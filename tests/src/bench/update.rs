@@ -34,7 +34,7 @@ pub fn boots(bench: &Bench<'_>) -> Result<Section> {
         });
     };
     let [_, reads] = reads_of(second, None)?;
-    let copied = bench.site.scratch_in_memory()?;
+    let copied = bench.site.scratch()?;
     let newer = copied.path().join("newer.raw");
     copy_sparse(second, &newer)?;
     bench.site.store.publish(&newer, Site::UPDATED)?;
