@@ -97,8 +97,9 @@ async fn serve(
         &Handle::current(),
         recorder,
     );
-    if let Some(pack) = image.manifest.boot_pack {
-        disk.prefetch(pack);
+    match image.manifest.boot_pack {
+        Some(pack) => disk.prefetch(pack),
+        None => disk.prefetch_index(),
     }
     let fs = ImageFs::new(disk, &image, &config.base, stats);
     let name = format!("{}{}", config.base, image.reference);

@@ -9,9 +9,10 @@
 use std::sync::Arc;
 
 use crate::cache::Caches;
-use crate::fetch::lanes::Lanes;
+use crate::fetch::lanes::{Hurry, Lanes, Priority, Slot};
 use crate::fetch::line::Estimate;
 use crate::fetch::mirrors::{MirrorId, Mirrors};
+use crate::fetch::plan::PlanLimits;
 use crate::fetch::retry::{Fault, Next, RetryPolicy};
 use crate::fetch::{FetchError, Request, Source};
 use crate::stats::Stats;
@@ -92,6 +93,19 @@ impl<S: Source> Fetcher<S> {
     /// What is known of the line.
     pub fn line(&self) -> Estimate {
         self.mirrors.meter().estimate()
+    }
+
+    /// How chunks are to be joined into requests on this line.
+    pub fn limits(&self) -> PlanLimits {
+        PlanLimits::of(self.line(), self.lanes.connections())
+    }
+
+    /// Waits until a request may go.
+    async fn enter(&self, priority: Priority, bytes: u64, hurry: &Hurry) -> Slot<'_> {
+        if priority == Priority::Ahead {
+            self.lanes.fit(self.line());
+        }
+        self.lanes.enter(priority, bytes, hurry).await
     }
 
     /// Asks a mirror, and waits for the head of its answer as long as for any part of it.

@@ -8,6 +8,7 @@
 mod access;
 mod counts;
 mod faults;
+mod footprint;
 mod hostile;
 mod http;
 mod model;

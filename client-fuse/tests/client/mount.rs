@@ -13,12 +13,12 @@ use crate::server::{Manner, serve};
 use crate::store::{Store, mixed_disk};
 
 /// A mount that is taken away when the test ends, however it ends.
-struct Mounted {
+pub(crate) struct Mounted {
     directory: tempfile::TempDir,
 }
 
 impl Mounted {
-    fn point(&self) -> PathBuf {
+    pub(crate) fn point(&self) -> PathBuf {
         self.directory.path().join("mnt")
     }
 
@@ -26,7 +26,7 @@ impl Mounted {
         self.directory.path().join("root.json")
     }
 
-    fn disk(&self) -> PathBuf {
+    pub(crate) fn disk(&self) -> PathBuf {
         self.point().join("disk.raw")
     }
 
@@ -45,7 +45,7 @@ impl Drop for Mounted {
 }
 
 /// Whether a mount can be tried here; `CIRCULAR_REQUIRE` makes "no" a failure.
-fn can_mount() -> bool {
+pub(crate) fn can_mount() -> bool {
     let can = File::options()
         .read(true)
         .write(true)
@@ -69,7 +69,7 @@ fn store() -> Arc<Store> {
 }
 
 /// A place to mount `store` on, and its root.
-fn mount_dir(store: &Store) -> Mounted {
+pub(crate) fn mount_dir(store: &Store) -> Mounted {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir(directory.path().join("mnt")).unwrap();
     let mounted = Mounted { directory };
@@ -93,7 +93,7 @@ fn program(base: &str, mounted: &Mounted, point: &Path, extra: &[&str]) -> Comma
 }
 
 /// Mounts in the background and returns when the program does.
-fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
+pub(crate) fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
     let cache = mounted.directory.path().join("cache");
     let mut command = program(base, mounted, &mounted.point(), extra);
     command
@@ -104,7 +104,7 @@ fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
         .unwrap()
 }
 
-fn assert_ok(output: &Output) {
+pub(crate) fn assert_ok(output: &Output) {
     assert!(
         output.status.success(),
         "{}",

@@ -64,7 +64,7 @@ impl<S: Source> Fetcher<S> {
         let bytes = part.range.end - part.range.start + part.plain_bytes;
         loop {
             let mirror = self.choose(&attempts);
-            let slot = self.lanes.enter(priority, bytes, hurry).await;
+            let slot = self.enter(priority, bytes, hurry).await;
             let seen = self.outage.seen();
             let tried = self.try_part(mirror, part, freshness, decode.clone());
             let error = match tried.await {

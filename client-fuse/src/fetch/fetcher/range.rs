@@ -57,7 +57,7 @@ impl<S: Source> Fetcher<S> {
         loop {
             let mirror = self.choose(&attempts);
             let bytes = request.range.end - request.range.start + request.plain_bytes;
-            let slot = self.lanes.enter(priority, bytes, &hurry).await;
+            let slot = self.enter(priority, bytes, &hurry).await;
             let before = request.wanted.len();
             let seen = self.outage.seen();
             let outcome = self.try_range(mirror, &mut request, freshness, slot).await;

@@ -146,7 +146,7 @@ impl<S: Source> Fetcher<S> {
     ) -> Option<Bytes> {
         let hurry = Hurry::new();
         let bytes_max = whole.bytes_max();
-        let slot = self.lanes.enter(Priority::Guest, bytes_max, &hurry).await;
+        let slot = self.enter(Priority::Guest, bytes_max, &hurry).await;
         let tried = self
             .try_whole(mirror, whole, whole.freshness(), counter)
             .await;
@@ -166,7 +166,7 @@ impl<S: Source> Fetcher<S> {
     ) -> Result<Bytes, FetchError> {
         let hurry = Hurry::new();
         let bytes_max = whole.bytes_max();
-        let _slot = self.lanes.enter(Priority::Guest, bytes_max, &hurry).await;
+        let _slot = self.enter(Priority::Guest, bytes_max, &hurry).await;
         let seen = self.outage.seen();
         let outcome = self.try_whole(mirror, whole, freshness, counter).await;
         match &outcome {
