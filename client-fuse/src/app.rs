@@ -128,8 +128,9 @@ async fn serve(
         &Handle::current(),
         recorder.clone(),
     );
-    if let Some(pack) = image.manifest.boot_pack {
-        disk.prefetch(pack);
+    match image.manifest.boot_pack {
+        Some(pack) => disk.prefetch(pack),
+        None => disk.prefetch_index(),
     }
     if config.purpose == Purpose::MountAndPin {
         disk.pin(image.manifest.disk.data_bytes);
