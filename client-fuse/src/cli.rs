@@ -219,6 +219,7 @@ impl Args {
         };
         let cache = self.cache.or(defaults.cache).filter(|_| !self.no_cache);
         let state = self.state.or(defaults.state).filter(|_| !self.no_state);
+        let record = recording(self.record, self.record_to, self.record_quiet);
         Config {
             base: self.url,
             mirrors: self.mirrors,
@@ -259,11 +260,7 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
-            record: self.record.map(|file| RecordConfig {
-                file,
-                send_to: self.record_to,
-                quiet: Duration::from_secs(self.record_quiet),
-            }),
+            record,
             process: ProcessConfig {
                 style: if self.foreground {
                     Style::Foreground
@@ -286,6 +283,14 @@ fn patience(deadline: Option<u64>, role: Role) -> RetryPolicy {
         (Some(seconds), _) => RetryPolicy::until(Some(Duration::from_secs(seconds))),
         (None, Role::Plain) => RetryPolicy::DEFAULT,
     }
+}
+
+fn recording(file: Option<PathBuf>, send_to: Option<String>, quiet: u64) -> Option<RecordConfig> {
+    file.map(|file| RecordConfig {
+        file,
+        send_to,
+        quiet: Duration::from_secs(quiet),
+    })
 }
 
 fn authorities(file: Option<PathBuf>, only: bool) -> Authorities {
