@@ -240,6 +240,7 @@ impl Args {
         };
         let cache = self.cache.or(defaults.cache).filter(|_| !self.no_cache);
         let state = self.state.or(defaults.state).filter(|_| !self.no_state);
+        let record = recording(self.record, self.record_to, self.record_quiet);
         Config {
             base: self.url,
             mirrors: self.mirrors,
@@ -282,11 +283,7 @@ impl Args {
             }),
             memory_cache: self.memory_cache,
             overlay: self.overlay,
-            record: self.record.map(|file| RecordConfig {
-                file,
-                send_to: self.record_to,
-                quiet: Duration::from_secs(self.record_quiet),
-            }),
+            record,
             process: ProcessConfig {
                 style: style(self.foreground),
                 role,
@@ -329,6 +326,14 @@ fn patience(deadline: Option<u64>, role: Role) -> RetryPolicy {
         (Some(seconds), _) => RetryPolicy::until(Some(Duration::from_secs(seconds))),
         (None, Role::Plain) => RetryPolicy::DEFAULT,
     }
+}
+
+fn recording(file: Option<PathBuf>, send_to: Option<String>, quiet: u64) -> Option<RecordConfig> {
+    file.map(|file| RecordConfig {
+        file,
+        send_to,
+        quiet: Duration::from_secs(quiet),
+    })
 }
 
 fn authorities(file: Option<PathBuf>, only: bool) -> Authorities {

@@ -283,6 +283,11 @@ async fn a_slow_boot_is_explained_by_files_and_causes() {
         ["no_boot_pack", "no_boot_pack", "index_page"]
     );
     assert_eq!(json("second")["stalled_micros"], 70_000);
+    let foreseen = &json("second")["foreseen"];
+    assert_eq!(
+        (&foreseen["chunks"], &foreseen["unused_chunks"]),
+        (&1.into(), &0.into())
+    );
 
     // Another disk under the same name is told apart.
     fs::write(

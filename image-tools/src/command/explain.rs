@@ -1,11 +1,12 @@
 //! `circular explain`: what a recorded boot waited for.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use image_format::ImageRef;
+use image_format::boot_pack::PlacedChunk;
 use image_format::trace::Trace;
 use image_store::store::Resolved;
 use image_store::{ImageReader, Store};
@@ -102,7 +103,8 @@ async fn boot_pack_then(
                 .await
                 .context("cannot read the boot pack")?;
             let head = pack.open(&head, resolved.manifest.disk.length)?;
-            let chunks: HashSet<_> = head.chunks().map(|chunk| chunk.entry.chunk).collect();
+            let listed = |chunk: PlacedChunk| (chunk.entry.chunk, chunk.entry.plain_len() as u64);
+            let chunks: HashMap<_, _> = head.chunks().map(listed).collect();
             Ok(BootPackThen::Listed(chunks))
         }
         _ => Ok(BootPackThen::Replaced),

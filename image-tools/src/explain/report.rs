@@ -1,6 +1,6 @@
 //! Joins the stalls of a boot with what lies where on its disk.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::time::Duration;
@@ -21,8 +21,8 @@ const OWNERS_SHOWN: usize = 3;
 pub enum BootPackThen {
     /// There was none.
     Absent,
-    /// It lists these.
-    Listed(HashSet<ChunkId>),
+    /// It lists these, of so many bytes.
+    Listed(HashMap<ChunkId, u64>),
     /// It was another one than the image has today.
     Replaced,
 }
@@ -36,6 +36,8 @@ pub struct Report {
     pub chunks: usize,
     /// Their bytes.
     pub bytes: u64,
+    /// How well the boot pack foresaw it, where that is known.
+    pub foreseen: Option<Coverage>,
     /// From the first question to the last answer.
     pub boot_micros: u64,
     /// Shorter waits are left out.
@@ -48,6 +50,36 @@ pub struct Report {
     pub by_file: Vec<Share<Owner>>,
     /// By cause, likewise.
     pub by_cause: Vec<Share<Cause>>,
+}
+
+/// What a boot pack lists, and how much of that a boot read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Coverage {
+    /// Chunks that the boot read and the boot pack lists.
+    pub chunks: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Chunks that the boot pack lists and the boot did not read.
+    pub unused_chunks: usize,
+    /// Their bytes.
+    pub unused_bytes: u64,
+}
+
+impl Coverage {
+    fn of(trace: &Trace, listed: &HashMap<ChunkId, u64>) -> Self {
+        let read = trace.touches.iter();
+        let (mut chunks, mut bytes) = (0, 0);
+        for length in read.filter_map(|touch| listed.get(&touch.chunk)) {
+            chunks += 1;
+            bytes += length;
+        }
+        Self {
+            chunks,
+            bytes,
+            unused_chunks: listed.len() - chunks,
+            unused_bytes: listed.values().sum::<u64>() - bytes,
+        }
+    }
 }
 
 /// One wait.
@@ -84,7 +116,7 @@ impl Report {
     pub fn new(trace: &Trace, boot_pack: &BootPackThen, map: &DiskMap, least: u64) -> Self {
         let foreseen = |touch: &Touch| match boot_pack {
             BootPackThen::Absent => Foreseen::Nothing,
-            BootPackThen::Listed(chunks) => Foreseen::Listed(chunks.contains(&touch.chunk)),
+            BootPackThen::Listed(chunks) => Foreseen::Listed(chunks.contains_key(&touch.chunk)),
             BootPackThen::Replaced => Foreseen::Unknown,
         };
         let found = stalls::stalls(trace, least);
@@ -121,6 +153,10 @@ impl Report {
                 .sum(),
             boot_micros: end.unwrap_or(0) - start.unwrap_or(0),
             least_micros: least,
+            foreseen: match boot_pack {
+                BootPackThen::Listed(listed) => Some(Coverage::of(trace, listed)),
+                BootPackThen::Absent | BootPackThen::Replaced => None,
+            },
             stalled_micros: covered(found.iter().map(|stall| stall.waited.clone())),
             stalls: reports,
             by_file: shares(files),
@@ -139,6 +175,16 @@ impl Report {
             seconds(self.stalled_micros),
             millis(self.least_micros),
         );
+        if let Some(foreseen) = &self.foreseen {
+            let all = foreseen.bytes + foreseen.unused_bytes;
+            let _ = writeln!(
+                out,
+                "The boot pack had {} of these chunks, {} of the bytes; {} of what it lists was not read",
+                ui::percent(foreseen.chunks as u64, self.chunks as u64),
+                ui::percent(foreseen.bytes, self.bytes),
+                ui::percent(foreseen.unused_bytes, all),
+            );
+        }
         if self.stalls.is_empty() {
             return out;
         }
