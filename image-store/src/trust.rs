@@ -88,6 +88,10 @@ pub enum TrustError {
         source: Box<tough::error::Error>,
     },
     #[error(
+        "rollback: the store lacks version {version} of its root, which this publisher saw. Find out who took it away; if you did, remove `{}` and run this again", .path.display()
+    )]
+    RootGone { version: u64, path: PathBuf },
+    #[error(
         "the store shows nothing, but this publisher saw it signed. To begin anew would take away what was published. Find out who emptied it; if you did, remove `{}` and run this again", .path.display()
     )]
     Emptied { path: PathBuf },

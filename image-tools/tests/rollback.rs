@@ -60,7 +60,7 @@ impl Desk {
             "circular refresh",
             "circular tag a stable",
             "circular rollback a",
-            "circular remove a@1 --yes",
+            "circular remove a@1",
             "circular gc",
             "circular key rotate timestamp",
             "circular root renew",

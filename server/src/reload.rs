@@ -144,6 +144,10 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, ReloadError> {
         path: path.to_owned(),
         source,
     };
+    // A pipe would be waited for, by everybody who asks for what it holds.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(failed(io::Error::other("it is no regular file")));
+    }
     let file = File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX + 1)
@@ -204,10 +208,19 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_file_is_refused() {
-        assert!(matches!(
-            number(Path::new("/dev/zero")),
-            Err(ReloadError::TooLong { .. })
-        ));
+    fn what_is_endless_or_no_file_is_refused_and_never_waited_for() {
+        let zero = number(Path::new("/dev/zero"));
+        assert!(matches!(zero, Err(ReloadError::Read { .. })));
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("number");
+        let file = File::create(&path).unwrap();
+        file.set_len(FILE_BYTES_MAX + 1).unwrap();
+        assert!(matches!(number(&path), Err(ReloadError::TooLong { .. })));
+        fs::write(&path, "1").unwrap();
+        let reloaded = number(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let mode = nix::sys::stat::Mode::S_IRUSR;
+        nix::unistd::mkfifo(&path, mode).unwrap();
+        assert_eq!(*reloaded.current(), 1);
     }
 }

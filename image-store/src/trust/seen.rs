@@ -126,6 +126,8 @@ impl Signer<'_> {
             }
             return Ok(current);
         };
+        self.check_root_is_there(store, seen.root.signed.version.get())
+            .await?;
         let scratch = seen.unpack().map_err(|source| {
             let path = std::env::temp_dir();
             TrustError::from(KeyError::File { path, source })
@@ -154,6 +156,20 @@ impl Signer<'_> {
             Some(_) => Err(TrustError::Emptied {
                 path: self.keys.seen_path(),
             }),
+        }
+    }
+
+    /// Checks that the newest root that was seen is still there: where it only changed root keys, what
+    /// was signed before it would look right.
+    async fn check_root_is_there(&self, store: &Store, version: u64) -> Result<(), StoreError> {
+        match store.root_version(version).await {
+            Err(StoreError::Missing { .. }) if version > 1 => Err(TrustError::RootGone {
+                version,
+                path: self.keys.seen_path(),
+            }
+            .into()),
+            Err(StoreError::Missing { .. }) => Ok(()),
+            root => root.map(drop),
         }
     }
 

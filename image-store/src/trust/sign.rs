@@ -134,6 +134,8 @@ impl Signer<'_> {
         let signed: Signed<Root> = serde_json::from_slice(&root).map_err(TrustError::Root)?;
         self.begin(store, &signed.signed).await?;
         store.create(FIRST_ROOT_PATH, root.clone().into()).await?;
+        // Not before: a store without its first root is begun again.
+        self.note(store).await;
         Ok(Established::Now(root))
     }
 
@@ -189,7 +191,9 @@ impl Signer<'_> {
         let snapshot = targets.version;
         let timestamp = next(current.timestamp.signed.version)?;
         self.write(store, &current.root.signed, targets, snapshot, timestamp)
-            .await
+            .await?;
+        self.note(store).await;
+        Ok(())
     }
 
     async fn write(
@@ -240,7 +244,6 @@ impl Signer<'_> {
         store
             .replace(TIMESTAMP_PATH, timestamp.buffer().clone().into())
             .await?;
-        self.note(store).await;
         Ok(())
     }
 }

@@ -81,6 +81,11 @@ impl Source {
             path: path.clone(),
             source,
         };
+        // Asked before it is opened: a pipe would be waited for.
+        let kind = std::fs::metadata(&path).map_err(open)?.file_type();
+        if kind.is_fifo() || kind.is_socket() {
+            return Err(SourceError::Kind { path });
+        }
         let file = File::open(&path).map_err(open)?;
         let meta = file.metadata().map_err(open)?;
         let kind = meta.file_type();
@@ -428,6 +433,10 @@ mod tests {
         assert!(open(Path::new("/nowhere/x.raw")).starts_with("cannot open `/nowhere/x.raw`"));
         assert!(open(Path::new("/")).contains("is a directory"));
         assert!(open(Path::new("/dev/null")).contains("neither a file"));
+        let scratch = tempfile::tempdir().unwrap();
+        let pipe = scratch.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert!(open(&pipe).contains("neither a file"));
         let empty = tempfile::NamedTempFile::new().unwrap();
         assert!(open(empty.path()).contains("is empty"));
         let mut qcow = tempfile::NamedTempFile::new().unwrap();

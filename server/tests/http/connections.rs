@@ -123,7 +123,7 @@ async fn connections_over_the_limit_wait_for_their_turn() {
 /// One connection, and the two answers that it has begun and does not take: its own, and the only one
 /// that all share.
 async fn two_answers_begun(site: &Site) -> (reqwest::Client, [reqwest::Response; 2]) {
-    let (path, _) = site.put(noise(32 << 20, 1)).await;
+    let (path, _) = site.put(noise(8 << 20, 1)).await;
     let client = reqwest::Client::builder().http2_prior_knowledge();
     let client = client.build().unwrap();
     let one = client.get(site.url(&path)).send().await.unwrap();
