@@ -15,6 +15,7 @@ use crate::config::{
     MountConfig, NetworkConfig, ProcessConfig, RecordConfig, Role, RootConfig, Style, TrustConfig,
 };
 use crate::fetch::retry::RetryPolicy;
+use crate::fstab::{self, Call};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +23,10 @@ Examples:
   losetup --find --show --partscan --read-only /mnt/disk.raw
   umount /mnt        (or, not being root: fusermount3 -u /mnt)
   circular-mount --root root.json --overlay mine.overlay http://host:8080/ debian:12 /mnt
+
+In fstab, with a link /sbin/mount.fuse.circular to this program:
+  http://host:8080/#debian:12  /mnt  fuse.circular  root=/etc/circular/root.json,_netdev  0 0
+  (an option NAME=VALUE stands for --NAME VALUE)
 
 Exit codes: 0 done, 1 failed, 2 wrong usage";
 
@@ -35,7 +40,8 @@ pub struct Args {
     /// Image to mount
     #[arg(value_name = "NAME[:TAG][@VERSION]")]
     pub image: ImageRef,
-    /// Empty directory to mount on; the disk appears in it as disk.raw
+    /// Empty directory to mount on, in which the disk appears as disk.raw; or empty file, which
+    /// becomes the disk itself
     #[arg(value_name = "MOUNTPOINT")]
     pub mountpoint: PathBuf,
 
@@ -187,7 +193,12 @@ pub struct Args {
 
 /// Parses, runs, and says what went wrong.
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let typed = match fstab::translate(std::env::args_os().collect()) {
+        Ok(Call::Run(typed)) => typed,
+        Ok(Call::Pretend) => return ExitCode::SUCCESS,
+        Err(error) => return failed(&error.into()),
+    };
+    let args = match Args::try_parse_from(typed) {
         Ok(args) => args,
         Err(error) => {
             // Nothing is left to be done when even this cannot be written.
@@ -196,12 +207,14 @@ pub fn main() -> ExitCode {
         }
     };
     let defaults = Directories::of_user();
-    app::run(&args.into_config(defaults)).unwrap_or_else(|error| {
-        // In one write: in an initramfs the stream is the kernel's log, where each is a record.
-        let line = format!("circular-mount: {error:#}\n");
-        let _ = std::io::stderr().write_all(line.as_bytes());
-        ExitCode::FAILURE
-    })
+    app::run(&args.into_config(defaults)).unwrap_or_else(|error| failed(&error))
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    // In one write: in an initramfs the stream is the kernel's log, where each is a record.
+    let line = format!("circular-mount: {error:#}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    ExitCode::FAILURE
 }
 
 impl Args {
@@ -236,11 +249,7 @@ impl Args {
             reference: self.image,
             mount: MountConfig {
                 mountpoint: self.mountpoint,
-                access: if self.allow_other {
-                    Access::Everybody
-                } else {
-                    Access::Owner
-                },
+                access: readers(self.allow_other),
             },
             trust: TrustConfig {
                 root: match self.root {
@@ -284,6 +293,14 @@ impl Args {
                 log_level: self.log_level,
             },
         }
+    }
+}
+
+const fn readers(others_too: bool) -> Access {
+    if others_too {
+        Access::Everybody
+    } else {
+        Access::Owner
     }
 }
 

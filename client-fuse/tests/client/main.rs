@@ -12,6 +12,7 @@ mod hostile;
 mod http;
 mod model;
 mod mount;
+mod mount_ways;
 mod offline;
 mod open;
 mod overlay;
