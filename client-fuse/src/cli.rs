@@ -16,6 +16,7 @@ use crate::config::{
     TrustConfig,
 };
 use crate::fetch::retry::RetryPolicy;
+use crate::fstab::{self, Call};
 
 pub mod cache;
 
@@ -27,6 +28,10 @@ Examples:
   losetup --find --show --partscan --read-only /mnt/disk.raw
   umount /mnt        (or, not being root: fusermount3 -u /mnt)
   circular-mount --root root.json --overlay mine.overlay http://host:8080/ debian:12 /mnt
+
+In fstab, with a link /sbin/mount.fuse.circular to this program:
+  http://host:8080/#debian:12  /mnt  fuse.circular  root=/etc/circular/root.json,_netdev  0 0
+  (an option NAME=VALUE stands for --NAME VALUE)
 
 Exit codes: 0 done, 1 failed, 2 wrong usage";
 
@@ -40,7 +45,8 @@ pub struct Args {
     /// Image to mount
     #[arg(value_name = "NAME[:TAG][@VERSION]")]
     pub image: ImageRef,
-    /// Empty directory to mount on; the disk appears in it as disk.raw
+    /// Empty directory to mount on, in which the disk appears as disk.raw; or empty file, which
+    /// becomes the disk itself
     #[arg(value_name = "MOUNTPOINT", required_unless_present = "fetch")]
     pub mountpoint: Option<PathBuf>,
 
@@ -199,13 +205,17 @@ pub struct Args {
 
 /// Parses, runs, and says what went wrong.
 pub fn main() -> ExitCode {
-    let mut words: Vec<_> = std::env::args_os().collect();
-    match words.get(1).and_then(|word| word.to_str()) {
-        Some("cache") => return cache::main(&words[1..]),
-        Some("fetch") => words[1] = "--fetch".into(),
+    let mut typed = match fstab::translate(std::env::args_os().collect()) {
+        Ok(Call::Run(typed)) => typed,
+        Ok(Call::Pretend) => return ExitCode::SUCCESS,
+        Err(error) => return failed(&error.into()),
+    };
+    match typed.get(1).and_then(|word| word.to_str()) {
+        Some("cache") => return cache::main(&typed[1..]),
+        Some("fetch") => typed[1] = "--fetch".into(),
         _ => {}
     }
-    let args = match Args::try_parse_from(words) {
+    let args = match Args::try_parse_from(typed) {
         Ok(args) => args,
         Err(error) => {
             // Nothing is left to be done when even this cannot be written.
@@ -214,12 +224,14 @@ pub fn main() -> ExitCode {
         }
     };
     let defaults = Directories::of_user();
-    app::run(&args.into_config(defaults)).unwrap_or_else(|error| {
-        // In one write: in an initramfs the stream is the kernel's log, where each is a record.
-        let line = format!("circular-mount: {error:#}\n");
-        let _ = std::io::stderr().write_all(line.as_bytes());
-        ExitCode::FAILURE
-    })
+    app::run(&args.into_config(defaults)).unwrap_or_else(|error| failed(&error))
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    // In one write: in an initramfs the stream is the kernel's log, where each is a record.
+    let line = format!("circular-mount: {error:#}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    ExitCode::FAILURE
 }
 
 impl Args {
@@ -252,11 +264,7 @@ impl Args {
             purpose: purpose(self.fetch, self.pin),
             mount: MountConfig {
                 mountpoint: self.mountpoint.unwrap_or_default(),
-                access: if self.allow_other {
-                    Access::Everybody
-                } else {
-                    Access::Owner
-                },
+                access: readers(self.allow_other),
             },
             trust: TrustConfig {
                 root: match self.root {
@@ -316,6 +324,14 @@ const fn purpose(fetch: bool, pin: bool) -> Purpose {
         (true, _) => Purpose::Fetch,
         (false, true) => Purpose::MountAndPin,
         (false, false) => Purpose::Mount,
+    }
+}
+
+const fn readers(others_too: bool) -> Access {
+    if others_too {
+        Access::Everybody
+    } else {
+        Access::Owner
     }
 }
 

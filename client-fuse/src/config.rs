@@ -68,7 +68,7 @@ pub struct RecordConfig {
 /// Where and for whom to mount.
 #[derive(Debug)]
 pub struct MountConfig {
-    /// An empty directory.
+    /// An empty directory or file.
     pub mountpoint: PathBuf,
     /// Whether users other than the mounting one may read.
     pub access: Access,

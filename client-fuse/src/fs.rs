@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! disk.raw              the disk; the one file that can be written to, if there is an overlay
+//! disk.vmdk             names it to hypervisors that want a descriptor
 //! .circular/image.json  which image this is
 //! .circular/stats.json  what the mount has done so far; a snapshot at each open
 //! ```
@@ -22,6 +23,8 @@ use crate::open::OpenImage;
 use crate::overlay::layered::{Layered, LayeredError};
 use crate::stats::Stats;
 
+mod vmdk;
+
 /// Snapshots open at once; a monitor needs one.
 const SNAPSHOTS_MAX: usize = 256;
 
@@ -32,6 +35,8 @@ pub enum Node {
     Root,
     /// `disk.raw`.
     Disk,
+    /// `disk.vmdk`.
+    Descriptor,
     /// `.circular`.
     About,
     /// `.circular/image.json`.
@@ -50,9 +55,10 @@ pub enum Kind {
 }
 
 impl Node {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Root,
         Self::Disk,
+        Self::Descriptor,
         Self::About,
         Self::Image,
         Self::Stats,
@@ -67,6 +73,7 @@ impl Node {
             Self::About => 3,
             Self::Image => 4,
             Self::Stats => 5,
+            Self::Descriptor => 6,
         }
     }
 
@@ -81,7 +88,7 @@ impl Node {
     pub const fn kind(self) -> Kind {
         match self {
             Self::Root | Self::About => Kind::Directory,
-            Self::Disk | Self::Image | Self::Stats => Kind::File,
+            Self::Disk | Self::Descriptor | Self::Image | Self::Stats => Kind::File,
         }
     }
 
@@ -89,7 +96,7 @@ impl Node {
     #[must_use]
     pub const fn parent(self) -> Self {
         match self {
-            Self::Root | Self::Disk | Self::About => Self::Root,
+            Self::Root | Self::Disk | Self::Descriptor | Self::About => Self::Root,
             Self::Image | Self::Stats => Self::About,
         }
     }
@@ -98,9 +105,13 @@ impl Node {
     #[must_use]
     pub const fn children(self) -> &'static [(&'static str, Self)] {
         match self {
-            Self::Root => &[("disk.raw", Self::Disk), (".circular", Self::About)],
+            Self::Root => &[
+                ("disk.raw", Self::Disk),
+                ("disk.vmdk", Self::Descriptor),
+                (".circular", Self::About),
+            ],
             Self::About => &[("image.json", Self::Image), ("stats.json", Self::Stats)],
-            Self::Disk | Self::Image | Self::Stats => &[],
+            Self::Disk | Self::Descriptor | Self::Image | Self::Stats => &[],
         }
     }
 
@@ -137,6 +148,7 @@ struct About<'a> {
 pub struct ImageFs<S> {
     disk: Layered<S>,
     image: Bytes,
+    descriptor: Bytes,
     created: SystemTime,
     stats: Arc<Stats>,
     snapshots: Mutex<HashMap<u64, Bytes>>,
@@ -168,9 +180,11 @@ impl<S: Source> ImageFs<S> {
             length: disk.length(),
             base_url: base.to_string(),
         };
+        let descriptor = vmdk::descriptor(disk.length(), image.disk_digest());
         Self {
             disk,
             image: json(&about),
+            descriptor: descriptor.into(),
             created: UNIX_EPOCH
                 .checked_add(Duration::from_secs(image.created))
                 .unwrap_or(UNIX_EPOCH),
@@ -212,6 +226,7 @@ impl<S: Source> ImageFs<S> {
             Node::Root | Node::About => 0,
             Node::Disk => self.disk.length(),
             Node::Image => self.image.len() as u64,
+            Node::Descriptor => self.descriptor.len() as u64,
             Node::Stats => json(&*self.stats).len() as u64,
         }
     }
@@ -224,7 +239,7 @@ impl<S: Source> ImageFs<S> {
     pub fn open(&self, node: Node) -> Result<u64, FsError> {
         match node {
             Node::Root | Node::About => Err(FsError::IsDirectory),
-            Node::Disk | Node::Image => Ok(0),
+            Node::Disk | Node::Descriptor | Node::Image => Ok(0),
             Node::Stats => {
                 let mut snapshots = self.snapshots();
                 if snapshots.len() >= SNAPSHOTS_MAX {
@@ -258,6 +273,7 @@ impl<S: Source> ImageFs<S> {
             Node::Root | Node::About => Err(FsError::IsDirectory),
             Node::Disk => Ok(self.disk.read(offset, len).await?),
             Node::Image => Ok(part(&self.image, offset, len)),
+            Node::Descriptor => Ok(part(&self.descriptor, offset, len)),
             Node::Stats => {
                 let snapshot = self.snapshots().get(&handle).cloned().unwrap_or_default();
                 Ok(part(&snapshot, offset, len))

@@ -45,18 +45,27 @@ pub struct Adapter<S> {
     tasks: Tasks,
     owner: (u32, u32),
     access: Access,
+    /// What is mounted: the directory, or the disk as a file.
+    root: Node,
 }
 
 impl<S: Source> Adapter<S> {
     /// Serves `fs` with tasks on `runtime`; its files belong to user and group `owner`, and `access`
-    /// says who else may read.
+    /// says who else may read. `root` is what appears at the mount point.
     #[must_use]
-    pub fn new(fs: Arc<ImageFs<S>>, runtime: Handle, owner: (u32, u32), access: Access) -> Self {
+    pub fn new(
+        fs: Arc<ImageFs<S>>,
+        runtime: Handle,
+        owner: (u32, u32),
+        access: Access,
+        root: Node,
+    ) -> Self {
         Self {
             fs,
             tasks: Tasks::new(runtime),
             owner,
             access,
+            root,
         }
     }
 
@@ -103,7 +112,7 @@ impl<S: Source> Adapter<S> {
         };
         let modified = self.fs.modified(node);
         FileAttr {
-            ino: INodeNo(node.number()),
+            ino: self.number(node),
             size,
             blocks: size.div_ceil(512),
             atime: time,
@@ -119,6 +128,22 @@ impl<S: Source> Adapter<S> {
             blksize: BLOCK_BYTES,
             flags: 0,
         }
+    }
+
+    /// The node that the kernel means; whatever is mounted has its number for a root.
+    fn node(&self, ino: INodeNo) -> Option<Node> {
+        match Node::of_number(ino.0)? {
+            Node::Root => Some(self.root),
+            node => Some(node).filter(|_| self.root == Node::Root),
+        }
+    }
+
+    fn number(&self, node: Node) -> INodeNo {
+        INodeNo(if node == self.root {
+            Node::Root.number()
+        } else {
+            node.number()
+        })
     }
 
     /// What the owner and others may do with a file.
@@ -168,7 +193,7 @@ impl<S: Source> Filesystem for Adapter<S> {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let parent = Node::of_number(parent.0);
+        let parent = self.node(parent);
         match parent.and_then(|parent| parent.child(name.to_str()?)) {
             Some(node) => reply.entry(&Self::ttl(node), &self.attributes(node), Generation(0)),
             None => reply.error(Errno::ENOENT),
@@ -176,14 +201,14 @@ impl<S: Source> Filesystem for Adapter<S> {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match Node::of_number(ino.0) {
+        match self.node(ino) {
             Some(node) => reply.attr(&Self::ttl(node), &self.attributes(node)),
             None => reply.error(Errno::ENOENT),
         }
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let Some(node) = Node::of_number(ino.0) else {
+        let Some(node) = self.node(ino) else {
             return reply.error(Errno::ENOENT);
         };
         // Modes do not keep root from it.
@@ -213,7 +238,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(node) = Node::of_number(ino.0) else {
+        let Some(node) = self.node(ino) else {
             return reply.error(Errno::ENOENT);
         };
         let fs = Arc::clone(&self.fs);
@@ -247,7 +272,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let Some(node) = Node::of_number(ino.0) else {
+        let Some(node) = self.node(ino) else {
             return reply.error(Errno::ENOENT);
         };
         // A disk has the length that it has, and whom it belongs to is decided by who mounts.
@@ -271,7 +296,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        if Node::of_number(ino.0) != Some(Node::Disk) {
+        if self.node(ino) != Some(Node::Disk) {
             return reply.error(Errno::EROFS);
         }
         self.write_disk(offset, Bytes::copy_from_slice(data), reply);
@@ -287,7 +312,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        if Node::of_number(ino.0) != Some(Node::Disk) {
+        if self.node(ino) != Some(Node::Disk) {
             return reply.error(Errno::EROFS);
         }
         self.allocate_on_disk(offset, length, mode, reply);
@@ -349,7 +374,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let Some(node) = Node::of_number(ino.0) else {
+        let Some(node) = self.node(ino) else {
             return reply.error(Errno::ENOENT);
         };
         let dots = [(".", node), ("..", node.parent())];
@@ -359,7 +384,7 @@ impl<S: Source> Filesystem for Adapter<S> {
                 Kind::Directory => FileType::Directory,
                 Kind::File => FileType::RegularFile,
             };
-            if reply.add(INodeNo(entry.number()), position, kind, name) {
+            if reply.add(self.number(*entry), position, kind, name) {
                 break;
             }
         }
@@ -368,6 +393,6 @@ impl<S: Source> Filesystem for Adapter<S> {
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         let blocks = self.fs.length(Node::Disk).div_ceil(u64::from(BLOCK_BYTES));
-        reply.statfs(blocks, 0, 0, 5, 0, BLOCK_BYTES, 255, BLOCK_BYTES);
+        reply.statfs(blocks, 0, 0, 6, 0, BLOCK_BYTES, 255, BLOCK_BYTES);
     }
 }

@@ -24,6 +24,7 @@ pub mod disk;
 pub mod fetch;
 pub mod flight;
 pub mod fs;
+pub mod fstab;
 pub mod fuse;
 pub mod log;
 pub mod mount;

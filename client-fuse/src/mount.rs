@@ -32,8 +32,8 @@ pub enum MountError {
     Missing { path: PathBuf },
     #[error("mount point {} is a dead mount; free it with: umount {}", path.display(), path.display())]
     Dead { path: PathBuf },
-    #[error("mount point {} is not a directory", path.display())]
-    NotADirectory { path: PathBuf },
+    #[error("mount point {} is neither a directory nor a regular file", path.display())]
+    NotAPlace { path: PathBuf },
     #[error("mount point {} is not empty", path.display())]
     NotEmpty { path: PathBuf },
     #[error("cannot use mount point {}", path.display())]
@@ -46,9 +46,13 @@ pub enum MountError {
     Session { path: PathBuf, source: io::Error },
 }
 
-/// An empty directory, by its absolute path.
+/// An empty directory or file, by its absolute path.
 #[derive(Clone, Debug)]
-pub struct Mountpoint(PathBuf);
+pub struct Mountpoint {
+    path: PathBuf,
+    /// What the mount begins with: the directory, or the disk itself.
+    root: Node,
+}
 
 impl Mountpoint {
     /// Checks that `path` can be mounted on.
@@ -57,18 +61,23 @@ impl Mountpoint {
     ///
     /// Says what is wrong with it.
     pub fn check(path: &Path) -> Result<Self, MountError> {
-        let look = || -> io::Result<(PathBuf, bool)> {
-            let absolute = path.canonicalize()?;
-            let empty = fs::read_dir(&absolute)?.next().is_none();
-            Ok((absolute, empty))
+        let look = || -> io::Result<(Self, bool)> {
+            let path = path.canonicalize()?;
+            let metadata = fs::metadata(&path)?;
+            let (root, empty) = if metadata.is_file() {
+                (Node::Disk, metadata.len() == 0)
+            } else {
+                (Node::Root, fs::read_dir(&path)?.next().is_none())
+            };
+            Ok((Self { path, root }, empty))
         };
         let path = path.to_owned();
         match look() {
-            Ok((absolute, true)) => Ok(Self(absolute)),
+            Ok((found, true)) => Ok(found),
             Ok((_, false)) => Err(MountError::NotEmpty { path }),
             Err(error) => Err(match error.kind() {
                 io::ErrorKind::NotFound => MountError::Missing { path },
-                io::ErrorKind::NotADirectory => MountError::NotADirectory { path },
+                io::ErrorKind::NotADirectory => MountError::NotAPlace { path },
                 io::ErrorKind::NotConnected => MountError::Dead { path },
                 _ => MountError::Unusable {
                     path,
@@ -99,18 +108,14 @@ impl Mount {
         fs: ImageFs<S>,
         source: &str,
     ) -> Result<Self, MountError> {
-        let Mountpoint(path) = mountpoint;
+        let Mountpoint { path, root } = mountpoint;
         let owner = (
             nix::unistd::getuid().as_raw(),
             nix::unistd::getgid().as_raw(),
         );
         let length = fs.length(Node::Disk);
-        let adapter = Adapter::new(
-            Arc::new(fs),
-            tokio::runtime::Handle::current(),
-            owner,
-            config.access,
-        );
+        let runtime = tokio::runtime::Handle::current();
+        let adapter = Adapter::new(Arc::new(fs), runtime, owner, config.access, root);
         let refused = |source| MountError::Refused {
             path: path.clone(),
             source,
@@ -123,19 +128,22 @@ impl Mount {
             unmounter,
             ended,
         };
-        mount.settle(length).await?;
+        let disk = match root {
+            Node::Disk => mount.path.clone(),
+            _ => mount.path.join("disk.raw"),
+        };
+        mount.settle(disk, length).await?;
         Ok(mount)
     }
 
     /// Waits for a first answer, then raises the kernel's read-ahead where we may.
-    async fn settle(&self, length: u64) -> Result<(), MountError> {
+    async fn settle(&self, disk: PathBuf, length: u64) -> Result<(), MountError> {
         let silent = |source| MountError::Silent {
             path: self.path.clone(),
             source,
         };
-        let file = self.path.join("disk.raw");
         let looked = tokio::task::spawn_blocking(move || {
-            let metadata = fs::metadata(file)?;
+            let metadata = fs::metadata(disk)?;
             raise_read_ahead(metadata.dev());
             Ok(metadata.len())
         });
@@ -147,7 +155,7 @@ impl Mount {
             return Ok(());
         }
         Err(silent(io::Error::other(format!(
-            "disk.raw has {found} bytes, not {length}"
+            "the disk has {found} bytes, not {length}"
         ))))
     }
 

@@ -14,6 +14,7 @@ mod hostile;
 mod http;
 mod model;
 mod mount;
+mod mount_ways;
 mod offline;
 mod open;
 mod overlay;
