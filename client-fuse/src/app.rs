@@ -23,7 +23,7 @@ use crate::mount::signals::Signals;
 use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
-use crate::overlay::{Base, Overlay};
+use crate::overlay::{Base, Overlay, keep_flushed};
 use crate::process::{self, Readiness, Side};
 use crate::record::send::Sender;
 use crate::record::{Recorder, TraceFile};
@@ -128,14 +128,15 @@ async fn serve(
         &Handle::current(),
         recorder.clone(),
     );
-    if let Some(pack) = image.manifest.boot_pack {
-        disk.prefetch(pack);
+    match image.manifest.boot_pack {
+        Some(pack) => disk.prefetch(pack),
+        None => disk.prefetch_index(),
     }
     if config.purpose == Purpose::MountAndPin {
         disk.pin(image.manifest.disk.data_bytes);
     }
     let disk = match &overlay {
-        Some(overlay) => Layered::writable(disk, Arc::clone(overlay), Handle::current()),
+        Some(overlay) => Layered::writable(disk, Arc::clone(overlay)),
         None => Layered::read_only(disk),
     };
     let fs = ImageFs::new(disk, &image, &config.base, stats);
@@ -174,7 +175,9 @@ async fn open_overlay(config: &Config, image: &OpenImage) -> anyhow::Result<Opti
         reference: image.reference.to_string(),
     };
     let opened = tokio::task::spawn_blocking(move || Overlay::open(&path, &base)).await?;
-    Ok(Some(opened.context("the disk cannot be made writable")?))
+    let overlay = opened.context("the disk cannot be made writable")?;
+    tokio::spawn(keep_flushed(Arc::downgrade(&overlay)));
+    Ok(Some(overlay))
 }
 
 /// The servers of the store; what they need of files is read here.

@@ -4,25 +4,29 @@
 //! is already on its way is waited for, whoever asked for it first, so that no chunk is ever fetched
 //! twice at once. What the boot pack brings is not fetched from anywhere else ([`boot`]).
 
+use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use image_format::chunk::ChunkId;
 use image_format::trace::Origin;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use crate::cache::Caches;
 use crate::cache::disk::Cached;
 use crate::disk::plan::Part;
 use crate::fetch::fetcher::{Delivery, Fetcher, Wanted};
 use crate::fetch::lanes::{Hurry, Priority};
-use crate::fetch::plan::{PlanLimits, coalesce};
+use crate::fetch::plan::{RangeRequest, coalesce};
 use crate::fetch::{FetchError, Source};
 use crate::flight::{Abandoned, Boarding, Flights, Seat};
 use crate::place::Place;
 use crate::prefetch::BootStream;
-use crate::prefetch::ledger::Ledger;
+use crate::prefetch::ledger::{Ledger, Reason};
+use crate::prefetch::neighbours::Neighbours;
 use crate::stats::Stats;
 use crate::tasks::Tasks;
 
@@ -40,7 +44,10 @@ pub struct Chunks<S> {
     flights: Flights<ChunkId, Delivery>,
     /// The boot pack, once its head is here.
     boot: OnceLock<Arc<BootStream>>,
+    /// How many heads of boot packs are on their way.
+    expected: watch::Sender<usize>,
     ledger: Ledger,
+    neighbours: Mutex<Neighbours>,
     /// Requests for guests that no frame of the boot pack carries.
     guest_requests: Arc<AtomicUsize>,
     tasks: Tasks,
@@ -73,7 +80,9 @@ impl<S: Source> Chunks<S> {
             caches,
             flights: Flights::new(),
             boot: OnceLock::new(),
+            expected: watch::Sender::new(0),
             ledger: Ledger::default(),
+            neighbours: Mutex::default(),
             guest_requests: Arc::default(),
             tasks: Tasks::new(runtime),
             stats,
@@ -86,7 +95,8 @@ impl<S: Source> Chunks<S> {
         self.caches.memory.bytes_max() as u64 / 4
     }
 
-    /// The bytes of `parts`, in order.
+    /// The bytes of `parts`, in order. What lies around those that are fetched may come too: `around`
+    /// says which chunks a range of the disk has, as far as that is known without waiting.
     ///
     /// # Errors
     ///
@@ -95,7 +105,11 @@ impl<S: Source> Chunks<S> {
     /// # Cancel safety
     ///
     /// Dropping the future stops waiting; fetches under way go on into the caches.
-    pub async fn read(&self, parts: &[Part]) -> Result<Vec<Found>, FetchError> {
+    pub async fn read(
+        &self,
+        parts: &[Part],
+        around: impl Fn(&Range<u64>) -> Vec<Place> + Sync,
+    ) -> Result<Vec<Found>, FetchError> {
         for part in parts {
             self.strike(&part.place.id());
         }
@@ -111,7 +125,7 @@ impl<S: Source> Chunks<S> {
             if missing.is_empty() {
                 return Ok(found);
             }
-            missing = self.fetch(missing, &mut found).await?;
+            missing = self.fetch(missing, &mut found, &around).await?;
         }
         match missing.first() {
             None => Ok(found),
@@ -190,7 +204,13 @@ impl<S: Source> Chunks<S> {
     }
 
     /// Fetches what is missing and returns what was abandoned by a failed task.
-    async fn fetch(&self, missing: Missing, found: &mut [Found]) -> Result<Missing, FetchError> {
+    async fn fetch(
+        &self,
+        missing: Missing,
+        found: &mut [Found],
+        around: &(impl Fn(&Range<u64>) -> Vec<Place> + Sync),
+    ) -> Result<Missing, FetchError> {
+        self.boot_pack_is_known().await;
         let hurry = Arc::new(Hurry::new());
         let mut wanted = Vec::new();
         let mut seats: Vec<(usize, Part, Seat<Delivery>)> = Vec::new();
@@ -220,7 +240,7 @@ impl<S: Source> Chunks<S> {
                 }
             }
         }
-        self.launch(wanted, Priority::Guest, &hurry);
+        self.launch_for_guest(wanted, &hurry, around);
         let mut abandoned = Vec::new();
         for (number, part, seat) in seats {
             match seat.wait().await {
@@ -234,38 +254,98 @@ impl<S: Source> Chunks<S> {
     /// Fetches into the caches what of `places` is neither there nor on its way. Does not wait.
     pub fn fetch_ahead(&self, places: impl IntoIterator<Item = Place>) {
         let hurry = Arc::new(Hurry::new());
+        let wanted = self.board_ahead(places, Reason::Stream, &hurry);
+        for request in coalesce(wanted, self.fetcher.limits()) {
+            self.launch(request, Priority::Ahead, &hurry);
+        }
+    }
+
+    /// Starts flights for what of `places` is neither here nor on its way.
+    fn board_ahead(
+        &self,
+        places: impl IntoIterator<Item = Place>,
+        reason: Reason,
+        hurry: &Arc<Hurry>,
+    ) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for place in places {
+            let comes = |boot: &Arc<BootStream>| boot.will_bring(&place.id());
             if self.caches.memory.holds(&place.id())
                 || self.caches.disk.may_hold(&place)
-                || self
-                    .boot
-                    .get()
-                    .is_some_and(|boot| boot.will_bring(&place.id()))
+                || self.boot.get().is_some_and(comes)
             {
                 continue;
             }
-            if let Boarding::Lead(landing, _) = self.flights.board(place.id(), &hurry)
+            if let Boarding::Lead(landing, _) = self.flights.board(place.id(), hurry)
                 && !self.caches.memory.holds(&place.id())
             {
-                self.bring(&place);
+                self.bring(&place, reason);
                 wanted.push(Wanted { place, landing });
             }
         }
         self.stats.ahead_chunks.add(wanted.len() as u64);
-        self.launch(wanted, Priority::Ahead, &hurry);
+        wanted
     }
 
-    fn launch(&self, wanted: Vec<Wanted>, priority: Priority, hurry: &Arc<Hurry>) {
-        for request in coalesce(wanted, PlanLimits::DEFAULT) {
-            let fetch = Arc::clone(&self.fetcher).range(request, priority, Arc::clone(hurry));
-            let guest = (priority == Priority::Guest).then(|| Counted::up(&self.guest_requests));
-            self.tasks.spawn(async move {
-                fetch.await;
-                drop(guest);
-            });
+    /// Fetches what a guest waits for. What lies behind it comes in the same answer, after it; what
+    /// lies before it comes beside.
+    fn launch_for_guest(
+        &self,
+        mut wanted: Vec<Wanted>,
+        hurry: &Arc<Hurry>,
+        around: impl Fn(&Range<u64>) -> Vec<Place>,
+    ) {
+        let Some(missing) = extent(&wanted) else {
+            return;
+        };
+        let urgent: HashSet<ChunkId> = wanted.iter().map(|wanted| wanted.place.id()).collect();
+        let (line, room) = (self.fetcher.line(), self.pressure().room_bytes);
+        let stretch = self.neighbours().around(&missing, line);
+        let stretch = stretch.filter(|stretch| stretch.end - stretch.start <= room);
+        tracing::trace!(?missing, ?stretch, ?line, "a miss");
+        let places = stretch.map_or_else(Vec::new, |stretch| around(&stretch));
+        let is_behind = |place: &Place| place.disk_offset() >= missing.start;
+        let (behind, before): (Vec<_>, Vec<_>) = places.into_iter().partition(is_behind);
+        wanted.extend(self.board_ahead(behind, Reason::Neighbour, hurry));
+        let limits = self.fetcher.limits();
+        for request in coalesce(wanted, limits) {
+            let is_urgent = |wanted: &Wanted| urgent.contains(&wanted.place.id());
+            let priority = if request.wanted.iter().any(is_urgent) {
+                Priority::Guest
+            } else {
+                Priority::Ahead
+            };
+            self.launch(request, priority, hurry);
+        }
+        let calm = Arc::new(Hurry::new());
+        let before = self.board_ahead(before, Reason::Neighbour, &calm);
+        for request in coalesce(before, limits) {
+            self.launch(request, Priority::Ahead, &calm);
         }
     }
+
+    fn launch(&self, request: RangeRequest<Wanted>, priority: Priority, hurry: &Arc<Hurry>) {
+        let fetch = Arc::clone(&self.fetcher).range(request, priority, Arc::clone(hurry));
+        let guest = (priority == Priority::Guest).then(|| Counted::up(&self.guest_requests));
+        self.tasks.spawn(async move {
+            fetch.await;
+            drop(guest);
+        });
+    }
+
+    fn neighbours(&self) -> MutexGuard<'_, Neighbours> {
+        self.neighbours
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The stretch of the disk from the first to the last of `wanted`.
+fn extent(wanted: &[Wanted]) -> Option<Range<u64>> {
+    let all = || wanted.iter().map(|wanted| wanted.place.on_disk());
+    let start = all().map(|range| range.start).min()?;
+    let end = all().map(|range| range.end).max()?;
+    Some(start..end)
 }
 
 /// One of a number of things that go on at once.

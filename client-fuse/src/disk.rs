@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
 use image_format::DecodeError;
 use image_format::digest::Digest;
 use image_format::geometry::runs;
@@ -18,11 +19,13 @@ use image_format::region_table::RegionTable;
 use tokio::runtime::Handle;
 
 use crate::cache::Caches;
-use crate::chunks::Chunks;
+use crate::chunks::boot::Expected;
+use crate::chunks::{Chunks, Found};
 use crate::disk::pages::Pages;
 use crate::disk::plan::{Part, Piece};
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::{FetchError, Source};
+use crate::place::Place;
 use crate::readahead::ReadAhead;
 use crate::record::Recorder;
 use crate::stats::Stats;
@@ -34,6 +37,12 @@ pub mod plan;
 
 /// Index pages fetched ahead of a boot: as many as are kept.
 const PAGES_AHEAD_MAX: usize = 64;
+
+/// A disk with as many index pages is small: all of them are less than 1 MB.
+const PAGES_SMALL_MAX: usize = 16;
+
+/// Index pages fetched ahead at once.
+const PAGES_AT_ONCE: usize = 4;
 
 /// A published disk, readable at any offset.
 #[derive(Debug)]
@@ -138,7 +147,7 @@ impl<S: Source> Disk<S> {
         if !self.parts.chunks.are_foreseen(&parts) {
             self.read_ahead(&range);
         }
-        let found = self.parts.chunks.read(&parts).await?;
+        let found = self.parts.read(&parts).await?;
         if let Some(recorder) = &self.recorder {
             let from = found.iter().map(|found| found.from);
             recorder.note(asked, planned, parts.iter().zip(from));
@@ -158,11 +167,22 @@ impl<S: Source> Disk<S> {
         Ok(out.freeze())
     }
 
+    /// Begins to fetch the index of a small disk, in the background, before it is read: a page that
+    /// is not here when it is needed costs its reader a round trip.
+    pub fn prefetch_index(&self) {
+        let parts = Arc::clone(&self.parts);
+        self.tasks.spawn(async move {
+            let regions = parts.pages.regions(PAGES_SMALL_MAX);
+            parts.pages_ahead(&regions).await;
+        });
+    }
+
     /// Begins to fetch what `pack` lists, in the background, before it is read.
     pub fn prefetch(&self, pack: BootPack) {
         let (parts, length) = (Arc::clone(&self.parts), self.length);
+        let expected = self.parts.chunks.expect_boot_pack();
         self.tasks
-            .spawn(async move { parts.prefetch(pack, length).await });
+            .spawn(async move { parts.prefetch(pack, length, expected).await });
     }
 
     /// Notes a read and fetches what its reader will probably want next.
@@ -191,34 +211,48 @@ impl<S: Source> Parts<S> {
         Ok(pieces)
     }
 
-    async fn prefetch(&self, pack: BootPack, length: u64) {
-        let Some(boot) = self.chunks.open_boot_pack(pack, length).await else {
-            return;
-        };
+    async fn read(&self, parts: &[Part]) -> Result<Vec<Found>, FetchError> {
+        self.chunks.read(parts, |range| self.places(range)).await
+    }
+
+    /// The chunks of `range` whose pages are here.
+    fn places(&self, range: &Range<u64>) -> Vec<Place> {
+        let mut places = Vec::new();
+        for run in runs(range.start, range.end - range.start) {
+            let page = self.pages.kept(run.region);
+            let pieces = plan::pieces(run, page.as_deref(), range);
+            places.extend(pieces.iter().filter_map(Piece::part).map(|part| part.place));
+        }
+        places
+    }
+
+    async fn prefetch(&self, pack: BootPack, length: u64, expected: Expected) {
+        let opened = self.chunks.open_boot_pack(pack, length).await;
+        drop(expected);
+        let Some(boot) = opened else { return };
         let mut regions: Vec<u32> = Vec::new();
         for region in boot.head().chunks().map(|chunk| chunk.region) {
             if !regions.contains(&region) && regions.len() < PAGES_AHEAD_MAX {
                 regions.push(region);
             }
         }
-        tokio::join!(
-            self.pages_ahead(regions.iter().step_by(2)),
-            self.pages_ahead(regions.iter().skip(1).step_by(2)),
-            self.chunks.stream(boot)
-        );
+        tokio::join!(self.pages_ahead(&regions), self.chunks.stream(boot));
     }
 
-    async fn pages_ahead(&self, regions: impl Iterator<Item = &u32>) {
-        for region in regions {
-            if let Err(error) = self.pages.page(*region).await {
+    async fn pages_ahead(&self, regions: &[u32]) {
+        let each = stream::iter(regions.iter().copied());
+        let fetch = async |region| {
+            if let Err(error) = self.pages.page(region).await {
                 tracing::debug!(%error, region, "no page ahead; the read itself will report it");
             }
-        }
+        };
+        each.for_each_concurrent(PAGES_AT_ONCE, fetch).await;
     }
 
     async fn fetch_ahead(&self, range: Range<u64>) {
         match self.plan(&range).await {
             Ok(pieces) => {
+                self.chunks.boot_pack_is_known().await;
                 let places = pieces.iter().filter_map(Piece::part).map(|part| part.place);
                 let places = self.chunks.lacking(places.collect()).await;
                 self.chunks.fetch_ahead(places);

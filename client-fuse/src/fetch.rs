@@ -3,7 +3,7 @@
 //!
 //! [`plan`] joins wanted chunks into range requests, [`lanes`] lets guest reads go before
 //! read-ahead, [`fetcher`] carries requests out, verifies and delivers, [`retry`] decides what
-//! happens after a failure, [`mirrors`] which server is asked, [`pace`] how slow an answer may be,
+//! happens after a failure, [`mirrors`] which server is asked, [`line`] measures the line, [`pace`] how slow an answer may be,
 //! [`split`] cuts a body into chunks while it arrives, and [`http`] is the source that talks to a
 //! server. Nothing leaves this module unverified.
 
@@ -22,6 +22,7 @@ use crate::fetch::retry::{Blame, Fault};
 pub mod fetcher;
 pub mod http;
 pub mod lanes;
+pub mod line;
 pub mod mirrors;
 pub mod pace;
 pub mod plan;

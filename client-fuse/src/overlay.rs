@@ -42,6 +42,7 @@ pub mod ledger;
 mod open;
 pub mod ranges;
 
+pub use commit::keep_flushed;
 pub use error::OverlayError;
 pub use open::Base;
 
@@ -52,7 +53,7 @@ use ledger::{Content, Ledger, Run};
 const DIRTY_MAX: usize = RECORDS_MAX / 2;
 
 /// How long what was written may stay dirty when nobody syncs.
-pub const FLUSH_AFTER: Duration = Duration::from_secs(5);
+const FLUSH_AFTER: Duration = Duration::from_secs(5);
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 const BLOCK_LEN: usize = BLOCK_BYTES as usize;

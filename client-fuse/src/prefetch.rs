@@ -21,11 +21,8 @@ use crate::fetch::lanes::{Hurry, Priority};
 use crate::prefetch::planner::{Planner, Pressure, Step};
 
 pub mod ledger;
+pub mod neighbours;
 pub mod planner;
-
-/// Frames fetched ahead at once, some 300 KiB each: more than 100 Mbit/s carry in 50 ms, and half of
-/// the connections that there are.
-const IN_FLIGHT_MAX: usize = 4;
 
 /// A boot pack whose head is here.
 #[derive(Debug)]
@@ -70,7 +67,7 @@ impl BootStream {
             .iter()
             .map(|frame| u64::from(frame.plain_bytes));
         let state = State {
-            planner: Planner::new(lengths, IN_FLIGHT_MAX),
+            planner: Planner::new(lengths),
             held: HashMap::new(),
             hurries: HashMap::new(),
             trusted: true,

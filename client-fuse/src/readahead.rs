@@ -1,8 +1,9 @@
 //! Decides how far to read ahead of sequential readers; fetches nothing itself.
 //!
 //! A stream is a reader that continues where it stopped. Its window doubles each time it is used
-//! up, so that a long run costs few requests, and a short one wastes little. A random reader never
-//! becomes a stream and gets nothing. Several streams are followed at once; the one unused for
+//! up, so that a long run costs few requests, and is never longer than twice what the reader has read,
+//! so that a short one wastes little. Who jumps is trusted half as far: the window shrinks. A random
+//! reader never becomes a stream and gets nothing. Several streams are followed at once; the one unused for
 //! longest is forgotten first.
 //!
 //! The kernel splits and reorders the requests of one reader a little (asynchronous reads, several
@@ -23,6 +24,9 @@ const WINDOW_BYTES_FIRST: u64 = 256 << 10;
 /// How far out of order a read of an established stream may arrive: 2 of the largest FUSE reads.
 const REORDER_BYTES: u64 = 2 << 20;
 
+/// A longer jump than this is no reordering of the kernel's usual requests, but a seek.
+const JUMP_BYTES: u64 = 256 << 10;
+
 /// Follows readers and says what to fetch before they ask.
 #[derive(Debug)]
 pub struct ReadAhead {
@@ -33,8 +37,8 @@ pub struct ReadAhead {
 
 #[derive(Clone, Copy, Debug)]
 struct Stream {
-    /// Where the run began.
-    start: u64,
+    /// How far its reader is trusted: the bytes that it has read, halved with each jump.
+    read: u64,
     /// Where the next read is expected.
     next: u64,
     /// Up to where has been asked for ahead; never less than `next` once established.
@@ -71,12 +75,16 @@ impl ReadAhead {
         let mut stream = match found {
             Some(index) => self.streams.remove(index),
             None => Stream {
-                start: offset,
+                read: 0,
                 next: offset,
                 ahead: offset,
                 window: 0,
             },
         };
+        if offset.abs_diff(stream.next) > JUMP_BYTES.max(len) {
+            stream.jump();
+        }
+        stream.read = stream.read.saturating_add(len);
         stream.next = stream.next.max(end);
         let ahead = stream.extend(found.is_some(), self.window_bytes_max);
         if self.streams.len() == STREAMS_MAX {
@@ -97,17 +105,29 @@ impl Stream {
             && offset <= self.next.saturating_add(REORDER_BYTES)
     }
 
+    /// Its reader went elsewhere, though not far.
+    const fn jump(&mut self) {
+        self.read /= 2;
+        self.window = if self.window / 2 > WINDOW_BYTES_FIRST {
+            self.window / 2
+        } else {
+            self.window
+        };
+    }
+
     /// Moves the window on when less than half of it is left, so that requests stay large.
     fn extend(&mut self, continued: bool, window_max: u64) -> Option<Range<u64>> {
         if self.window == 0 {
-            if !continued || self.next - self.start < RUN_BYTES_MIN {
+            if !continued || self.read < RUN_BYTES_MIN {
                 return None;
             }
             self.window = WINDOW_BYTES_FIRST.min(window_max);
         } else if self.ahead.saturating_sub(self.next) > self.window / 2 {
             return None;
         } else {
-            self.window = self.window.saturating_mul(2).min(window_max);
+            let trusted = self.read.saturating_mul(2).max(WINDOW_BYTES_FIRST);
+            let trusted = trusted.min(window_max);
+            self.window = self.window.saturating_mul(2).min(trusted);
         }
         let start = self.ahead.max(self.next);
         let end = self.next.saturating_add(self.window);
@@ -175,6 +195,29 @@ mod tests {
             assert_eq!(ahead.note((1 << 40) + i * 7_777_777, 4096), None);
         }
         assert!(windows > 3);
+    }
+
+    #[test]
+    fn the_window_shrinks_when_the_reader_jumps() {
+        let mut ahead = read_ahead();
+        let far = |ahead: &ReadAhead| ahead.streams[0].window;
+        for i in 0..64 {
+            ahead.note(i * 131_072, 131_072);
+        }
+        let before = far(&ahead);
+        ahead.note(64 * 131_072 + (1 << 20), 131_072);
+        assert_eq!(ahead.streams.len(), 1);
+        assert_eq!(far(&ahead), before / 2);
+    }
+
+    #[test]
+    fn nobody_is_followed_further_than_twice_what_he_has_read() {
+        let mut ahead = read_ahead();
+        for i in 0..64 {
+            let range = ahead.note(i * 131_072, 131_072);
+            let read = (i + 1) * 131_072;
+            assert!(range.is_none_or(|range| range.end <= 3 * read.max(WINDOW_BYTES_FIRST)));
+        }
     }
 
     proptest! {

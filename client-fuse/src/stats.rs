@@ -74,10 +74,25 @@ pub struct Stats {
     pub ahead_bytes: Counter,
     /// Of these, bytes of chunks that were read later; the others were fetched in vain so far.
     pub ahead_used_bytes: Counter,
+    /// The same bytes, by why they were asked for; what is missing was listed by a boot pack.
+    pub ahead: AheadStats,
     /// What the boot pack did.
     pub boot_pack: BootPackStats,
     /// Objects and chunks that did not match their digest.
     pub verify_failures: Counter,
+}
+
+/// Plain bytes that were asked for ahead of any reader.
+#[derive(Debug, Default, Serialize)]
+pub struct AheadStats {
+    /// Ahead of a sequential reader.
+    pub stream_bytes: Counter,
+    /// Of these, bytes of chunks that were read later.
+    pub stream_used_bytes: Counter,
+    /// Beside what a reader lacked.
+    pub neighbour_bytes: Counter,
+    /// Of these, bytes of chunks that were read later.
+    pub neighbour_used_bytes: Counter,
 }
 
 /// What the boot pack did.

@@ -111,11 +111,11 @@ pub async fn collect(
 ) -> Result<Collected, GcError> {
     let root = signer.keys.root()?;
     // Most of the marking is done before publishers have to wait.
-    let before = store.current(&root).await?;
+    let before = signer.current(store).await?;
     let mut marks = Marks::default();
     marks.add(store, &before).await?;
     let _lock = CommitLock::acquire(store).await?;
-    let current = store.current(&root).await?;
+    let current = signer.current(store).await?;
     marks.add(store, &current).await?;
     let (unreferenced, mut marks) = files::unreferenced(store, marks).await?;
     let list = list::read(store).await?;

@@ -106,7 +106,7 @@ impl Publication {
     ) -> Result<Published, PublishError> {
         let _lock = CommitLock::acquire(store).await?;
         self.check_objects(store).await?;
-        let current = store.current(&signer.keys.root()?).await?;
+        let current = signer.current(store).await?;
         let mut names = store.names_of(&current).await?;
         let name = &self.reference.name;
         let before = match names.names.contains_key(name) {

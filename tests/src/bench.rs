@@ -4,15 +4,17 @@
 //! as a new process with a new mount, a new connection and an empty cache directory; a row has the median of each and of the
 //! ratio of each turn, with the lowest and the highest. Whatever is read is compared with the image.
 //!
-//! Server and line run on one CPU, the client and what reads from it on another. What the servers serve lies in
-//! memory, so that no disk of this machine is measured.
+//! Server and line run on one CPU, the client and what reads from it on another. What the servers serve and what
+//! clients cache lies in memory, so that no disk of this machine is measured.
 //!
 //! Reading order: [`site`] (image, store, recorded boot) → [`line`] → [`servers`] → [`disks`] (who shows the
 //! disk) → the suites, [`cold`] first → [`table`] and [`report`].
 
+pub mod blackout;
 pub mod cold;
 pub mod disks;
 pub mod line;
+pub mod machine;
 pub mod memory;
 pub mod open;
 pub mod publish;
@@ -21,6 +23,7 @@ pub mod servers;
 pub mod site;
 pub mod table;
 pub mod turns;
+pub mod update;
 pub mod warm;
 pub mod whole;
 
@@ -112,6 +115,21 @@ const SUITES: &[Suite] = &[
         id: "p12",
         title: "What was fetched ahead",
         run: cold::ahead,
+    },
+    Suite {
+        id: "p8",
+        title: "Boots with something cached",
+        run: update::boots,
+    },
+    Suite {
+        id: "p15",
+        title: "The longest read when the servers stop",
+        run: blackout::longest_read,
+    },
+    Suite {
+        id: "p3",
+        title: "A real boot over the line",
+        run: machine::boots,
     },
 ];
 

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -15,6 +16,7 @@ use image_format::boot_pack::{Head, PlacedChunk};
 use image_format::chunk::{Chunk, ChunkId};
 use image_format::manifest::BootPack;
 use image_format::trace::Origin;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Chunks;
@@ -23,11 +25,12 @@ use crate::disk::plan::Part;
 use crate::fetch::fetcher::part::{ObjectPart, Patience};
 use crate::fetch::fetcher::{Wanted, land_all};
 use crate::fetch::lanes::{Hurry, Priority};
-use crate::fetch::plan::{PlanLimits, coalesce};
+use crate::fetch::plan::coalesce;
 use crate::fetch::{FetchError, Source};
 use crate::flight::Boarding;
 use crate::place::Place;
-use crate::prefetch::planner::{Pressure, Route, Step, route};
+use crate::prefetch::ledger::{Ahead, Reason};
+use crate::prefetch::planner::{Pressure, Route, Step, frames_max, route};
 use crate::prefetch::{BootStream, Held};
 
 impl Place {
@@ -59,7 +62,36 @@ impl Drop for Bringing {
     }
 }
 
+/// How long a reader waits to learn what the boot pack brings: a round trip and what a retry may take
+/// on a bad line. The head comes beside the index page that a first read needs anyway.
+const HEAD_WAIT: Duration = Duration::from_millis(500);
+
+/// The head of a boot pack is on its way, until this is dropped.
+#[derive(Debug)]
+pub struct Expected(watch::Sender<usize>);
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.0.send_modify(|heads| *heads -= 1);
+    }
+}
+
 impl<S: Source> Chunks<S> {
+    /// Says that a head of a boot pack is on its way: readers wait a little for it, so that what it
+    /// lists is not fetched from elsewhere first.
+    #[must_use]
+    pub fn expect_boot_pack(&self) -> Expected {
+        self.expected.send_modify(|heads| *heads += 1);
+        Expected(self.expected.clone())
+    }
+
+    /// Waits until it is known what the boot pack brings, but not for long.
+    pub async fn boot_pack_is_known(&self) {
+        let mut expected = self.expected.subscribe();
+        // The sender lives as long as `self`; after the wait, packs serve.
+        let _ = tokio::time::timeout(HEAD_WAIT, expected.wait_for(|heads| *heads == 0)).await;
+    }
+
     /// Whether there are parts, and the boot pack lists all of them.
     pub fn are_foreseen(&self, parts: &[Part]) -> bool {
         let listed = |boot: &Arc<BootStream>| parts.iter().all(|part| boot.lists(&part.place.id()));
@@ -68,8 +100,16 @@ impl<S: Source> Chunks<S> {
 
     /// Notes that `chunk` is read: if it was fetched ahead, that was not in vain.
     pub(super) fn strike(&self, chunk: &ChunkId) {
-        if let Some(bytes) = self.ledger.strike(chunk) {
-            self.stats.ahead_used_bytes.add(bytes);
+        if let Some(ahead) = self.ledger.strike(chunk) {
+            self.stats.ahead_used_bytes.add(ahead.bytes);
+            match ahead.reason {
+                Reason::Listed => {}
+                Reason::Stream => self.stats.ahead.stream_used_bytes.add(ahead.bytes),
+                Reason::Neighbour => {
+                    self.neighbours().used(ahead.bytes);
+                    self.stats.ahead.neighbour_used_bytes.add(ahead.bytes);
+                }
+            }
             if let Some(boot) = self.boot.get() {
                 boot.call();
             }
@@ -77,9 +117,18 @@ impl<S: Source> Chunks<S> {
     }
 
     /// Notes that the chunk at `place` is fetched ahead.
-    pub(super) fn bring(&self, place: &Place) {
-        self.ledger.bring(place.id(), place.plain_bytes());
-        self.stats.ahead_bytes.add(place.plain_bytes());
+    pub(super) fn bring(&self, place: &Place, reason: Reason) {
+        let bytes = place.plain_bytes();
+        self.ledger.bring(place.id(), Ahead { bytes, reason });
+        self.stats.ahead_bytes.add(bytes);
+        match reason {
+            Reason::Listed => {}
+            Reason::Stream => self.stats.ahead.stream_bytes.add(bytes),
+            Reason::Neighbour => {
+                self.neighbours().brought(bytes);
+                self.stats.ahead.neighbour_bytes.add(bytes);
+            }
+        }
     }
 
     /// What brings the chunk at `place`, which is on its way already.
@@ -191,13 +240,14 @@ impl<S: Source> Chunks<S> {
         while bringing.join_next().await.is_some() {}
     }
 
-    fn pressure(&self) -> Pressure {
+    pub(super) fn pressure(&self) -> Pressure {
         // Half of the memory, so that what was read lately is not pushed out by what may be read.
         let memory = self.caches.memory.bytes_max() as u64 / 2;
         let in_memory = memory.saturating_sub(self.ledger.unused_bytes());
         Pressure {
             guest_requests: self.guest_requests.load(Ordering::Relaxed),
             room_bytes: in_memory.max(self.caches.disk.room_bytes()),
+            frames_max: frames_max(self.fetcher.line()),
         }
     }
 
@@ -212,7 +262,7 @@ impl<S: Source> Chunks<S> {
             if let Boarding::Lead(landing, _) = self.flights.board(place.id(), hurry)
                 && !self.caches.memory.holds(&place.id())
             {
-                self.bring(&place);
+                self.bring(&place, Reason::Listed);
                 wanted.push(Wanted { place, landing });
             }
         }
@@ -224,7 +274,7 @@ impl<S: Source> Chunks<S> {
         let (boot, frame) = (&bringing.boot, bringing.frame);
         let held = boot.held(frame);
         let places: Vec<Place> = held.iter().map(|held| held.wanted.place).collect();
-        let ranges = coalesce(places, PlanLimits::DEFAULT);
+        let ranges = coalesce(places, self.fetcher.limits());
         let stored = boot.part(frame).range;
         let lengths = ranges
             .iter()
@@ -306,7 +356,7 @@ impl<S: Source> Chunks<S> {
         let (guests, ahead): (Vec<_>, Vec<_>) = held.into_iter().partition(is_guest);
         let fetch = |held: Vec<Held>, priority| {
             let wanted: Vec<_> = held.into_iter().map(|held| held.wanted).collect();
-            coalesce(wanted, PlanLimits::DEFAULT)
+            coalesce(wanted, self.fetcher.limits())
                 .into_iter()
                 .map(move |request| {
                     Arc::clone(&self.fetcher).range(request, priority, Arc::clone(hurry))

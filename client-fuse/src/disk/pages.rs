@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use image_format::DecodeError;
 use image_format::digest::Digest;
 use image_format::page::{Entry, PAGE_BYTES_MAX, Page};
 use image_format::region_table::{LEAF_BYTES_MAX, LeafTable, Lookup, RegionTable};
+use image_format::{DecodeError, REGION_BYTES};
 
 use crate::cache::shelf::Shelf;
 use crate::disk::ReadError;
@@ -89,6 +89,33 @@ impl<S: Source> Pages<S> {
         match self.index(digest, &whole, counter, decode).await? {
             Index::Page(page) => Ok(Some(page)),
             Index::Leaf(_) => Err(ReadError::Confused { digest }),
+        }
+    }
+
+    /// All regions that have a page, if that is known without asking and they are at most `most`; else
+    /// none.
+    #[must_use]
+    pub fn regions(&self, most: usize) -> Vec<u32> {
+        let all = 0..u32::try_from(self.table.disk_length().div_ceil(REGION_BYTES)).unwrap_or(0);
+        let has_page = |region: &u32| matches!(self.table.lookup(*region), Lookup::Page(_));
+        let some: Vec<u32> = all.filter(has_page).take(most + 1).collect();
+        if some.len() > most { Vec::new() } else { some }
+    }
+
+    /// The page of `region`, if it is here already.
+    #[must_use]
+    pub fn kept(&self, region: u32) -> Option<Arc<Page>> {
+        let digest = match self.table.lookup(region) {
+            Lookup::Hole => None,
+            Lookup::Page(page) => Some(page),
+            Lookup::Leaf { leaf, slot, .. } => match self.kept.find(&leaf)? {
+                Index::Leaf(leaf) => leaf.page(slot),
+                Index::Page(_) => None,
+            },
+        };
+        match self.kept.find(&digest?)? {
+            Index::Page(page) => Some(page),
+            Index::Leaf(_) => None,
         }
     }
 

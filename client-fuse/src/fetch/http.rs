@@ -39,6 +39,14 @@ const WHOLE_BYTES_MAX: u64 = 1 << 20;
 /// which servers and middleboxes close idle connections.
 const IDLE: Duration = Duration::from_secs(45);
 
+/// What a server may send of one answer before we took any: more than 100 Mbit/s carry in 100 ms. The
+/// 64 KiB of the standard would hold every answer to a round trip for each 64 KiB.
+const HTTP2_STREAM_BYTES: u32 = 2 << 20;
+
+/// The same for all answers of a connection: what 1 Gbit/s carries in 60 ms. It is memory that a server
+/// can make us use, beside the bytes in flight.
+const HTTP2_CONNECTION_BYTES: u32 = 8 << 20;
+
 /// A store behind HTTP.
 #[derive(Clone, Debug)]
 pub struct HttpSource {
@@ -107,7 +115,8 @@ fn builder(network: &NetworkConfig) -> ClientBuilder {
         .tcp_keepalive(network.timeout)
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(usize::from(network.connections))
-        .http2_adaptive_window(true)
+        .http2_initial_stream_window_size(HTTP2_STREAM_BYTES)
+        .http2_initial_connection_window_size(HTTP2_CONNECTION_BYTES)
         .referer(false)
         .redirect(Policy::custom(follow))
         .dns_resolver(Resolver::default())

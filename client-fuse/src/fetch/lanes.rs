@@ -1,10 +1,15 @@
 //! Bounds what is in flight and lets guest reads go before read-ahead.
 //!
 //! There is one number of requests and one of bytes for all. Read-ahead may use at most half of
-//! each, so that a guest read never finds everything taken. Read-ahead that a guest has come to
+//! each, so that a guest read never finds everything taken, and no more requests than the line needs
+//! ([`ahead_slots`]), so that a guest read does not share it with what nobody waits for yet. Read-ahead that a guest has come to
 //! wait for goes as a guest read from then on ([`Hurry`]).
 
+use std::sync::{Mutex, PoisonError};
+
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
+
+use crate::fetch::line::Estimate;
 
 /// Bytes that requests under way may bring and unpack to. A request brings at most 4 MiB and
 /// unpacks to at most 4 MiB (see [`PlanLimits`](crate::fetch::plan::PlanLimits)): two of the
@@ -20,12 +25,30 @@ pub enum Priority {
     Ahead,
 }
 
+/// A usual answer to a request of read-ahead: a run of chunks.
+const ANSWER_BYTES: u64 = 64 << 10;
+
+/// As many requests keep decoding and receiving both busy, however short the round trip.
+const AHEAD_SLOTS_MIN: usize = 4;
+
+/// How many requests read-ahead needs at once to fill `line`: twice what is on its way in a round
+/// trip, because answers are of all lengths. At most `most`.
+#[must_use]
+pub fn ahead_slots(line: Estimate, most: usize) -> usize {
+    let slots = line.bytes_per_round_trip().saturating_mul(2) / ANSWER_BYTES;
+    let slots = usize::try_from(slots).unwrap_or(usize::MAX);
+    slots.max(AHEAD_SLOTS_MIN).min(most)
+}
+
 /// The slots and bytes that requests share.
 #[derive(Debug)]
 pub struct Lanes {
+    connections: u16,
     slots: Semaphore,
     bytes: Semaphore,
     ahead_slots: Semaphore,
+    /// How many slots read-ahead has, taken ones included.
+    n_ahead_slots: Mutex<usize>,
     ahead_bytes: Semaphore,
 }
 
@@ -38,13 +61,39 @@ impl Lanes {
     /// Lanes for `connections` requests at once.
     #[must_use]
     pub fn new(connections: u16) -> Self {
-        let connections = usize::from(connections.max(1));
+        let connections = connections.max(1);
         let bytes = BYTES_IN_FLIGHT_MAX as usize;
+        let ahead = ahead_slots(Estimate::UNKNOWN, usize::from(connections.div_ceil(2)));
         Self {
-            slots: Semaphore::new(connections),
+            connections,
+            slots: Semaphore::new(usize::from(connections)),
             bytes: Semaphore::new(bytes),
-            ahead_slots: Semaphore::new(connections.div_ceil(2)),
+            ahead_slots: Semaphore::new(ahead),
+            n_ahead_slots: Mutex::new(ahead),
             ahead_bytes: Semaphore::new(bytes / 2),
+        }
+    }
+
+    /// How many requests may be under way.
+    #[must_use]
+    pub const fn connections(&self) -> u16 {
+        self.connections
+    }
+
+    /// Gives read-ahead as many slots as `line` needs, at most half of all. Slots that are taken are
+    /// taken away when they come back.
+    pub fn fit(&self, line: Estimate) {
+        let most = usize::from(self.connections.div_ceil(2));
+        let wanted = ahead_slots(line, most);
+        let mut now = self
+            .n_ahead_slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if wanted > *now {
+            self.ahead_slots.add_permits(wanted - *now);
+            *now = wanted;
+        } else {
+            *now -= self.ahead_slots.forget_permits(*now - wanted);
         }
     }
 
@@ -138,6 +187,25 @@ mod tests {
                 .now_or_never()
                 .is_some()
         );
+    }
+
+    #[tokio::test]
+    async fn read_ahead_has_the_slots_that_the_line_needs() {
+        let line = |ms, mbit: u64| Estimate {
+            round_trip: std::time::Duration::from_millis(ms),
+            rate: mbit * 125_000,
+        };
+        let lanes = Lanes::new(32);
+        for (line, slots) in [
+            (Estimate::UNKNOWN, 4),
+            (line(50, 100), 16),
+            (line(20, 100), 7),
+            (line(1, 1000), 4),
+            (line(300, 1000), 16),
+        ] {
+            lanes.fit(line);
+            assert_eq!(lanes.ahead_slots.available_permits(), slots, "{line:?}");
+        }
     }
 
     #[tokio::test]

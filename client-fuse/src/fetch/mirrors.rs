@@ -9,6 +9,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::fetch::line::Meter;
 use crate::fetch::retry::Blame;
 use crate::fetch::{Body, FetchError, Request, Source, SourceError};
 
@@ -85,6 +86,7 @@ pub struct Mirrors<S> {
     /// Each with what it is called in messages.
     sources: Vec<(String, S)>,
     ranking: Mutex<Ranking>,
+    meter: Meter,
 }
 
 impl<S> Mirrors<S> {
@@ -97,7 +99,16 @@ impl<S> Mirrors<S> {
     pub fn of(first: (String, S), others: Vec<(String, S)>) -> Self {
         let sources: Vec<_> = std::iter::once(first).chain(others).collect();
         let ranking = Mutex::new(Ranking::of(sources.len()));
-        Self { sources, ranking }
+        Self {
+            sources,
+            ranking,
+            meter: Meter::new(),
+        }
+    }
+
+    /// What measures the line to them.
+    pub(crate) const fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     /// Whether there is no other server to turn to.

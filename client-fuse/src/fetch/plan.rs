@@ -5,9 +5,11 @@
 //! bounded, a broken connection costs little, and several requests can share the line.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use image_format::digest::ObjectRef;
 
+use crate::fetch::line::Estimate;
 use crate::place::Place;
 
 /// Chunks of one pack that one range request brings.
@@ -26,10 +28,7 @@ pub struct RangeRequest<W> {
 /// Bounds of one request.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanLimits {
-    /// Unwanted bytes between two chunks that are cheaper to receive than to ask around. A request
-    /// costs some 500 bytes of headers and 100 us of the server: at 1 Gbit/s, 13 KB. Twice that,
-    /// because a request also takes a connection that another could use; it is the length of two
-    /// mean chunks.
+    /// Unwanted bytes between two chunks that are cheaper to receive than to ask around.
     pub gap_bytes_max: u64,
     /// Most bytes of one answer: at 100 Mbit/s a third of a second.
     pub range_bytes_max: u64,
@@ -37,13 +36,30 @@ pub struct PlanLimits {
     pub plain_bytes_max: u64,
 }
 
+/// What a request costs a server and us: 150 us, in which the line could bring something else.
+const REQUEST_TIME: Duration = Duration::from_micros(150);
+
+/// What a request and the head of its answer cost the line.
+const REQUEST_BYTES: u64 = 700;
+
+/// A gap of more than this brings chunks that nobody wants in the memory of everybody.
+const GAP_BYTES_MAX: u64 = 256 << 10;
+
 impl PlanLimits {
-    /// See the fields for the arithmetic.
-    pub const DEFAULT: Self = Self {
-        gap_bytes_max: 32 << 10,
-        range_bytes_max: 4 << 20,
-        plain_bytes_max: 4 << 20,
-    };
+    /// The limits for `line` where at most `connections` requests are under way at once.
+    ///
+    /// One more request takes its headers, the time of a server, and for a round trip one of the
+    /// connections: a gap pays that the line brings in this time. At 100 Mbit/s and 50 ms with 32
+    /// connections that is 22 KB, at 1 Gbit/s and 1 ms the same.
+    #[must_use]
+    pub fn of(line: Estimate, connections: u16) -> Self {
+        let time = REQUEST_TIME + line.round_trip / u32::from(connections.max(1));
+        Self {
+            gap_bytes_max: (REQUEST_BYTES + line.bytes_in(time)).min(GAP_BYTES_MAX),
+            range_bytes_max: 4 << 20,
+            plain_bytes_max: 4 << 20,
+        }
+    }
 }
 
 /// Something that wants a chunk.

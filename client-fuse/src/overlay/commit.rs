@@ -5,12 +5,12 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use image_format::overlay::{Batch, HEADER_BYTES, Kind, Log, RECORDS_MAX, Record};
 use nix::fcntl::{FallocateFlags, fallocate};
 
-use super::{BLOCK, Overlay, OverlayError, Space, blocking};
+use super::{BLOCK, FLUSH_AFTER, Overlay, OverlayError, Space, blocking};
 
 /// Bytes that nothing points to are given back when there are as many blocks of them: 64 MiB.
 const STALE_MAX: u64 = 16_384;
@@ -218,6 +218,21 @@ impl Overlay {
     fn forget(&self, place: Range<u64>) {
         if let Err(error) = punch(&self.file, &place) {
             tracing::debug!(overlay = %self.path.display(), %error, "cannot give space back");
+        }
+    }
+}
+
+/// Syncs now and then, for as long as the overlay is used: that bounds what a killed process loses
+/// when nobody else syncs.
+pub async fn keep_flushed(overlay: Weak<Overlay>) {
+    loop {
+        tokio::time::sleep(FLUSH_AFTER).await;
+        let Some(overlay) = overlay.upgrade() else {
+            return;
+        };
+        if let Err(error) = overlay.sync().await {
+            let cause: &dyn std::error::Error = &error;
+            tracing::warn!(error = cause, "what was written is not durable yet");
         }
     }
 }

@@ -1,18 +1,16 @@
 //! The disk that a mount shows: the image, or the image under an overlay.
 
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use image_format::BLOCK_BYTES;
-use tokio::runtime::Handle;
 
 use super::ledger::{Content, Run};
-use super::{FLUSH_AFTER, Overlay, OverlayError, Patch};
+use super::{Overlay, OverlayError, Patch};
 use crate::disk::{Disk, ReadError};
 use crate::fetch::Source;
-use crate::tasks::Tasks;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -20,14 +18,7 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 #[derive(Debug)]
 pub struct Layered<S> {
     base: Disk<S>,
-    top: Option<Top>,
-}
-
-#[derive(Debug)]
-struct Top {
-    overlay: Arc<Overlay>,
-    /// Syncs now and then; ends with us.
-    _flusher: Tasks,
+    overlay: Option<Arc<Overlay>>,
 }
 
 /// Why such a disk cannot be read or written.
@@ -48,20 +39,18 @@ impl<S: Source> Layered<S> {
     /// The image itself.
     #[must_use]
     pub const fn read_only(base: Disk<S>) -> Self {
-        Self { base, top: None }
-    }
-
-    /// The image under `overlay`, which is synced now and then by a task on `runtime`.
-    #[must_use]
-    pub fn writable(base: Disk<S>, overlay: Arc<Overlay>, runtime: Handle) -> Self {
-        let flusher = Tasks::new(runtime);
-        flusher.spawn(keep_flushing(Arc::downgrade(&overlay)));
         Self {
             base,
-            top: Some(Top {
-                overlay,
-                _flusher: flusher,
-            }),
+            overlay: None,
+        }
+    }
+
+    /// The image under `overlay`.
+    #[must_use]
+    pub const fn writable(base: Disk<S>, overlay: Arc<Overlay>) -> Self {
+        Self {
+            base,
+            overlay: Some(overlay),
         }
     }
 
@@ -74,13 +63,13 @@ impl<S: Source> Layered<S> {
     /// Whether it can be written to.
     #[must_use]
     pub const fn is_writable(&self) -> bool {
-        self.top.is_some()
+        self.overlay.is_some()
     }
 
     /// When it was last written to, if it can be.
     #[must_use]
     pub fn modified(&self) -> Option<SystemTime> {
-        self.top.as_ref().map(|top| top.overlay.modified())
+        self.overlay.as_ref().map(|overlay| overlay.modified())
     }
 
     /// Reads `len` bytes at `offset`, fewer at the end of the disk and none behind it.
@@ -90,13 +79,10 @@ impl<S: Source> Layered<S> {
     /// When they cannot be had; never returns a byte that was not checked.
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, LayeredError> {
         let end = offset.saturating_add(u64::from(len)).min(self.length());
-        let Some(top) = self.top.as_ref().filter(|_| offset < end) else {
+        let Some(overlay) = self.overlay.as_ref().filter(|_| offset < end) else {
             return Ok(self.base.read(offset, len).await?);
         };
-        let runs = top
-            .overlay
-            .read(offset / BLOCK..end.div_ceil(BLOCK))
-            .await?;
+        let runs = overlay.read(offset / BLOCK..end.div_ceil(BLOCK)).await?;
         if let [(run, _)] = &runs[..]
             && run.content == Content::Base
         {
@@ -202,28 +188,13 @@ impl<S: Source> Layered<S> {
     ///
     /// When it cannot be said that it is.
     pub async fn sync(&self) -> Result<(), LayeredError> {
-        match &self.top {
-            Some(top) => Ok(top.overlay.sync().await?),
+        match &self.overlay {
+            Some(overlay) => Ok(overlay.sync().await?),
             None => Ok(()),
         }
     }
 
     fn overlay(&self) -> Result<&Arc<Overlay>, LayeredError> {
-        let top = self.top.as_ref().ok_or(LayeredError::ReadOnly)?;
-        Ok(&top.overlay)
-    }
-}
-
-/// Bounds what a killed process loses that nobody synced.
-async fn keep_flushing(overlay: Weak<Overlay>) {
-    loop {
-        tokio::time::sleep(FLUSH_AFTER).await;
-        let Some(overlay) = overlay.upgrade() else {
-            return;
-        };
-        if let Err(error) = overlay.sync().await {
-            let cause: &dyn std::error::Error = &error;
-            tracing::warn!(error = cause, "what was written is not durable yet");
-        }
+        self.overlay.as_ref().ok_or(LayeredError::ReadOnly)
     }
 }

@@ -21,7 +21,8 @@ use super::ranges::Ranges;
 mod tests;
 
 /// Blocks in a leaf: the bits of a word.
-const LEAF: u64 = u64::BITS as u64;
+const LEAF: u64 = 64;
+const LEAF_LEN: usize = 64;
 
 /// What is known of 64 neighbours, a bit for each.
 #[derive(Clone, Debug)]
@@ -36,7 +37,7 @@ struct Leaf {
     flying: u64,
     /// Dirty or in flight, in place of something on the other side that will be of no use.
     replaces: u64,
-    sums: [u64; LEAF as usize],
+    sums: [u64; LEAF_LEN],
 }
 
 /// Where the content of some neighbouring blocks is.
@@ -333,7 +334,7 @@ impl Leaf {
         dirty: 0,
         flying: 0,
         replaces: 0,
-        sums: [0; LEAF as usize],
+        sums: [0; LEAF_LEN],
     };
 
     /// Where a block is that is written; never written ones count as on side B, so that they go to A.

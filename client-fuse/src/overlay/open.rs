@@ -174,7 +174,7 @@ fn create(file: &File, path: &Path, base: &Base, layout: &Layout) -> Result<(), 
     }
     write_header(file, &header, &[0, SECOND_HEADER]).map_err(at("write to"))?;
     let directory = path.parent().filter(|parent| *parent != Path::new(""));
-    File::open(directory.unwrap_or(Path::new(".")))
+    File::open(directory.unwrap_or_else(|| Path::new(".")))
         .and_then(|directory| directory.sync_all())
         .map_err(at("sync the directory of"))
 }

@@ -16,25 +16,45 @@ pub struct Ledger(Mutex<Unused>);
 
 #[derive(Debug, Default)]
 struct Unused {
-    chunks: HashMap<ChunkId, u64>,
+    chunks: HashMap<ChunkId, Ahead>,
     bytes: u64,
 }
 
+/// A chunk that was fetched ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// Its plain bytes.
+    pub bytes: u64,
+    /// On whose word.
+    pub reason: Reason,
+}
+
+/// Why a chunk is fetched ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A boot pack lists it.
+    Listed,
+    /// Somebody reads towards it.
+    Stream,
+    /// It lies beside what somebody lacks.
+    Neighbour,
+}
+
 impl Ledger {
-    /// Notes that `chunk` of `bytes` plain bytes is fetched ahead.
-    pub fn bring(&self, chunk: ChunkId, bytes: u64) {
+    /// Notes that `chunk` is fetched ahead.
+    pub fn bring(&self, chunk: ChunkId, ahead: Ahead) {
         let mut unused = self.unused();
-        if unused.chunks.len() < ENTRIES_MAX && unused.chunks.insert(chunk, bytes).is_none() {
-            unused.bytes += bytes;
+        if unused.chunks.len() < ENTRIES_MAX && unused.chunks.insert(chunk, ahead).is_none() {
+            unused.bytes += ahead.bytes;
         }
     }
 
-    /// Notes that `chunk` is read, or did not come; returns its bytes if it was unused until now.
-    pub fn strike(&self, chunk: &ChunkId) -> Option<u64> {
+    /// Notes that `chunk` is read, or did not come; returns what is known of it if it was unused until now.
+    pub fn strike(&self, chunk: &ChunkId) -> Option<Ahead> {
         let mut unused = self.unused();
-        let bytes = unused.chunks.remove(chunk)?;
-        unused.bytes -= bytes;
-        Some(bytes)
+        let ahead = unused.chunks.remove(chunk)?;
+        unused.bytes -= ahead.bytes;
+        Some(ahead)
     }
 
     /// Bytes that nobody has read yet.
@@ -55,10 +75,14 @@ mod tests {
     #[test]
     fn what_is_brought_counts_until_it_is_read() {
         let (ledger, chunk) = (Ledger::default(), ChunkId::of(b"chunk"));
-        ledger.bring(chunk, 4096);
-        ledger.bring(chunk, 4096);
+        let ahead = Ahead {
+            bytes: 4096,
+            reason: Reason::Stream,
+        };
+        ledger.bring(chunk, ahead);
+        ledger.bring(chunk, ahead);
         assert_eq!(ledger.unused_bytes(), 4096);
-        assert_eq!(ledger.strike(&chunk), Some(4096));
+        assert_eq!(ledger.strike(&chunk), Some(ahead));
         assert_eq!(ledger.strike(&chunk), None);
         assert_eq!(ledger.unused_bytes(), 0);
     }

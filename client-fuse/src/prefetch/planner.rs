@@ -13,9 +13,10 @@
 use std::collections::VecDeque;
 
 use crate::fetch::lanes::Priority;
+use crate::fetch::line::Estimate;
 
 /// What one more request costs, in bytes that could be received meanwhile: see
-/// [`PlanLimits::gap_bytes_max`](crate::fetch::plan::PlanLimits::gap_bytes_max).
+/// [`PlanLimits::of`](crate::fetch::plan::PlanLimits::of).
 const REQUEST_BYTES: u64 = 32 << 10;
 
 /// What to do next.
@@ -41,6 +42,23 @@ pub struct Pressure {
     pub guest_requests: usize,
     /// Plain bytes that the caches have room for.
     pub room_bytes: u64,
+    /// Frames to fetch ahead at once; see [`frames_max`].
+    pub frames_max: usize,
+}
+
+/// The usual length of a frame.
+const FRAME_BYTES: u64 = 300 << 10;
+
+/// Frames that keep receiving and decoding both busy, and the most whose memory is worth it.
+const FRAMES: std::ops::RangeInclusive<u64> = 4..=8;
+
+/// How many frames at once fill `line`: twice what is on its way in a round trip, so that those in
+/// the slow start of their connection do not leave it idle.
+#[must_use]
+pub fn frames_max(line: Estimate) -> usize {
+    let frames = line.bytes_per_round_trip().saturating_mul(2) / FRAME_BYTES;
+    let frames = (frames + 1).clamp(*FRAMES.start(), *FRAMES.end());
+    usize::try_from(frames).unwrap_or(1)
 }
 
 /// How to fetch what is missing of a frame.
@@ -88,19 +106,17 @@ pub struct Planner {
     /// All before this one are no longer waiting.
     next: usize,
     n_in_flight: usize,
-    in_flight_max: usize,
 }
 
 impl Planner {
-    /// Frames of these plain lengths, of which at most `in_flight_max` are fetched ahead at once.
+    /// Frames of these plain lengths.
     #[must_use]
-    pub fn new(plain_bytes: impl Iterator<Item = u64>, in_flight_max: usize) -> Self {
+    pub fn new(plain_bytes: impl Iterator<Item = u64>) -> Self {
         Self {
             frames: plain_bytes.map(|bytes| (State::Waiting, bytes)).collect(),
             urgent: VecDeque::new(),
             next: 0,
             n_in_flight: 0,
-            in_flight_max: in_flight_max.max(1),
         }
     }
 
@@ -138,7 +154,7 @@ impl Planner {
         let window = if pressure.guest_requests > 0 {
             1
         } else {
-            self.in_flight_max
+            pressure.frames_max
         };
         if self.n_in_flight >= window || *plain_bytes > pressure.room_bytes {
             return Step::Wait;
@@ -179,10 +195,11 @@ mod tests {
     const CALM: Pressure = Pressure {
         guest_requests: 0,
         room_bytes: u64::MAX,
+        frames_max: 3,
     };
 
     fn planner(frames: usize) -> Planner {
-        Planner::new(std::iter::repeat_n(1 << 20, frames), 3)
+        Planner::new(std::iter::repeat_n(1 << 20, frames))
     }
 
     fn ahead(frame: usize) -> Step {
@@ -293,7 +310,7 @@ mod tests {
                         }
                     }
                     Event::Next(guest_requests, room_bytes) => {
-                        let pressure = Pressure { guest_requests, room_bytes };
+                        let pressure = Pressure { guest_requests, room_bytes, frames_max: 3 };
                         if let Step::Fetch { frame, priority } = planner.next(pressure) {
                             prop_assert!(!fetched.contains(&frame), "{frame} is fetched twice");
                             prop_assert_eq!(priority == Priority::Guest, wanted.contains(&frame));

@@ -9,6 +9,7 @@ mod access;
 mod cache;
 mod counts;
 mod faults;
+mod footprint;
 mod hostile;
 mod http;
 mod model;

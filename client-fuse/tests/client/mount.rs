@@ -15,12 +15,12 @@ use crate::server::{Manner, serve};
 use crate::store::{Store, mixed_disk};
 
 /// A mount that is taken away when the test ends, however it ends.
-pub(super) struct Mounted {
-    pub(super) directory: tempfile::TempDir,
+pub(crate) struct Mounted {
+    pub(crate) directory: tempfile::TempDir,
 }
 
 impl Mounted {
-    pub(super) fn point(&self) -> PathBuf {
+    pub(crate) fn point(&self) -> PathBuf {
         self.directory.path().join("mnt")
     }
 
@@ -28,7 +28,7 @@ impl Mounted {
         self.directory.path().join("root.json")
     }
 
-    pub(super) fn disk(&self) -> PathBuf {
+    pub(crate) fn disk(&self) -> PathBuf {
         self.point().join("disk.raw")
     }
 
@@ -47,7 +47,7 @@ impl Drop for Mounted {
 }
 
 /// Whether a mount can be tried here; `CIRCULAR_REQUIRE` makes "no" a failure.
-pub(super) fn can_mount() -> bool {
+pub(crate) fn can_mount() -> bool {
     let can = File::options()
         .read(true)
         .write(true)
@@ -71,7 +71,7 @@ fn store() -> Arc<Store> {
 }
 
 /// A place to mount `store` on, and its root.
-pub(super) fn mount_dir(store: &Store) -> Mounted {
+pub(crate) fn mount_dir(store: &Store) -> Mounted {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir(directory.path().join("mnt")).unwrap();
     let mounted = Mounted { directory };
@@ -111,7 +111,7 @@ fn supervise(mut command: Command) -> Child {
 }
 
 /// Mounts in the background and returns when the program does.
-pub(super) fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
+pub(crate) fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
     let cache = mounted.directory.path().join("cache");
     let mut command = program(base, mounted, &mounted.point(), extra);
     command
@@ -122,7 +122,7 @@ pub(super) fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
         .unwrap()
 }
 
-pub(super) fn assert_ok(output: &Output) {
+pub(crate) fn assert_ok(output: &Output) {
     assert!(
         output.status.success(),
         "{}",

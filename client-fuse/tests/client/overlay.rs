@@ -9,7 +9,6 @@ use bytes::Bytes;
 use client_fuse::overlay::layered::Layered;
 use client_fuse::overlay::{Base, Overlay, OverlayError, Patch};
 use image_format::overlay::{Layout, Side};
-use tokio::runtime::Handle;
 
 use crate::source::MemorySource;
 use crate::stack::{Setup, start};
@@ -57,7 +56,7 @@ async fn open(store: &Arc<Store>, path: &Path) -> Result<Writable, OverlayError>
     let source = MemorySource::new(store);
     let stack = start(&source, Setup::DEFAULT).await;
     let disk = Arc::into_inner(stack.disk).unwrap();
-    let disk = Layered::writable(disk, Arc::clone(&overlay), Handle::current());
+    let disk = Layered::writable(disk, Arc::clone(&overlay));
     Ok(Writable { disk, overlay })
 }
 

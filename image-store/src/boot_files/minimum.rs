@@ -78,8 +78,11 @@ mod tests {
 
     use super::*;
 
-    /// Reads an archive as a kernel does: (path, mode, content) of each entry, and what is left.
-    fn unpack(archive: &[u8]) -> (Vec<(String, u32, Vec<u8>)>, &[u8]) {
+    /// Path, mode and content of an entry.
+    type Unpacked = (String, u32, Vec<u8>);
+
+    /// Reads an archive as a kernel does; returns its entries, and what is left.
+    fn unpack(archive: &[u8]) -> (Vec<Unpacked>, &[u8]) {
         let mut found = Vec::new();
         let mut rest = archive;
         loop {

@@ -114,7 +114,7 @@ pub async fn remove(
     mode: Mode,
 ) -> Result<Vec<ImageRef>, RemoveError> {
     let _lock = CommitLock::acquire(store).await?;
-    let current = store.current(&signer.keys.root()?).await?;
+    let current = signer.current(store).await?;
     let mut names = store.names_of(&current).await?;
     let mut removed = Vec::new();
     let mut changed = BTreeMap::new();

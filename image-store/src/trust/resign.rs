@@ -56,7 +56,7 @@ impl Signer<'_> {
     pub async fn refresh(&self, store: &Store) -> Result<Expiries, StoreError> {
         let _lock = CommitLock::acquire(store).await?;
         let root = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&root).await?;
+        let current = self.current(store).await?;
         let held = self.keys.held().map_err(TrustError::from)?;
         let from = self.due(&current, &held);
         self.resign(store, &current, &[&current.root.signed], from)
@@ -119,7 +119,9 @@ impl Signer<'_> {
         let timestamp = sign(timestamp, &holder, &self.keys.sources()).await?;
         store
             .replace(TIMESTAMP_PATH, timestamp.buffer().clone().into())
-            .await
+            .await?;
+        self.note(store).await;
+        Ok(())
     }
 
     async fn snapshot_again(
@@ -238,8 +240,7 @@ impl Signer<'_> {
         old: &RootDocument,
         new: &RootDocument,
     ) -> Result<(), StoreError> {
-        let root = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&root).await?;
+        let current = self.current(store).await?;
         let held = self.keys.held().map_err(TrustError::from)?;
         let refused = first_refused(new.root(), &current);
         match refused.and_then(|role| missing_key(&[old.root(), new.root()], role, &held)) {

@@ -106,8 +106,7 @@ impl Signer<'_> {
         &self,
         store: &Store,
     ) -> Result<(RootDocument, RootDocument), StoreError> {
-        let root = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&root).await?.root;
+        let current = self.current(store).await?.root;
         let expires = self.expires(self.lifetimes.root);
         let next = RootDocument::after(&current.signed, expires).map_err(TrustError::from)?;
         Ok((current.into(), next))
@@ -145,8 +144,7 @@ impl Signer<'_> {
         document: &RootDocument,
     ) -> Result<RootPublished, StoreError> {
         let _lock = CommitLock::acquire(store).await?;
-        let first = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&first).await?;
+        let current = self.current(store).await?;
         if current.root.signed == *document.root() {
             // Whoever published it may have been killed before this.
             boot_files::write_minimum(store, self).await?;
@@ -165,6 +163,7 @@ impl Signer<'_> {
         let path = format!("{METADATA_DIRECTORY}/{}.root.json", document.version());
         match store.create(&path, bytes.into()).await? {
             Created::Yes => {
+                self.note(store).await;
                 boot_files::write_minimum(store, self).await?;
                 Ok(RootPublished::Now)
             }

@@ -1,5 +1,6 @@
 //! A machine without a disk: its command line, and how its console is followed.
 
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -26,7 +27,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// Who executes the machine's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Accel {
-    /// The processor, if the kernel lets this user; else an emulator.
+    /// The processor, if this user may and this is no virtual machine itself; else an emulator.
     Auto,
     /// The processor.
     Kvm,
@@ -94,10 +95,6 @@ pub fn kernel_line(start: &Start<'_>, record: bool) -> String {
 impl Hardware {
     fn command(&self, start: &Start<'_>, record: bool) -> Command {
         let mut command = Command::new(&self.qemu);
-        let has_kvm = || {
-            let mut kvm = std::fs::File::options();
-            kvm.read(true).write(true).open("/dev/kvm").is_ok()
-        };
         let accels: &[&str] = match self.accel {
             Accel::Kvm => &["kvm"],
             Accel::Auto if has_kvm() => &["kvm", "tcg,thread=multi"],
@@ -173,6 +170,15 @@ impl Hardware {
             source,
         }
     }
+}
+
+/// Tells whether the processor can be used. In a virtual machine /dev/kvm may be there and work, or be
+/// there and hang: only who knows better asks for it.
+fn has_kvm() -> bool {
+    let is_virtual = fs::read_to_string("/proc/cpuinfo")
+        .is_ok_and(|cpus| cpus.split_whitespace().any(|flag| flag == "hypervisor"));
+    let mut kvm = File::options();
+    !is_virtual && kvm.read(true).write(true).open("/dev/kvm").is_ok()
 }
 
 /// A machine that is on; switched off with this.

@@ -5,7 +5,7 @@
 //! then, and comes by the same way as the kernel. A clock that shows any later time is left as it is.
 
 use std::{
-    fs, io,
+    fs,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -18,8 +18,8 @@ use crate::layout;
 pub(super) fn set_if_unset(log: &Log) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-    let minimum = fs::read(layout::MINIMUM).map_err(io::Error::from);
-    let minimum = minimum.ok().and_then(|bytes| Minimum::decode(&bytes).ok());
+    let minimum = fs::read(layout::MINIMUM).ok();
+    let minimum = minimum.and_then(|bytes| Minimum::decode(&bytes).ok());
     let Some(time) = time_to_set(now, minimum.and_then(|minimum| minimum.written)) else {
         return;
     };

@@ -50,10 +50,15 @@ fn section(bench: &Bench<'_>, kinds: &[Kind]) -> Result<Section> {
     let length: u64 = reads.iter().map(|read| read.length as u64).sum();
     let mut section = Section {
         notes: vec![format!(
-            "{} reads, {:.1} MB, {} in flight, no think time, past the page cache; the boot pack is of another boot",
+            "{} reads, {:.1} MB, {} in flight, no think time, past the page cache; the boot pack is of {} boot",
             reads.len(),
             bytes(length) / 1e6,
-            bench.options.in_flight
+            bench.options.in_flight,
+            if bench.site.knows_the_reads {
+                "the very same"
+            } else {
+                "another"
+            }
         )],
         ..Section::default()
     };

@@ -28,8 +28,12 @@ pub enum Reader {
     Packed,
     /// `circular-mount`, of an image without one.
     Plain,
+    /// `circular-mount`, of the version that follows the one with a boot pack.
+    Updated,
     /// nbdkit's curl plugin behind nbdfuse.
     Nbdkit,
+    /// The same with nbdkit's retry filter.
+    NbdkitRetry,
     /// The same with nbdkit's cache, 256 KiB on each miss: the best of its settings.
     NbdkitCache,
     /// QEMU's HTTP driver behind its FUSE export.
@@ -45,7 +49,9 @@ impl Reader {
         match self {
             Self::Packed => "Circular, boot pack",
             Self::Plain => "Circular, no boot pack",
+            Self::Updated => "Circular, next version",
             Self::Nbdkit => "nbdkit curl",
+            Self::NbdkitRetry => "nbdkit curl, retry",
             Self::NbdkitCache => "nbdkit curl, cache 256K",
             Self::Qemu => "QEMU http driver",
         }
@@ -54,8 +60,8 @@ impl Reader {
     /// Returns whether its programs are here.
     pub fn is_here(self) -> bool {
         let needs: &[&str] = match self {
-            Self::Packed | Self::Plain => &[],
-            Self::Nbdkit | Self::NbdkitCache => &["nbdkit", "nbdfuse"],
+            Self::Packed | Self::Plain | Self::Updated => &[],
+            Self::Nbdkit | Self::NbdkitRetry | Self::NbdkitCache => &["nbdkit", "nbdfuse"],
             Self::Qemu => &["qemu-storage-daemon"],
         };
         needs.iter().all(|program| require::find(program).is_some())
@@ -87,26 +93,18 @@ impl Reader {
         let raw = format!("{}{}", servers.files(), site.raw_name());
         let file = scratch.join("disk.raw");
         Ok(match self {
-            Self::Packed | Self::Plain => {
-                let directory = scratch.join("mnt");
-                std::fs::create_dir(&directory)?;
-                let mut command = pinned(cpu, &binaries::host("circular-mount")?);
-                command
-                    .args(["--foreground", "--no-state", "--root"])
-                    .arg(site.store.trusted_root())
-                    .arg("--cache")
-                    .arg(scratch.join("cache"))
-                    .args([servers.store(), self.reference()])
-                    .arg(&directory);
-                (command, directory.join("disk.raw"))
+            Self::Packed | Self::Plain | Self::Updated => {
+                mount(site, servers, self.reference(), scratch, cpu)?
             }
-            Self::Nbdkit | Self::NbdkitCache => {
+            Self::Nbdkit | Self::NbdkitRetry | Self::NbdkitCache => {
                 std::fs::write(&file, "")?;
                 let mut command = pinned(cpu, Path::new("nbdfuse"));
                 command.arg(&file).args(["[", "nbdkit"]);
-                if self == Self::NbdkitCache {
-                    command.arg("--filter=cache");
-                }
+                match self {
+                    Self::NbdkitCache => command.arg("--filter=cache"),
+                    Self::NbdkitRetry => command.arg("--filter=retry"),
+                    _ => &mut command,
+                };
                 command.args(["curl", &raw]);
                 if self == Self::NbdkitCache {
                     command.args(["cache-min-block-size=256K", "cache-on-read=true"]);
@@ -136,9 +134,34 @@ impl Reader {
     fn reference(self) -> &'static str {
         match self {
             Self::Packed => Site::PACKED,
+            Self::Updated => Site::UPDATED,
             _ => Site::PLAIN,
         }
     }
+}
+
+/// Returns what mounts `reference` below `scratch`, with its cache there, and the disk that will appear.
+///
+/// # Errors
+/// The program is not built, or `scratch` has a mount point already.
+pub fn mount(
+    site: &Site,
+    servers: &Servers,
+    reference: &str,
+    scratch: &Path,
+    cpu: Option<usize>,
+) -> Result<(Command, PathBuf)> {
+    let directory = scratch.join("mnt");
+    std::fs::create_dir(&directory)?;
+    let mut command = pinned(cpu, &binaries::host("circular-mount")?);
+    command
+        .args(["--foreground", "--no-state", "--root"])
+        .arg(site.store.trusted_root())
+        .arg("--cache")
+        .arg(scratch.join("cache"))
+        .args([servers.store(), reference])
+        .arg(&directory);
+    Ok((command, directory.join("disk.raw")))
 }
 
 /// Returns `program`, on one CPU if one is given.

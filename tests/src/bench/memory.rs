@@ -1,19 +1,25 @@
 //! P11: memory of a client, at its highest.
 
 use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use super::Bench;
-use super::disks::Reader;
+use super::disks::{Reader, Shown, mount};
 use super::line::LOOPBACK;
 use super::report::Section;
 use super::table::{Row, Series, Unit};
 use super::turns::{Course, bytes};
+use crate::images::{noise, sparse};
 use crate::replay::{self, Plan, Read};
 
 /// Bytes of one read when all of the disk is.
 const STEP: usize = 1 << 20;
+
+/// Pieces of data of the disks that differ in size only, each as long as one read.
+const PIECES: u64 = 64;
 
 /// P11.
 ///
@@ -58,6 +64,7 @@ pub fn client(bench: &Bench<'_>) -> Result<Section> {
         };
         rows.push(Row::new(place, Unit::Bytes, ours, other));
     }
+    rows.push(sizes(bench, &course)?);
     Ok(Section {
         notes: vec![
             "highest resident memory (`VmHWM`); ours has a memory cache of 64 MiB".to_owned(),
@@ -77,24 +84,67 @@ fn highest(bench: &Bench<'_>, course: &Course, reader: Reader, reads: &[Read]) -
         scratch.path(),
         bench.client_cpu(),
     )?;
-    // Piece by piece: what is read is kept until it has been compared.
-    for reads in reads.chunks(64) {
-        let plan = Plan {
-            reads,
-            in_flight: bench.options.in_flight,
-            since: std::time::Instant::now(),
-            stall: std::time::Duration::from_secs(1),
-            cpu: bench.client_cpu(),
-        };
-        replay::replay(shown.disk(), &bench.site.image(), &plan)?;
-    }
-    let highest = high_water(shown.id())?;
+    let highest = read_all(bench, &shown, &bench.site.image(), reads)?;
     super::say(&format!(
         "     {:<24} {:.1} MB",
         reader.title(),
         bytes(highest) / 1e6
     ));
     Ok(bytes(highest))
+}
+
+/// Compares a large disk with a small one that has the same in it, all of which is read.
+fn sizes(bench: &Bench<'_>, course: &Course) -> Result<Row> {
+    let made = bench.site.scratch()?;
+    let mut series = Vec::new();
+    for (name, gib) in [("large:1", 200), ("small:1", 2)] {
+        let image = made.path().join(name);
+        let places = (0..PIECES).map(|piece| piece * (gib << 30) / PIECES);
+        let pieces: Vec<_> = places.map(|place| (place, noise(place, STEP))).collect();
+        sparse(&image, gib << 30, &pieces)?;
+        bench.site.store.publish(&image, name)?;
+        let reads: Vec<Read> = pieces
+            .iter()
+            .map(|(offset, bytes)| Read {
+                offset: *offset,
+                length: bytes.len(),
+            })
+            .collect();
+        let mut figures = Vec::new();
+        for _ in 0..bench.repeats() {
+            let scratch = bench.site.scratch()?;
+            let cpu = bench.client_cpu();
+            let (mut command, disk) =
+                mount(bench.site, &course.servers, name, scratch.path(), cpu)?;
+            let side = Some(course.line.client());
+            let shown = Shown::start(&mut command, &disk, gib << 30, side)?;
+            figures.push(bytes(read_all(bench, &shown, &image, &reads)?));
+        }
+        series.push(Series::new(format!("a disk of {gib} GiB"), figures));
+    }
+    let [large, small] = <[Series; 2]>::try_from(series).map_err(|_| anyhow!("there are two"))?;
+    Ok(Row::new(
+        "64 MiB in 64 places, all read",
+        Unit::Bytes,
+        large,
+        small,
+    ))
+}
+
+/// Reads, and returns the highest memory of who shows the disk.
+fn read_all(bench: &Bench<'_>, shown: &Shown, image: &Path, reads: &[Read]) -> Result<u64> {
+    // Piece by piece: what is read is kept until it has been compared.
+    for reads in reads.chunks(64) {
+        let plan = Plan {
+            reads,
+            in_flight: bench.options.in_flight,
+            since: Instant::now(),
+            stall: Duration::from_secs(1),
+            cpu: bench.client_cpu(),
+        };
+        replay::replay(shown.disk(), image, &plan)?;
+    }
+    high_water(shown.id())
 }
 
 /// Returns the highest resident memory of a process and of its children, in bytes.

@@ -138,13 +138,13 @@ pub fn first(bench: &Bench<'_>) -> Result<Section> {
     let mut hashed = Vec::new();
     let mut theirs: Vec<Vec<Made>> = vec![Vec::new(); peers.len()];
     for _ in 0..bench.repeats() {
-        let out = bench.site.scratch_in_memory()?;
+        let out = bench.site.scratch()?;
         ours.push(make(Maker::Circular, &image, &out)?);
         again.push(make(Maker::Circular, &image, &out)?);
         let mut command = Command::new("sha256sum");
         hashed.push(run(command.arg(&image).stdout(Stdio::null()), "sha256sum")?.0);
         for (peer, made) in peers.iter().zip(&mut theirs) {
-            made.push(make(*peer, &image, &bench.site.scratch_in_memory()?)?);
+            made.push(make(*peer, &image, &bench.site.scratch()?)?);
         }
     }
     let mut section = Section {
@@ -193,7 +193,7 @@ pub fn second(bench: &Bench<'_>) -> Result<Section> {
             ..Section::default()
         });
     };
-    let copied = bench.site.scratch_in_memory()?;
+    let copied = bench.site.scratch()?;
     let (image, newer) = (bench.site.image(), copied.path().join("newer.raw"));
     super::site::copy_sparse(second, &newer)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -227,7 +227,7 @@ pub fn second(bench: &Bench<'_>) -> Result<Section> {
 
 /// Returns what the second version takes where the first one is.
 fn update(bench: &Bench<'_>, maker: Maker, image: &Path, newer: &Path) -> Result<Made> {
-    let out = bench.site.scratch_in_memory()?;
+    let out = bench.site.scratch()?;
     let first = make(maker, image, &out)?;
     let second = make(maker, newer, &out)?;
     Ok(Made {

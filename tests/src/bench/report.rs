@@ -20,7 +20,7 @@ and the same emulated line, each time as a new process with a new connection and
 the lowest and the highest; the ratio is that of each turn. Where seconds are compared, less than 1 is faster than what
 stands beside.
 
-Server and line run on one CPU, the client on another. What is served lies in memory. Lines are emulated for real
+Server and line run on one CPU, the client on another. What is served lies in memory, and so do the client's caches. Lines are emulated for real
 packets (`tests/src/link.rs`); a queue drops what does not fit. Bytes are those of IP and TCP, from the server to the
 client. Every byte that was read was compared with the image. How to run it: `make bench`, `make bench BENCH=p1`.
 ";

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use super::disks::pinned;
@@ -27,7 +28,7 @@ pub struct Servers {
     store: String,
     files: String,
     ours: Daemon,
-    _nginx: Daemon,
+    nginx: Daemon,
     _directory: TempDir,
 }
 
@@ -75,7 +76,7 @@ impl Servers {
             store: format!("http://{address}:{STORE_PORT}/"),
             files: format!("http://{address}:{FILES_PORT}/"),
             ours,
-            _nginx: nginx,
+            nginx,
             _directory: directory,
         })
     }
@@ -90,9 +91,13 @@ impl Servers {
         &self.files
     }
 
-    /// Returns our server.
-    pub fn ours(&mut self) -> &mut Daemon {
-        &mut self.ours
+    /// Sends `signal` to both.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub fn signal(&mut self, signal: Signal) -> Result<()> {
+        self.ours.signal(signal)?;
+        self.nginx.signal(signal)
     }
 }
 

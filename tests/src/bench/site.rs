@@ -19,6 +19,9 @@ use crate::{binaries, images};
 /// Where what is served lies: memory.
 const MEMORY: &str = "/dev/shm";
 
+/// Begins the name of the directory there; the ID of the process follows.
+const PREFIX: &str = "circular-bench-";
+
 /// Bytes of the file that a plain download takes its bytes from.
 pub const NOISE_BYTES: usize = 256 << 20;
 
@@ -32,8 +35,10 @@ pub struct Site {
     pub store: TestStore,
     /// Bytes of the disk.
     pub length: u64,
-    /// The reads that are replayed: not those that the boot pack was made from.
+    /// The reads that are replayed.
     pub reads: Vec<Read>,
+    /// Whether the boot pack was made from the very reads that are replayed.
+    pub knows_the_reads: bool,
     memory: TempDir,
 }
 
@@ -44,24 +49,28 @@ impl Site {
     /// The same disk without one.
     pub const PLAIN: &'static str = "plain:1";
 
+    /// The version that follows [`Self::PACKED`], once somebody has published it.
+    pub const UPDATED: &'static str = "packed:2";
+
     /// Copies the image to memory, publishes it, and has a boot of it recorded.
     ///
     /// # Errors
     /// There is no such image, too little memory, or no QEMU to record with.
     pub fn new(options: &Options) -> Result<Self> {
-        let memory = match Path::new(MEMORY).is_dir() {
-            true => TempDir::with_prefix_in("circular-bench-", MEMORY),
-            false => TempDir::with_prefix("circular-bench-"),
-        }
-        .context("cannot make a directory")?;
+        let parent = Some(PathBuf::from(MEMORY)).filter(|memory| memory.is_dir());
+        let parent = parent.unwrap_or_else(std::env::temp_dir);
+        sweep(&parent);
+        let memory = TempDir::with_prefix_in(format!("{PREFIX}{}-", std::process::id()), parent)
+            .context("cannot make a directory")?;
         let store = TestStore::new_in(memory.path())?;
         let length = fs::metadata(&options.image)
             .with_context(|| format!("cannot read {}", options.image.display()))?
             .len();
-        let [learned, reads] = recorded(options)?;
+        let [learned, reads] = reads_of(&options.image, options.reads.as_ref())?;
         let site = Self {
             store,
             length,
+            knows_the_reads: learned == reads,
             reads,
             memory,
         };
@@ -95,19 +104,11 @@ impl Site {
         self.www().join(self.raw_name())
     }
 
-    /// Returns a new, empty directory on the disk of this machine, as a client has one.
-    ///
-    /// # Errors
-    /// There is no room.
-    pub fn scratch(&self) -> Result<TempDir> {
-        TempDir::with_prefix("circular-bench-").context("cannot make a directory")
-    }
-
     /// Returns a new, empty directory in memory.
     ///
     /// # Errors
     /// There is no room.
-    pub fn scratch_in_memory(&self) -> Result<TempDir> {
+    pub fn scratch(&self) -> Result<TempDir> {
         TempDir::with_prefix_in("scratch-", self.memory.path()).context("cannot make a directory")
     }
 
@@ -141,26 +142,26 @@ impl Site {
     }
 }
 
-/// Returns the reads of two boots of the image: those that are given, or those in `build/bench`, recorded now if they
-/// are missing or older than the image.
-fn recorded(options: &Options) -> Result<[Vec<Read>; 2]> {
-    let lists = match &options.reads {
+/// Returns the reads of two boots of an image: those that are `given`, or those in `build/bench`, recorded now if they
+/// are missing or of another image.
+///
+/// # Errors
+/// A list cannot be read, or the image does not boot.
+pub fn reads_of(image: &Path, given: Option<&[PathBuf; 2]>) -> Result<[Vec<Read>; 2]> {
+    let lists = match given {
         Some(lists) => lists.clone(),
         None => {
             let directory = binaries::checkout().join("build/bench");
             fs::create_dir_all(&directory)?;
-            let stem = stem_of(&options.image)?;
+            let stem = stem_of(image)?;
             [1, 2].map(|boot| directory.join(format!("{stem}-{boot}.reads")))
         }
     };
     let mut boots = Vec::new();
     for list in lists {
-        if options.reads.is_none() && !list.is_file() {
-            say(&format!(
-                "== boot {} and record its reads",
-                options.image.display()
-            ));
-            let reads = record::boot(&options.image)?;
+        if given.is_none() && !list.is_file() {
+            say(&format!("== boot {} and record its reads", image.display()));
+            let reads = record::boot(image)?;
             fs::write(&list, replay::format(&reads))?;
         }
         let text =
@@ -172,6 +173,23 @@ fn recorded(options: &Options) -> Result<[Vec<Read>; 2]> {
     boots
         .try_into()
         .map_err(|_| anyhow::anyhow!("there are two boots"))
+}
+
+/// Removes what runs have left that were killed: it would stay in memory.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next());
+        let Some(process) = process.and_then(|id| id.parse::<u32>().ok()) else {
+            continue;
+        };
+        if !Path::new("/proc").join(process.to_string()).exists() {
+            // Another run may do the same now.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Returns a name for an image that changes when it does.

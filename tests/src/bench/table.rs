@@ -113,8 +113,8 @@ pub enum Mark {
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AtMost(most) => write!(f, "≤ {most}"),
-            Self::AtLeast(least) => write!(f, "≥ {least}"),
+            Self::AtMost(most) => write!(f, "≤ {}", digits(*most)),
+            Self::AtLeast(least) => write!(f, "≥ {}", digits(*least)),
         }
     }
 }
@@ -233,7 +233,7 @@ mod tests {
         let cells = HEAD.lines().next().unwrap().matches('|').count();
         assert_eq!(line.matches('|').count(), cells, "{line}");
         assert!(
-            line.contains("2.00 s (1.00 s..3.00 s)") && line.contains("≤ 1.3: yes"),
+            line.contains("2.00 s (1.00 s..3.00 s)") && line.contains("≤ 1.30: yes"),
             "{line}"
         );
     }

@@ -45,7 +45,7 @@ pub fn sequential(bench: &Bench<'_>) -> Result<Section> {
                 kind.title,
                 unit,
                 Series::new(Reader::Plain.title(), ours.iter().map(pick)),
-                Series::new("curl | zstd -d", theirs.iter().map(pick)),
+                Series::new("curl to zstd -d", theirs.iter().map(pick)),
             )
         };
         section
@@ -95,5 +95,5 @@ fn downloaded(bench: &Bench<'_>, course: &Course) -> Result<Sample> {
         ])
         .arg(format!("{}{COMPRESSED}", course.servers.files()))
         .arg(bench.site.image());
-    course.run(&mut command, "curl | zstd -d")
+    course.run(&mut command, "curl to zstd -d")
 }

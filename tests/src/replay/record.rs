@@ -80,7 +80,7 @@ fn within(offset: u64, count: u64, length: u64) -> Option<Read> {
 pub fn boot(image: &Path) -> Result<Vec<Read>> {
     let work = TempDir::with_prefix("circular-record-").context("cannot make a directory")?;
     let (socket, log) = (work.path().join("nbd"), work.path().join("log"));
-    let (kernel, initrd) = kernel_of(image, work.path())?;
+    let kernel = Kernel::of(image, work.path())?;
     let mut command = Command::new("nbdkit");
     command
         // The log stands before the layer that takes the writes: it sees what the machine asks for.
@@ -94,24 +94,8 @@ pub fn boot(image: &Path) -> Result<Vec<Read>> {
         ensure!(!disk.has_ended()?, "nbdkit: {}", disk.output());
         std::thread::yield_now();
     }
-    let text = |path: &Path| path.display().to_string();
-    let options = Options {
-        arguments: [
-            "-kernel",
-            &text(&kernel),
-            "-initrd",
-            &text(&initrd),
-            "-append",
-            "root=/dev/vda rw console=ttyS0",
-            "-drive",
-            &format!("file=nbd:unix:{},format=raw,if=virtio", text(&socket)),
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-        ..Options::named("record")
-    };
-    let mut machine = Machine::switch_on(&options)?;
-    machine.console.wait_for(PROMPT, DEADLINE)?;
+    let drive = format!("file=nbd:unix:{},format=raw,if=virtio", socket.display());
+    let machine = machine(&kernel, &drive, "record")?;
     drop(machine);
     drop(disk);
     let log = fs::read_to_string(&log).context("nbdkit wrote no log")?;
@@ -120,25 +104,60 @@ pub fn boot(image: &Path) -> Result<Vec<Read>> {
     Ok(reads)
 }
 
-/// Copies kernel and initramfs out of an image that is one ext4 file system.
-fn kernel_of(image: &Path, work: &Path) -> Result<(PathBuf, PathBuf)> {
-    let listing = debugfs(image, "ls -p /boot")?;
-    let name = |prefix: &str| {
-        let names = listing.lines().filter_map(|line| line.split('/').nth(5));
-        let mut names: Vec<&str> = names.filter(|name| name.starts_with(prefix)).collect();
-        names.sort_unstable();
-        let name = names.pop().map(str::to_owned);
-        name.with_context(|| format!("{} has no /boot/{prefix}*", image.display()))
+/// Boots a machine with `kernel` from a `drive` as QEMU describes it, and returns it at the prompt.
+///
+/// # Errors
+/// QEMU is missing, or the machine does not boot.
+pub fn machine(kernel: &Kernel, drive: &str, name: &str) -> Result<Machine> {
+    let text = |path: &Path| path.display().to_string();
+    let options = Options {
+        arguments: [
+            "-kernel",
+            &text(&kernel.kernel),
+            "-initrd",
+            &text(&kernel.initramfs),
+            "-append",
+            "root=/dev/vda rw console=ttyS0",
+            "-drive",
+            drive,
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        ..Options::named(name)
     };
-    let copy = |prefix: &str| -> Result<PathBuf> {
-        let copy = work.join(prefix.trim_end_matches('-'));
-        debugfs(
-            image,
-            &format!("dump /boot/{} {}", name(prefix)?, copy.display()),
-        )?;
-        Ok(copy)
-    };
-    Ok((copy("vmlinuz-")?, copy("initrd.img-")?))
+    let mut machine = Machine::switch_on(&options)?;
+    machine.console.wait_for(PROMPT, DEADLINE)?;
+    Ok(machine)
+}
+
+/// What an image boots with, copied out of it.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+}
+
+impl Kernel {
+    /// Copies both out of an image that is one ext4 file system, to the directory `to`.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn of(image: &Path, to: &Path) -> Result<Self> {
+        let listing = debugfs(image, "ls -p /boot")?;
+        let copy = |prefix: &str| -> Result<PathBuf> {
+            let names = listing.lines().filter_map(|line| line.split('/').nth(5));
+            let last = names.filter(|name| name.starts_with(prefix)).max();
+            let name =
+                last.with_context(|| format!("{} has no /boot/{prefix}*", image.display()))?;
+            let copy = to.join(prefix.trim_end_matches('-'));
+            debugfs(image, &format!("dump /boot/{name} {}", copy.display()))?;
+            Ok(copy)
+        };
+        Ok(Self {
+            kernel: copy("vmlinuz-")?,
+            initramfs: copy("initrd.img-")?,
+        })
+    }
 }
 
 fn debugfs(image: &Path, request: &str) -> Result<String> {

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use image_format::ObjectRef;
 
-use super::{Fetcher, next_part};
+use super::Fetcher;
 use crate::fetch::lanes::{Hurry, Priority};
 use crate::fetch::mirrors::MirrorId;
-use crate::fetch::pace::Pace;
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
 
 /// Bytes of an object, and what they unpack to.
@@ -65,7 +64,7 @@ impl<S: Source> Fetcher<S> {
         let bytes = part.range.end - part.range.start + part.plain_bytes;
         loop {
             let mirror = self.choose(&attempts);
-            let slot = self.lanes.enter(priority, bytes, hurry).await;
+            let slot = self.enter(priority, bytes, hurry).await;
             let seen = self.outage.seen();
             let tried = self.try_part(mirror, part, freshness, decode.clone());
             let error = match tried.await {
@@ -126,7 +125,6 @@ impl<S: Source> Fetcher<S> {
         path: &str,
         freshness: Freshness,
     ) -> Result<Bytes, FetchError> {
-        self.stats.requests.increment();
         let request = Request {
             path: path.to_owned(),
             part: Part::Range {
@@ -136,10 +134,9 @@ impl<S: Source> Fetcher<S> {
             freshness,
         };
         let want = part.range.end - part.range.start;
-        let pace = Pace::begin();
-        let mut body = self.open(mirror, request, &pace).await?;
+        let mut incoming = self.open(mirror, request).await?;
         let mut bytes = BytesMut::new();
-        while let Some(more) = next_part(&mut body, path, &pace, bytes.len() as u64).await? {
+        while let Some(more) = incoming.next().await? {
             self.stats.fetched.boot_pack_bytes.add(more.len() as u64);
             if (bytes.len() + more.len()) as u64 > want {
                 return Err(FetchError::Long {

@@ -17,10 +17,11 @@ use nix::unistd::{Whence, lseek};
 use super::{LENGTH, Writable, directory, open, store};
 use crate::store::Random;
 
-const SECTOR: u64 = 512;
+/// What a disk writes whole.
+const SECTOR: usize = 512;
 
 /// The sectors of a file that are not zero.
-pub(super) type Sectors = BTreeMap<u64, [u8; SECTOR as usize]>;
+pub(super) type Sectors = BTreeMap<u64, [u8; SECTOR]>;
 
 struct Run {
     random: Random,
@@ -130,8 +131,7 @@ impl Run {
         mix(&mut self.random, &old, &now, |_| true)
     }
 
-    /// The machine dies while a sync is under way: data are on disk, and some of the log, or all of
-    /// that and some of what comes behind it.
+    /// The machine dies while a sync is under way.
     async fn cut_within_a_sync(&mut self) {
         let before = sectors(&self.path);
         self.writable.disk.sync().await.unwrap();
@@ -145,26 +145,27 @@ impl Run {
             part(&before) != part(&after)
         };
         let logs = [layout.log(0), layout.log(1)];
-        let begun = |area: &Range<u64>| !before.contains_key(&area.start);
+        let was_empty = |area: &Range<u64>| !before.contains_key(&area.start);
         // The log that is written: with a checkpoint both change, and it is the one that was empty.
-        let written = logs.iter().find(|area| changed(area) && begun(area));
+        let written = logs.iter().find(|area| changed(area) && was_empty(area));
         let written = written.or_else(|| logs.iter().find(|area| changed(area)));
         let written = written.cloned().unwrap_or(0..0);
-        let image = if self.below(2) == 0 {
-            mix(&mut self.random, &before, &after, |at| {
-                written.contains(&at)
-            })
-        } else {
-            // The log is on disk; the old one goes, and what nothing points to.
-            let mut middle = before.clone();
-            middle.retain(|at, _| !written.contains(at));
-            middle.extend(
-                after
-                    .range(written.clone())
-                    .map(|(at, bytes)| (*at, *bytes)),
-            );
-            mix(&mut self.random, &middle, &after, |_| true)
-        };
+        // What is on disk before the next thing is begun: the log, then the erased start of an old
+        // one; then the rest goes that nothing points to.
+        let erased = logs.map(|area| area.start..area.start + 4096);
+        let steps: [&dyn Fn(u64) -> bool; 3] = [
+            &|at| written.contains(&at),
+            &|at| erased.iter().any(|block| block.contains(&at)),
+            &|_| true,
+        ];
+        let cut = usize::try_from(self.below(3)).unwrap();
+        let mut image = before.clone();
+        for done in &steps[..cut] {
+            image.retain(|at, _| !done(*at));
+            let new = after.iter().filter(|(at, _)| done(**at));
+            image.extend(new.map(|(at, bytes)| (*at, *bytes)));
+        }
+        let image = mix(&mut self.random, &image, &after, steps[cut]);
         self.reopen(Some(image)).await;
         let found = self.writable.read_all().await;
         assert!(
@@ -207,7 +208,7 @@ pub(super) fn sectors(path: &Path) -> Sectors {
         let hole = seek(at, Whence::SeekHole);
         let mut bytes = vec![0; usize::try_from(hole - at).unwrap()];
         file.read_exact_at(&mut bytes, at).unwrap();
-        for (place, sector) in (at..).step_by(512).zip(bytes.chunks_exact(512)) {
+        for (place, sector) in (at..).step_by(SECTOR).zip(bytes.chunks_exact(SECTOR)) {
             if sector != [0; 512] {
                 out.insert(place, sector.try_into().unwrap());
             }

@@ -217,7 +217,7 @@ fn a_full_disk_refuses_a_write_and_loses_none() {
 }
 
 #[test]
-fn direct_and_mapped_writes_meet_in_one_disk() {
+fn direct_and_cached_writes_meet_in_one_disk() {
     if !can_mount() {
         return;
     }

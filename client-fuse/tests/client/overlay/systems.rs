@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
@@ -123,42 +123,37 @@ fn fio_verifies_what_it_wrote() {
     place.mount();
     let file = format!("--filename={}", place.mounted.disk().display());
     let size = format!("--size={}", place.store.disk.len());
-    let random = [
+    let common = [
         "--name=verify",
-        "--rw=randwrite",
-        "--bsrange=512-128k",
-        "--blockalign=512",
         "--verify=crc32c",
         "--verify_fatal=1",
-        "--fsync=32",
-        "--iodepth=8",
-        "--ioengine=libaio",
-        "--allow_file_create=0",
         "--verify_state_save=0",
+        "--allow_file_create=0",
         "--randseed=7",
-        "--norandommap=0",
+        "--io_size=2m",
         &file,
         &size,
     ];
-    run("fio", &random);
-    let mixed = [
-        "--name=trim",
-        "--rw=randrw",
-        "--bs=4k",
-        "--direct=1",
-        "--verify=crc32c",
-        "--do_verify=1",
-        "--verify_fatal=1",
-        "--iodepth=16",
-        "--ioengine=libaio",
-        "--allow_file_create=0",
-        "--verify_state_save=0",
-        "--randseed=8",
-        "--io_size=4m",
-        &file,
-        &size,
+    let ways: [&[&str]; 3] = [
+        // Parts of blocks, through the page cache.
+        &[
+            "--rw=randwrite",
+            "--bsrange=512-128k",
+            "--blockalign=512",
+            "--fsync=32",
+        ],
+        &[
+            "--rw=randrw",
+            "--bs=4k",
+            "--direct=1",
+            "--ioengine=libaio",
+            "--iodepth=16",
+        ],
+        &["--rw=randwrite", "--bs=4k", "--ioengine=mmap", "--fsync=64"],
     ];
-    run("fio", &mixed);
+    for way in ways {
+        run("fio", &[&common[..], way].concat());
+    }
     let before = fs::read(place.mounted.disk()).unwrap();
     place.unmount();
     place.wait_until_free();
@@ -188,70 +183,79 @@ fn a_power_cut_leaves_what_was_synced() {
     let tree = Tree::mount(&device.0, directory.path().join("tree"));
     let place = Place::new(600);
     let client = place.mount_child(&tree.0.join("overlay"));
-    let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let mut copies = Vec::new();
-    std::thread::scope(|scope| {
-        let disk = place.open();
-        let (acknowledged, stop) = (&acknowledged, &stop);
-        scope.spawn(move || {
-            for round in 1.. {
-                if stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                for block in 0..ROUND_BLOCKS {
-                    let bytes = u64::to_le_bytes(round).repeat(512);
-                    disk.write_all_at(&bytes, block * 8192).unwrap();
-                }
-                disk.sync_data().unwrap();
-                acknowledged.store(round, Ordering::Relaxed);
-            }
-        });
-        let process = Pid::from_raw(i32::try_from(client.id()).unwrap());
-        for number in 0..8 {
-            let seen = acknowledged.load(Ordering::Relaxed);
-            // Some rounds later, wherever that is.
-            while acknowledged.load(Ordering::Relaxed) < seen + number % 4 {
-                std::thread::yield_now();
-            }
-            kill(process, Signal::SIGSTOP).unwrap();
-            let acknowledged = acknowledged.load(Ordering::Relaxed);
-            let copy = directory.path().join(format!("copy-{number}"));
-            fs::copy(&backing, &copy).unwrap();
-            kill(process, Signal::SIGCONT).unwrap();
-            copies.push((copy, acknowledged));
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
+    let copies = cut_while_written(&place, &client, &backing);
     place.unmount();
     drop(client);
     for (copy, acknowledged) in copies {
         // As at power-on, the journal of the file system is replayed.
         let device = Loop::over(&copy);
         let tree = Tree::mount(&device.0, directory.path().join("again"));
-        let overlay = tree.0.join("overlay");
-        if acknowledged == 0 && !overlay.exists() {
-            continue;
-        }
-        let client = place.mount_child(&overlay);
-        let disk = place.open();
-        let mut rounds = Vec::new();
-        for block in 0..ROUND_BLOCKS {
-            let mut bytes = [0; 4096];
-            disk.read_exact_at(&mut bytes, block * 8192).unwrap();
-            let (words, _) = bytes.as_chunks::<8>();
-            assert!(words.iter().all(|word| *word == words[0]) || acknowledged == 0);
-            rounds.push(u64::from_le_bytes(words[0]));
-        }
-        rounds.dedup();
-        assert!(
-            acknowledged == 0 || (rounds.len() == 1 && rounds[0] >= acknowledged),
-            "of round {acknowledged} were left {rounds:?}"
-        );
-        drop(disk);
-        umount(&place.mounted.point()).unwrap();
-        let mut client = client;
-        client.wait().unwrap();
+        check_after_cut(&place, &tree.0.join("overlay"), acknowledged);
         umount(&tree.0).unwrap();
     }
     drop((tree, device));
+}
+
+/// Writes and syncs in rounds; stops the client now and then, and copies the device that its overlay
+/// is on. Returns the copies, each with the last round that was synced before it.
+fn cut_while_written(place: &Place, client: &Child, backing: &Path) -> Vec<(PathBuf, u64)> {
+    let (synced, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let disk = place.open();
+    let write_rounds = || {
+        for round in 1_u64.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            for block in 0..ROUND_BLOCKS {
+                let bytes = round.to_le_bytes().repeat(512);
+                disk.write_all_at(&bytes, block * 8192).unwrap();
+            }
+            disk.sync_data().unwrap();
+            synced.store(round, Ordering::Relaxed);
+        }
+    };
+    let process = Pid::from_raw(i32::try_from(client.id()).unwrap());
+    let cut = |number: u64| {
+        let (seen, more) = (synced.load(Ordering::Relaxed), 1 + number % 3);
+        while synced.load(Ordering::Relaxed) < seen + more {
+            std::thread::yield_now();
+        }
+        kill(process, Signal::SIGSTOP).unwrap();
+        let round = synced.load(Ordering::Relaxed);
+        let copy = backing.with_extension(number.to_string());
+        fs::copy(backing, &copy).unwrap();
+        kill(process, Signal::SIGCONT).unwrap();
+        (copy, round)
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(write_rounds);
+        let copies = (0..8).map(cut).collect();
+        stop.store(true, Ordering::Relaxed);
+        copies
+    })
+}
+
+/// All blocks are of one round, which is not older than the last one that was synced.
+fn check_after_cut(place: &Place, overlay: &Path, synced: u64) {
+    let mut client = place.mount_child(overlay);
+    let disk = place.open();
+    let mut rounds = Vec::new();
+    for block in 0..ROUND_BLOCKS {
+        let mut bytes = [0; 4096];
+        disk.read_exact_at(&mut bytes, block * 8192).unwrap();
+        let (words, _) = bytes.as_chunks::<8>();
+        assert!(
+            words.iter().all(|word| *word == words[0]),
+            "a block is torn"
+        );
+        rounds.push(u64::from_le_bytes(words[0]));
+    }
+    rounds.dedup();
+    assert!(
+        rounds.len() == 1 && rounds[0] >= synced,
+        "round {synced} was synced, left are {rounds:?}"
+    );
+    drop(disk);
+    place.unmount();
+    assert!(client.wait().unwrap().success());
 }

@@ -53,6 +53,20 @@ async fn rollback_of_parts_under_a_new_timestamp_is_refused() {
     open_store(&at(5, 5, 6), &trust).await.unwrap();
 }
 
+/// Whoever tidies up locks takes no memory away.
+#[tokio::test]
+async fn what_was_seen_is_known_without_its_lock() {
+    let state = tempfile::tempdir().unwrap();
+    let old = store();
+    let trust = trust(&old, state.path());
+    let new = old.signed(&old.publisher, Release::number(2));
+    open_store(&new, &trust).await.unwrap();
+    for entry in std::fs::read_dir(state.path()).unwrap() {
+        std::fs::remove_file(entry.unwrap().path().join("lock")).unwrap();
+    }
+    assert_rollback(&refusal(&old, &trust).await, "timestamp");
+}
+
 /// An old snapshot under a new timestamp, and the other way round.
 #[tokio::test]
 async fn mix_and_match_of_states_is_refused() {

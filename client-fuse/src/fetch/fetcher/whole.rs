@@ -1,0 +1,227 @@
+//! Fetches files as a whole: metadata, tables, index pages.
+
+use bytes::{Bytes, BytesMut};
+use image_format::digest::{Digest, DigestMismatch, ObjectRef};
+
+use super::Fetcher;
+use crate::fetch::lanes::{Hurry, Priority};
+use crate::fetch::mirrors::MirrorId;
+use crate::fetch::{FetchError, Freshness, Part, Request, Source};
+use crate::stats::Counter;
+
+/// A file to fetch as a whole.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// Path in the store.
+    pub path: String,
+    /// What is known of it beforehand.
+    pub expect: Expect,
+}
+
+/// What is known of a file before it is fetched.
+#[derive(Clone, Copy, Debug)]
+pub enum Expect {
+    /// Its digest and its length; no copy of it is ever out of date.
+    Object(ObjectRef),
+    /// Its digest and a bound.
+    Digest(Digest, u64),
+    /// A bound only; whoever reads it checks it. No copy of it is ever out of date.
+    Fixed(u64),
+    /// The same, but a cached copy may be out of date.
+    Bound(u64),
+    /// The same, and that there is no such file is an answer like any other.
+    Optional(u64),
+}
+
+impl Whole {
+    /// The object that `object` names.
+    #[must_use]
+    pub fn object(object: ObjectRef) -> Self {
+        Self {
+            path: object.digest.object_path(),
+            expect: Expect::Object(object),
+        }
+    }
+
+    /// The object that `digest` names, of at most `bytes_max` bytes.
+    #[must_use]
+    pub fn of(digest: Digest, bytes_max: usize) -> Self {
+        Self {
+            path: digest.object_path(),
+            expect: Expect::Digest(digest, bytes_max as u64),
+        }
+    }
+
+    pub(super) const fn bytes_max(&self) -> u64 {
+        match self.expect {
+            Expect::Object(object) => object.length,
+            Expect::Digest(_, bytes_max)
+            | Expect::Fixed(bytes_max)
+            | Expect::Bound(bytes_max)
+            | Expect::Optional(bytes_max) => bytes_max,
+        }
+    }
+
+    pub(crate) const fn freshness(&self) -> Freshness {
+        match self.expect {
+            Expect::Object(_) | Expect::Digest(..) | Expect::Fixed(_) => Freshness::Any,
+            Expect::Bound(_) | Expect::Optional(_) => Freshness::Revalidate,
+        }
+    }
+
+    /// Whether the answer is good, though it is an error to the source.
+    pub(crate) fn is_answered_by(&self, error: &FetchError) -> bool {
+        matches!(self.expect, Expect::Optional(_)) && error.is_missing_or_forbidden()
+    }
+
+    /// Checks what came.
+    fn verify(&self, bytes: &[u8]) -> Result<(), FetchError> {
+        let path = || self.path.clone();
+        let got = bytes.len() as u64;
+        let expected = match self.expect {
+            Expect::Object(object) if got < object.length => {
+                return Err(FetchError::Short {
+                    path: path(),
+                    want: object.length,
+                    got,
+                });
+            }
+            Expect::Object(object) => object.digest,
+            Expect::Digest(digest, _) => digest,
+            Expect::Fixed(_) | Expect::Bound(_) | Expect::Optional(_) => return Ok(()),
+        };
+        let actual = Digest::of(bytes);
+        if actual != expected {
+            let source = DigestMismatch { expected, actual };
+            return Err(FetchError::Digest {
+                path: path(),
+                source,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl<S: Source> Fetcher<S> {
+    /// Fetches a whole file, verified if its digest is known; `counter` counts its bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the policy gives up.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the fetch.
+    pub async fn whole(&self, whole: &Whole, counter: &Counter) -> Result<Bytes, FetchError> {
+        if let Some(kept) = self.recall(whole).await {
+            return Ok(kept);
+        }
+        let mut attempts = self.attempts();
+        let mut freshness = whole.freshness();
+        loop {
+            let mirror = self.choose(&attempts);
+            let error = match self.whole_of(mirror, whole, freshness, counter).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) if whole.is_answered_by(&error) => return Err(error),
+                Err(error) => error,
+            };
+            freshness = Freshness::Revalidate;
+            self.turn_or_wait(&mut attempts, mirror, error).await?;
+        }
+    }
+
+    /// Fetches a whole file, once, on the chance that it is there. That it is not is no failure.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the fetch.
+    pub async fn glance(&self, whole: &Whole, counter: &Counter) -> Option<Bytes> {
+        let mirror = self.choose(&self.attempts());
+        self.glance_at(mirror, whole, counter).await
+    }
+
+    /// The same, of one mirror.
+    pub(crate) async fn glance_at(
+        &self,
+        mirror: MirrorId,
+        whole: &Whole,
+        counter: &Counter,
+    ) -> Option<Bytes> {
+        if let Some(kept) = self.recall(whole).await {
+            return Some(kept);
+        }
+        let hurry = Hurry::new();
+        let bytes_max = whole.bytes_max();
+        let slot = self.enter(Priority::Guest, bytes_max, &hurry).await;
+        let tried = self
+            .try_whole(mirror, whole, whole.freshness(), counter)
+            .await;
+        drop(slot);
+        tried
+            .inspect_err(|error| tracing::debug!(%error, "not there at a glance"))
+            .ok()
+    }
+
+    /// Asks one mirror for a whole file, once.
+    pub(crate) async fn whole_of(
+        &self,
+        mirror: MirrorId,
+        whole: &Whole,
+        freshness: Freshness,
+        counter: &Counter,
+    ) -> Result<Bytes, FetchError> {
+        let hurry = Hurry::new();
+        let bytes_max = whole.bytes_max();
+        let _slot = self.enter(Priority::Guest, bytes_max, &hurry).await;
+        let seen = self.outage.seen();
+        let outcome = self.try_whole(mirror, whole, freshness, counter).await;
+        match &outcome {
+            Err(error) if !whole.is_answered_by(error) => {
+                self.mirrors.failed(mirror, error.blame(), error);
+            }
+            _ => {
+                self.outage.ended(seen);
+                self.mirrors.answered(mirror);
+            }
+        }
+        outcome
+    }
+
+    async fn try_whole(
+        &self,
+        mirror: MirrorId,
+        whole: &Whole,
+        freshness: Freshness,
+        counter: &Counter,
+    ) -> Result<Bytes, FetchError> {
+        let request = Request {
+            path: whole.path.clone(),
+            part: Part::Whole,
+            freshness,
+        };
+        let mut incoming = self.open(mirror, request).await?;
+        let mut bytes = BytesMut::new();
+        while let Some(part) = incoming.next().await? {
+            counter.add(part.len() as u64);
+            if (bytes.len() + part.len()) as u64 > whole.bytes_max() {
+                return Err(FetchError::Long {
+                    path: whole.path.clone(),
+                    limit: whole.bytes_max(),
+                });
+            }
+            bytes.extend_from_slice(&part);
+        }
+        whole
+            .verify(&bytes)
+            .inspect_err(|error| self.count_damage(error))?;
+        let bytes = bytes.freeze();
+        self.keep(whole, &bytes);
+        Ok(bytes)
+    }
+
+    fn count_damage(&self, error: &FetchError) {
+        if matches!(error, FetchError::Digest { .. }) {
+            self.stats.verify_failures.increment();
+        }
+    }
+}
