@@ -105,7 +105,8 @@ pub struct Args {
     #[arg(long, value_name = "enforce|warn", help_heading = "Trust")]
     pub expiry: Option<Expiry>,
 
-    /// Directory of the disk cache [default: /var/cache/circular for root, else ~/.cache/circular]
+    /// Directory of the disk cache; one on a tmpfs keeps it in memory. Several mounts may share it
+    /// [default: /var/cache/circular for root, else ~/.cache/circular; with --initramfs: none]
     #[arg(
         long,
         value_name = "DIR",
