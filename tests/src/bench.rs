@@ -7,7 +7,7 @@
 //! Server and line run on one CPU, the client and what reads from it on another. What the servers serve and what
 //! clients cache lies in memory, so that no disk of this machine is measured.
 //!
-//! Reading order: [`site`] (image, store, recorded boot) → [`line`] → [`servers`] → [`disks`] (who shows the
+//! Reading order: [`site`] (image, store, recorded boot) → [`mod@line`] → [`servers`] → [`disks`] (who shows the
 //! disk) → the suites, [`cold`] first → [`table`] and [`report`].
 
 pub mod blackout;

@@ -5,7 +5,8 @@
 //!
 //! Reading order: [`require`] (may this test run here?) → [`binaries`] → [`daemon`] → [`store`],
 //! [`server`], [`nginx`], [`mount`] → [`proxy`] (counts requests) → [`console`] and [`machine`].
-//! [`images`] makes the disks, [`link`] a line with a delay and a rate.
+//! [`images`] makes the disks, [`link`] a line with a delay and a rate, [`replay`] reads as a boot did;
+//! [`mod@bench`] puts these together.
 //!
 //! No guard sleeps until something is ready: each waits for a line, a byte or a connection, and
 //! a deadline is only there so that a hang becomes a failure.

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
 
 use super::disks::Shown;
@@ -185,10 +186,22 @@ fn sweep(parent: &Path) {
         let Some(process) = process.and_then(|id| id.parse::<u32>().ok()) else {
             continue;
         };
-        if !Path::new("/proc").join(process.to_string()).exists() {
+        // One that is dead, and waits for a read of a mount, has no program any more.
+        if fs::read_link(format!("/proc/{process}/exe")).is_err() {
             // Another run may do the same now.
+            unmount_below(&entry.path());
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+/// Takes mounts away whose programs may have been killed.
+fn unmount_below(directory: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for place in places.filter(|place| Path::new(place).starts_with(directory)) {
+        // Its program may do the same now. Who still reads it is told that it failed.
+        let _ = umount2(place, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
     }
 }
 

@@ -97,7 +97,7 @@ pub enum End {
 impl Fault {
     /// Decides about the `piece` of a body behind `passed` bytes of it.
     pub fn step(self, passed: u64, mut piece: Bytes) -> Step {
-        let end = match self {
+        let (after, end) = match self {
             Self::Status(_) => return Step::Pass(piece, Duration::ZERO),
             Self::Slow(rate) => {
                 let nanos =
@@ -119,7 +119,6 @@ impl Fault {
             Self::Truncate(after) => (after, End::Close),
             Self::Stall(after) => (after, End::Silence),
         };
-        let (after, end) = end;
         let left = usize::try_from(after.saturating_sub(passed)).unwrap_or(usize::MAX);
         match left < piece.len() {
             true => Step::Last(piece.split_to(left), end),
