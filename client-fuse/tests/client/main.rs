@@ -7,6 +7,7 @@
 
 mod access;
 mod counts;
+mod far;
 mod faults;
 mod footprint;
 mod hostile;
