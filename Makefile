@@ -20,8 +20,9 @@ DENYVER := 0.20.2
 DENY    := build/cargo-deny-$(DENYVER)/bin/cargo-deny
 TARGET  ?= page
 FUZZ_SECONDS ?= 600
+REPEATS ?= 5
 
-.PHONY: help setup build guest image demo python-tuf test lint deny fuzz clean
+.PHONY: help setup build guest image demo python-tuf test bench lint deny fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +56,12 @@ else
 	cargo test --locked --workspace --lib --bins --tests
 endif
 	cargo test --locked --workspace --doc
+
+# BENCH: suites, like `p1 p13`; all without. OPTIONS: more for tests/examples/bench.rs, like `--quick`.
+bench: image ## Compare with others into docs/BENCHMARKS.md (BENCH=p1 selects, REPEATS=5)
+	@$(SUDO) tests/setup.sh bench
+	cargo build --locked --release -p client-fuse -p image-tools -p server -p circular-tests --bins --example bench
+	$(SUDO) target/release/examples/bench $(BENCH) --repeats $(REPEATS) --write docs/BENCHMARKS.md $(OPTIONS)
 
 lint: ## Check format, lints and documentation
 	cargo fmt --all --check

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages that building, testing and the demo need, if any is missing.
-# Needs root only then.
+# Needs root only then. `setup.sh bench` installs what `make bench` compares with, too.
 set -euo pipefail
 
 packages=(
@@ -10,8 +10,15 @@ packages=(
     qemu-system-x86 ipxe-qemu                # the machine that boots them
     qemu-utils qemu-block-extra              # reads a disk over HTTP
     fuse3 curl nginx-light                   # what the tests compare with
+    fio                                      # writes to disks and verifies
+    iproute2                                 # the emulated line
     strace                                   # kills publishers at each system call
     python3-venv                             # a TUF client that is not ours
+)
+
+[ "${1:-}" != bench ] || packages+=(
+    nbdkit libnbd-bin qemu-system-common     # disks over HTTP, of others
+    casync zstd fio                          # stores of others, and what measures reads
 )
 
 missing=()

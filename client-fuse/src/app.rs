@@ -1,17 +1,17 @@
 //! Wiring: the one place that picks concrete parts and nests them.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
 use image_format::trace::Header;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 
 use crate::cache::Caches;
 use crate::cache::disk::DiskCache;
+use crate::cache::documents::Documents;
 use crate::cache::memory::MemoryCache;
-use crate::config::{Config, Role, RootConfig, TrustConfig};
+use crate::config::{BaseUrl, Config, Purpose, RecordConfig, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
@@ -22,11 +22,16 @@ use crate::log;
 use crate::mount::signals::Signals;
 use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
+use crate::overlay::layered::Layered;
+use crate::overlay::{Base, Overlay, keep_flushed};
 use crate::process::{self, Readiness, Side};
+use crate::record::send::Sender;
 use crate::record::{Recorder, TraceFile};
 use crate::stats::Stats;
-use crate::trust::minimum::MINIMUM_BYTES_MAX;
+use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
+
+mod fetch;
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
 const BLOCKING_THREADS_EXTRA: usize = 4;
@@ -41,9 +46,17 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         process::take_storage_name()
             .context("cannot start anew under a name that begins with @")?;
     }
+    if config.purpose == Purpose::Fetch {
+        return fetch::run(config);
+    }
     // A relative path or a bad mount point is told at once, while we are where we were called.
     let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
-    let trace = config.record.as_deref().map(create_trace).transpose()?;
+    // A machine whose root this is boots whether or not it can be recorded.
+    let create = || config.record.as_ref().map(create_trace).transpose();
+    let mut trace = match config.process.role {
+        Role::Plain => create()?,
+        Role::RootDisk => None,
+    };
     let readiness = match process::detach(config.process.style, config.process.ready_fd)? {
         Side::Waiting(code) => return Ok(ExitCode::from(code)),
         Side::Mounting(readiness) => readiness,
@@ -52,16 +65,25 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     process::bound_heap();
     if config.process.role == Role::RootDisk {
         process::harden();
+        trace = create().unwrap_or_else(|error| {
+            let cause: &dyn std::error::Error = error.as_ref();
+            tracing::warn!(error = cause, "this boot is not recorded");
+            None
+        });
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(cores + BLOCKING_THREADS_EXTRA)
-        .build()
-        .context("cannot start the worker threads")?;
+    let runtime = runtime()?;
     let outcome = runtime.block_on(serve(config, mountpoint, trace, readiness));
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(cores + BLOCKING_THREADS_EXTRA)
+        .build()
+        .context("cannot start the worker threads")
 }
 
 async fn serve(
@@ -73,14 +95,13 @@ async fn serve(
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let mirrors = Arc::new(mirrors(config)?);
     let stats = Arc::new(Stats::default());
+    let documents = Arc::new(open_documents(config).await);
     let image = tokio::select! {
-        image = open_image(config, &mirrors, &stats) => image?,
+        image = open_image(config, &mirrors, &documents, &stats) => image?,
         signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
     };
-    let caches = Arc::new(Caches {
-        memory: MemoryCache::new(config.memory_cache.to_usize()),
-        disk: open_disk_cache(config, &image).await,
-    });
+    let overlay = open_overlay(config, &image).await?;
+    let caches = Arc::new(caches(config, &image).await);
     let network = &config.network;
     let fetcher = Fetcher::over(
         mirrors,
@@ -88,27 +109,75 @@ async fn serve(
         network.retry,
         Arc::clone(&caches),
         Arc::clone(&stats),
-    );
-    let recorder = trace.map(|file| start_trace(file, &image)).transpose()?;
+    )
+    .with_documents(documents);
+    let recorder = match trace.map(|file| record(config, file, &image)).transpose() {
+        Ok(recorder) => recorder,
+        Err(error) if config.process.role == Role::RootDisk => {
+            let cause: &dyn std::error::Error = error.as_ref();
+            tracing::warn!(error = cause, "this boot is not recorded");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let recorder = recorder.map(Arc::new);
     let disk = Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
-        caches,
+        Arc::clone(&caches),
         &Handle::current(),
-        recorder,
+        recorder.clone(),
     );
     match image.manifest.boot_pack {
         Some(pack) => disk.prefetch(pack),
         None => disk.prefetch_index(),
     }
+    if config.purpose == Purpose::MountAndPin {
+        disk.pin(image.manifest.disk.data_bytes);
+    }
+    let disk = match &overlay {
+        Some(overlay) => Layered::writable(disk, Arc::clone(overlay)),
+        None => Layered::read_only(disk),
+    };
     let fs = ImageFs::new(disk, &image, &config.base, stats);
     let name = format!("{}{}", config.base, image.reference);
     let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
     tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
     readiness.announce().context("cannot leave the terminal")?;
-    mount.serve(config.process.role, &mut signals).await?;
+    let served = mount.serve(config.process.role, &mut signals).await;
+    if let Some(overlay) = overlay {
+        let closed = overlay.close().await;
+        closed.context("what was written last may be lost")?;
+    }
+    // Tasks that still run hold the disk and the caches, and the process does not wait for them.
+    let saving = tokio::task::spawn_blocking(move || {
+        if let Some(recorder) = recorder {
+            recorder.end();
+        }
+        caches.disk.save();
+    });
+    saving
+        .await
+        .context("what was seen in this run is not kept")?;
+    served?;
     tracing::info!("unmounted");
     Ok(())
+}
+
+/// Opens the file that keeps what is written, if the disk is to be writable.
+async fn open_overlay(config: &Config, image: &OpenImage) -> anyhow::Result<Option<Arc<Overlay>>> {
+    let Some(path) = config.overlay.clone() else {
+        return Ok(None);
+    };
+    let base = Base {
+        disk: image.disk_digest(),
+        length: image.manifest.disk.length,
+        reference: image.reference.to_string(),
+    };
+    let opened = tokio::task::spawn_blocking(move || Overlay::open(&path, &base)).await?;
+    let overlay = opened.context("the disk cannot be made writable")?;
+    tokio::spawn(keep_flushed(Arc::downgrade(&overlay)));
+    Ok(Some(overlay))
 }
 
 /// The servers of the store; what they need of files is read here.
@@ -127,19 +196,42 @@ fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
     Ok(Mirrors::of((config.base.to_string(), first), others))
 }
 
-fn create_trace(path: &Path) -> anyhow::Result<TraceFile> {
+fn create_trace(record: &RecordConfig) -> anyhow::Result<TraceFile> {
+    let path = &record.file;
     TraceFile::create(path).with_context(|| format!("cannot record to {}", path.display()))
 }
 
-fn start_trace(file: TraceFile, image: &OpenImage) -> anyhow::Result<Recorder> {
-    let header = Header::new(image.reference.clone(), image.disk_digest());
-    Recorder::start(file, &header).context("cannot begin the trace")
+/// Begins to record, and sees to it that the trace is sent where it shall go.
+fn record(config: &Config, file: TraceFile, image: &OpenImage) -> anyhow::Result<Recorder> {
+    let mut header = Header::new(image.reference.clone(), image.disk_digest());
+    header.boot_pack = image.manifest.boot_pack.map(|pack| pack.object.digest);
+    let sender = match &config.record {
+        Some(RecordConfig {
+            send_to: Some(url),
+            quiet,
+            ..
+        }) => {
+            let url: BaseUrl = url
+                .parse()
+                .with_context(|| format!("cannot send to `{url}`"))?;
+            let identity = Identity::load(&config.identity)?;
+            let source = HttpSource::with(config.base.clone(), &config.network, &identity)?;
+            Some(Sender::new(&file, source, url.without_slash(), *quiet)?)
+        }
+        _ => None,
+    };
+    let recorder = Recorder::start(file, &header).context("cannot begin the trace")?;
+    if let Some(sender) = sender {
+        tokio::spawn(sender.of(&recorder).run());
+    }
+    Ok(recorder)
 }
 
 /// Opens the image with patience of its own; nothing of that goes into the caches.
 async fn open_image(
     config: &Config,
     mirrors: &Arc<Mirrors<HttpSource>>,
+    documents: &Arc<Documents>,
     stats: &Arc<Stats>,
 ) -> anyhow::Result<OpenImage> {
     let none = Arc::new(Caches {
@@ -147,13 +239,14 @@ async fn open_image(
         disk: DiskCache::off(),
     });
     let network = &config.network;
-    let fetcher = Arc::new(Fetcher::over(
+    let fetcher = Fetcher::over(
         Arc::clone(mirrors),
         network.connections,
         network.retry_open,
         none,
         Arc::clone(stats),
-    ));
+    );
+    let fetcher = Arc::new(fetcher.with_documents(Arc::clone(documents)));
     let trust = trust(&config.trust)?;
     let image = open(&fetcher, &config.base, &config.reference, &trust).await;
     image.with_context(|| format!("cannot open `{}`", config.reference))
@@ -171,9 +264,9 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         RootConfig::Remembered => Anchor::Remembered,
     };
     let minimum = config.minimum.as_ref().map(|path| {
-        let minimum = read_bounded(path, MINIMUM_BYTES_MAX)
+        let minimum = read_bounded(path, MINIMUM_BYTES_MAX as u64)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        let minimum = serde_json::from_slice(&minimum);
+        let minimum = Minimum::decode(&minimum);
         minimum.with_context(|| format!("{} says no versions", path.display()))
     });
     Ok(Trust {
@@ -183,6 +276,33 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
         expiry: config.expiry,
         now: jiff::Timestamp::now(),
     })
+}
+
+async fn caches(config: &Config, image: &OpenImage) -> Caches {
+    Caches {
+        memory: MemoryCache::new(config.memory_cache.to_usize()),
+        disk: open_disk_cache(config, image).await,
+    }
+}
+
+/// What describes disks, as far as it can be kept.
+async fn open_documents(config: &Config) -> Documents {
+    let Some(cache) = config.disk_cache.clone() else {
+        return Documents::none();
+    };
+    let opened = tokio::task::spawn_blocking(move || Documents::open(&cache)).await;
+    match opened {
+        Ok(Ok(documents)) => documents,
+        Ok(Err(error)) => {
+            // The disk cache will say the same, louder.
+            tracing::debug!(%error, "documents are not kept");
+            Documents::none()
+        }
+        Err(error) => {
+            tracing::error!(%error, "documents are not kept");
+            Documents::none()
+        }
+    }
 }
 
 /// The disk cache, or none: whatever is wrong with it, the mount works without.

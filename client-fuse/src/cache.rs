@@ -7,9 +7,16 @@ use crate::cache::disk::DiskCache;
 use crate::cache::memory::MemoryCache;
 
 pub mod blocks;
+pub mod care;
+pub mod directory;
 pub mod disk;
+pub mod documents;
+mod hints;
 pub mod memory;
+pub mod policy;
+mod recency;
 pub mod shelf;
+mod sparse;
 
 /// The two caches of a mount.
 #[derive(Debug)]

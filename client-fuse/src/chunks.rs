@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use image_format::chunk::ChunkId;
+use image_format::trace::Origin;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -30,6 +31,7 @@ use crate::stats::Stats;
 use crate::tasks::Tasks;
 
 pub mod boot;
+pub mod pin;
 
 /// A read joins this many flights that come to nothing (a task failed) before it reports an error.
 const ABANDONED_MAX: usize = 3;
@@ -50,6 +52,15 @@ pub struct Chunks<S> {
     guest_requests: Arc<AtomicUsize>,
     tasks: Tasks,
     stats: Arc<Stats>,
+}
+
+/// The bytes of a part, and where they came from.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// Where they were, or what brought them.
+    pub from: Origin,
 }
 
 /// The parts of one read that are still looked for, by their number in the read.
@@ -98,11 +109,15 @@ impl<S: Source> Chunks<S> {
         &self,
         parts: &[Part],
         around: impl Fn(&Range<u64>) -> Vec<Place> + Sync,
-    ) -> Result<Vec<Bytes>, FetchError> {
+    ) -> Result<Vec<Found>, FetchError> {
         for part in parts {
             self.strike(&part.place.id());
         }
-        let mut found = vec![Bytes::new(); parts.len()];
+        let nothing = Found {
+            bytes: Bytes::new(),
+            from: Origin::Memory,
+        };
+        let mut found = vec![nothing; parts.len()];
         let missing = self.look_in_memory(parts, &mut found);
         let mut missing = self.look_on_disk(missing, &mut found).await;
         self.stats.misses.add(missing.len() as u64);
@@ -120,11 +135,14 @@ impl<S: Source> Chunks<S> {
         }
     }
 
-    fn look_in_memory(&self, parts: &[Part], found: &mut [Bytes]) -> Missing {
+    fn look_in_memory(&self, parts: &[Part], found: &mut [Found]) -> Missing {
         let mut missing = Vec::new();
         for (number, part) in parts.iter().enumerate() {
             match self.caches.memory.find(&part.place.id()) {
-                Some(chunk) => found[number] = chunk.bytes().slice(part.within.clone()),
+                Some(chunk) => {
+                    self.caches.disk.touch(&part.place);
+                    found[number].bytes = chunk.bytes().slice(part.within.clone());
+                }
                 None => missing.push((number, part.clone())),
             }
         }
@@ -134,47 +152,62 @@ impl<S: Source> Chunks<S> {
         missing
     }
 
-    async fn look_on_disk(&self, missing: Missing, found: &mut [Bytes]) -> Missing {
-        let (likely, mut missing): (Missing, Missing) = missing
-            .into_iter()
-            .partition(|(_, part)| self.caches.disk.may_hold(&part.place));
-        if likely.is_empty() {
+    async fn look_on_disk(&self, missing: Missing, found: &mut [Found]) -> Missing {
+        if missing.is_empty() || !self.caches.disk.is_on() {
             return missing;
         }
-        let (caches, before) = (Arc::clone(&self.caches), missing.len() + likely.len());
-        let asked = likely.clone();
+        let (caches, before) = (Arc::clone(&self.caches), missing.len());
+        let asked = missing.clone();
         let reading = tokio::task::spawn_blocking(move || {
-            let read =
-                |(_, part): &(usize, Part)| caches.disk.read(&part.place, part.within.clone());
+            let read = |(_, part): &(usize, Part)| caches.disk.read(&part.place);
             asked.iter().map(read).collect::<Vec<_>>()
         });
         let Ok(cached) = reading.await else {
-            missing.extend(likely);
             return missing;
         };
-        for ((number, part), cached) in likely.into_iter().zip(cached) {
+        let mut left = Vec::new();
+        for ((number, part), cached) in missing.into_iter().zip(cached) {
+            found[number].from = Origin::Disk;
             match cached {
-                Cached::Part(bytes) => found[number] = bytes,
                 Cached::Chunk(chunk) => {
-                    found[number] = chunk.bytes().slice(part.within);
+                    found[number].bytes = chunk.bytes().slice(part.within);
                     self.caches.memory.keep(chunk);
                 }
-                Cached::Miss => missing.push((number, part)),
+                Cached::Copied(chunk) => {
+                    self.stats.disk_copies.increment();
+                    found[number].bytes = chunk.bytes().slice(part.within);
+                    self.caches.memory.keep(chunk);
+                }
+                Cached::Miss => left.push((number, part)),
                 Cached::Rejected => {
                     self.stats.disk_rejects.increment();
-                    missing.push((number, part));
+                    left.push((number, part));
                 }
             }
         }
-        self.stats.disk_hits.add((before - missing.len()) as u64);
-        missing
+        self.stats.disk_hits.add((before - left.len()) as u64);
+        left
+    }
+
+    /// Those of `places` whose chunks are in no cache, nor can be copied from another version's.
+    pub async fn lacking(&self, places: Vec<Place>) -> Vec<Place> {
+        if places.is_empty() || !self.caches.disk.is_on() {
+            return places;
+        }
+        let (caches, asked) = (Arc::clone(&self.caches), places.clone());
+        let looking = tokio::task::spawn_blocking(move || {
+            let lacks =
+                |place: &Place| !caches.memory.holds(&place.id()) && !caches.disk.obtain(place);
+            asked.into_iter().filter(lacks).collect()
+        });
+        looking.await.unwrap_or(places)
     }
 
     /// Fetches what is missing and returns what was abandoned by a failed task.
     async fn fetch(
         &self,
         missing: Missing,
-        found: &mut [Bytes],
+        found: &mut [Found],
         around: &(impl Fn(&Range<u64>) -> Vec<Place> + Sync),
     ) -> Result<Missing, FetchError> {
         self.boot_pack_is_known().await;
@@ -182,9 +215,11 @@ impl<S: Source> Chunks<S> {
         let mut wanted = Vec::new();
         let mut seats: Vec<(usize, Part, Seat<Delivery>)> = Vec::new();
         for (number, part) in missing {
+            found[number].from = Origin::Demand;
             match self.flights.board(part.place.id(), &hurry) {
                 Boarding::Follow(seat) => {
                     seat.hurry();
+                    found[number].from = self.followed(&part.place);
                     self.stats.shared_fetches.increment();
                     seats.push((number, part, seat));
                 }
@@ -192,20 +227,24 @@ impl<S: Source> Chunks<S> {
                     // It may have landed between the look into memory and this.
                     match self.caches.memory.find(&part.place.id()) {
                         Some(chunk) => landing.deliver(Ok(chunk)),
-                        None => wanted.extend(self.hand_over(Wanted {
-                            place: part.place,
-                            landing,
-                        })),
+                        None => {
+                            let place = part.place;
+                            let left = self.hand_over(Wanted { place, landing });
+                            if left.is_none() {
+                                found[number].from = Origin::BootPack;
+                            }
+                            wanted.extend(left);
+                        }
                     }
                     seats.push((number, part, seat));
                 }
             }
         }
-        self.launch_for_guest(wanted, &hurry, around);
+        self.launch_for_guest(wanted, &hurry, around).await;
         let mut abandoned = Vec::new();
         for (number, part, seat) in seats {
             match seat.wait().await {
-                Ok(delivery) => found[number] = delivery?.bytes().slice(part.within),
+                Ok(delivery) => found[number].bytes = delivery?.bytes().slice(part.within),
                 Err(Abandoned) => abandoned.push((number, part)),
             }
         }
@@ -216,8 +255,12 @@ impl<S: Source> Chunks<S> {
     pub fn fetch_ahead(&self, places: impl IntoIterator<Item = Place>) {
         let hurry = Arc::new(Hurry::new());
         let wanted = self.board_ahead(places, Reason::Stream, &hurry);
+        self.launch_all(wanted, Priority::Ahead, &hurry);
+    }
+
+    fn launch_all(&self, wanted: Vec<Wanted>, priority: Priority, hurry: &Arc<Hurry>) {
         for request in coalesce(wanted, self.fetcher.limits()) {
-            self.launch(request, Priority::Ahead, &hurry);
+            self.launch(request, priority, hurry);
         }
     }
 
@@ -250,11 +293,11 @@ impl<S: Source> Chunks<S> {
 
     /// Fetches what a guest waits for. What lies behind it comes in the same answer, after it; what
     /// lies before it comes beside.
-    fn launch_for_guest(
+    async fn launch_for_guest(
         &self,
         mut wanted: Vec<Wanted>,
         hurry: &Arc<Hurry>,
-        around: impl Fn(&Range<u64>) -> Vec<Place>,
+        around: &(impl Fn(&Range<u64>) -> Vec<Place> + Sync),
     ) {
         let Some(missing) = extent(&wanted) else {
             return;
@@ -265,6 +308,7 @@ impl<S: Source> Chunks<S> {
         let stretch = stretch.filter(|stretch| stretch.end - stretch.start <= room);
         tracing::trace!(?missing, ?stretch, ?line, "a miss");
         let places = stretch.map_or_else(Vec::new, |stretch| around(&stretch));
+        let places = self.lacking(places).await;
         let is_behind = |place: &Place| place.disk_offset() >= missing.start;
         let (behind, before): (Vec<_>, Vec<_>) = places.into_iter().partition(is_behind);
         wanted.extend(self.board_ahead(behind, Reason::Neighbour, hurry));
@@ -280,9 +324,7 @@ impl<S: Source> Chunks<S> {
         }
         let calm = Arc::new(Hurry::new());
         let before = self.board_ahead(before, Reason::Neighbour, &calm);
-        for request in coalesce(before, limits) {
-            self.launch(request, Priority::Ahead, &calm);
-        }
+        self.launch_all(before, Priority::Ahead, &calm);
     }
 
     fn launch(&self, request: RangeRequest<Wanted>, priority: Priority, hurry: &Arc<Hurry>) {

@@ -12,19 +12,25 @@ use tracing::level_filters::LevelFilter;
 use crate::app;
 use crate::config::{
     Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
-    MountConfig, NetworkConfig, ProcessConfig, Role, RootConfig, Style, TrustConfig,
+    MountConfig, NetworkConfig, ProcessConfig, Purpose, RecordConfig, Role, RootConfig, Style,
+    TrustConfig,
 };
 use crate::fetch::retry::RetryPolicy;
+
+pub mod cache;
 
 const EXAMPLES: &str = "\
 Examples:
   circular-mount --root root.json http://host:8080/ debian:12 /mnt
+  circular-mount fetch --root root.json http://host:8080/ debian:12
+  circular-mount cache stat        (also: verify, clear)
   losetup --find --show --partscan --read-only /mnt/disk.raw
   umount /mnt        (or, not being root: fusermount3 -u /mnt)
+  circular-mount --root root.json --overlay mine.overlay http://host:8080/ debian:12 /mnt
 
 Exit codes: 0 done, 1 failed, 2 wrong usage";
 
-/// Mount a published image as a read-only disk file, fetched as it is read
+/// Mount a published image as a disk file, fetched as it is read
 #[derive(Debug, Parser)]
 #[command(name = "circular-mount", bin_name = "circular-mount", version, after_help = EXAMPLES)]
 pub struct Args {
@@ -35,9 +41,14 @@ pub struct Args {
     #[arg(value_name = "NAME[:TAG][@VERSION]")]
     pub image: ImageRef,
     /// Empty directory to mount on; the disk appears in it as disk.raw
-    #[arg(value_name = "MOUNTPOINT")]
-    pub mountpoint: PathBuf,
+    #[arg(value_name = "MOUNTPOINT", required_unless_present = "fetch")]
+    pub mountpoint: Option<PathBuf>,
 
+    /// Make the disk writable: keep what is written to it in this file, made if it is missing. The
+    /// file takes as much space as was written, and stays with the version of the image that it
+    /// began with; a disk that was synced is safe in it, whatever happens. One mount at a time
+    #[arg(long, value_name = "FILE")]
+    pub overlay: Option<PathBuf>,
     /// Stay in the foreground
     #[arg(short, long)]
     pub foreground: bool,
@@ -77,7 +88,8 @@ pub struct Args {
     #[arg(long, help_heading = "Trust")]
     pub no_state: bool,
     /// Take no metadata below the versions in this file, like
-    /// {"root":1,"timestamp":7,"snapshot":7,"targets":7}; for machines that remember nothing
+    /// {"root":1,"timestamp":7,"snapshot":7,"targets":7}; for machines that remember nothing.
+    /// The publisher writes it for machines that boot, in boot/minimum.img
     #[arg(long, value_name = "FILE", help_heading = "Trust")]
     pub minimum: Option<PathBuf>,
     /// What to make of signed metadata that is out of date: refuse it, because newer versions may be
@@ -107,6 +119,13 @@ pub struct Args {
         help_heading = "Caches"
     )]
     pub cache_size: Option<ByteSize>,
+    /// Fetch all of the image into the disk cache, whenever no reader waits
+    #[arg(long, help_heading = "Caches", conflicts_with = "no_cache")]
+    pub pin: bool,
+    /// Fetch all of the image into the disk cache and end, without mounting; `circular-mount fetch` is
+    /// the same
+    #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "overlay", "initramfs"])]
+    pub fetch: bool,
     /// Most bytes of chunks kept in memory
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
@@ -151,6 +170,19 @@ pub struct Args {
     /// File to record what is read first in, for `circular profile add`
     #[arg(long, value_name = "FILE", help_heading = "Logging")]
     pub record: Option<PathBuf>,
+    /// Address to send what was recorded to (HTTP POST), once nothing new is read any more; that ends
+    /// the recording. `circular-server --traces` takes it at /traces
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "record",
+        help_heading = "Logging"
+    )]
+    pub record_to: Option<String>,
+    /// How long nothing new must be read before it is sent, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, help_heading = "Logging",
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub record_quiet: u64,
     /// Least important lines to log
     #[arg(long, value_name = "off|error|warn|info|debug|trace", env = "CIRCULAR_LOG",
           default_value_t = LevelFilter::INFO, help_heading = "Logging")]
@@ -167,7 +199,13 @@ pub struct Args {
 
 /// Parses, runs, and says what went wrong.
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let mut words: Vec<_> = std::env::args_os().collect();
+    match words.get(1).and_then(|word| word.to_str()) {
+        Some("cache") => return cache::main(&words[1..]),
+        Some("fetch") => words[1] = "--fetch".into(),
+        _ => {}
+    }
+    let args = match Args::try_parse_from(words) {
         Ok(args) => args,
         Err(error) => {
             // Nothing is left to be done when even this cannot be written.
@@ -188,11 +226,7 @@ impl Args {
     /// Checks what was typed together. `defaults` are used when no directories were given.
     #[must_use]
     pub fn into_config(self, defaults: Directories) -> Config {
-        let role = if self.initramfs {
-            Role::RootDisk
-        } else {
-            Role::Plain
-        };
+        let role = role(self.initramfs);
         let retry = patience(self.deadline, role);
         let retry_open = match role {
             Role::RootDisk => retry,
@@ -214,8 +248,9 @@ impl Args {
                 token: self.token_file,
             },
             reference: self.image,
+            purpose: purpose(self.fetch, self.pin),
             mount: MountConfig {
-                mountpoint: self.mountpoint,
+                mountpoint: self.mountpoint.unwrap_or_default(),
                 access: if self.allow_other {
                     Access::Everybody
                 } else {
@@ -246,19 +281,44 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
-            record: self.record,
+            overlay: self.overlay,
+            record: self.record.map(|file| RecordConfig {
+                file,
+                send_to: self.record_to,
+                quiet: Duration::from_secs(self.record_quiet),
+            }),
             process: ProcessConfig {
-                style: if self.foreground {
-                    Style::Foreground
-                } else {
-                    Style::Daemon
-                },
+                style: style(self.foreground),
                 role,
                 ready_fd: self.ready_fd,
                 log_file: self.log_file,
                 log_level: self.log_level,
             },
         }
+    }
+}
+
+const fn role(initramfs: bool) -> Role {
+    if initramfs {
+        Role::RootDisk
+    } else {
+        Role::Plain
+    }
+}
+
+const fn style(foreground: bool) -> Style {
+    if foreground {
+        Style::Foreground
+    } else {
+        Style::Daemon
+    }
+}
+
+const fn purpose(fetch: bool, pin: bool) -> Purpose {
+    match (fetch, pin) {
+        (true, _) => Purpose::Fetch,
+        (false, true) => Purpose::MountAndPin,
+        (false, false) => Purpose::Mount,
     }
 }
 

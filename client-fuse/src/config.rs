@@ -22,6 +22,8 @@ pub struct Config {
     pub identity: IdentityConfig,
     /// The image.
     pub reference: ImageRef,
+    /// What to do with it.
+    pub purpose: Purpose,
     /// The mount.
     pub mount: MountConfig,
     /// Whom to trust.
@@ -32,10 +34,35 @@ pub struct Config {
     pub disk_cache: Option<DiskCacheConfig>,
     /// Most bytes of verified chunks in the memory cache. A reader in a tight corner can go down to 1 MiB.
     pub memory_cache: ByteSize,
-    /// File to write a trace of first touches to.
-    pub record: Option<PathBuf>,
+    /// File that keeps what is written to the disk; `None`: the disk is read-only.
+    pub overlay: Option<PathBuf>,
+    /// What to do with a trace of first touches.
+    pub record: Option<RecordConfig>,
     /// The life of the process.
     pub process: ProcessConfig,
+}
+
+/// What to do with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Show it, and fetch what is read.
+    Mount,
+    /// The same, and fetch the rest whenever no reader waits.
+    MountAndPin,
+    /// Fetch all of it, and end.
+    Fetch,
+}
+
+/// Where a trace goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordConfig {
+    /// The file, or serial line, to write it to.
+    pub file: PathBuf,
+    /// Where to send it when the machine has come up; not checked yet, because a machine whose root
+    /// this is boots with a wrong address too.
+    pub send_to: Option<String>,
+    /// The machine has come up when nothing new was read for so long.
+    pub quiet: Duration,
 }
 
 /// Where and for whom to mount.
@@ -220,6 +247,14 @@ impl BaseUrl {
     #[must_use]
     pub const fn as_url(&self) -> &Url {
         &self.0
+    }
+
+    /// The address without the slash at its end: that of a document.
+    #[must_use]
+    pub fn without_slash(&self) -> Url {
+        let mut url = self.0.clone();
+        url.set_path(self.0.path().trim_end_matches('/'));
+        url
     }
 }
 

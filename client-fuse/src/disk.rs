@@ -19,8 +19,8 @@ use image_format::region_table::RegionTable;
 use tokio::runtime::Handle;
 
 use crate::cache::Caches;
-use crate::chunks::Chunks;
 use crate::chunks::boot::Expected;
+use crate::chunks::{Chunks, Found};
 use crate::disk::pages::Pages;
 use crate::disk::plan::{Part, Piece};
 use crate::fetch::fetcher::Fetcher;
@@ -32,6 +32,7 @@ use crate::stats::Stats;
 use crate::tasks::Tasks;
 
 pub mod pages;
+pub mod pin;
 pub mod plan;
 
 /// Index pages fetched ahead of a boot: as many as are kept.
@@ -49,7 +50,7 @@ pub struct Disk<S> {
     length: u64,
     parts: Arc<Parts<S>>,
     ahead: Mutex<ReadAhead>,
-    recorder: Option<Recorder>,
+    recorder: Option<Arc<Recorder>>,
     tasks: Tasks,
     stats: Arc<Stats>,
 }
@@ -85,7 +86,7 @@ impl<S: Source> Disk<S> {
         fetcher: Arc<Fetcher<S>>,
         caches: Arc<Caches>,
         runtime: &Handle,
-        recorder: Option<Recorder>,
+        recorder: Option<Arc<Recorder>>,
     ) -> Self {
         let stats = Arc::clone(fetcher.stats());
         let length = table.disk_length();
@@ -141,16 +142,19 @@ impl<S: Source> Disk<S> {
     async fn read_range(&self, range: Range<u64>) -> Result<Bytes, ReadError> {
         let asked = Instant::now();
         let pieces = self.parts.plan(&range).await?;
+        let planned = Instant::now();
         let parts: Vec<Part> = pieces.iter().filter_map(Piece::part).cloned().collect();
         if !self.parts.chunks.are_foreseen(&parts) {
             self.read_ahead(&range);
         }
-        let mut bytes = self.parts.read(&parts).await?.into_iter();
+        let found = self.parts.read(&parts).await?;
         if let Some(recorder) = &self.recorder {
-            recorder.note(asked, parts.iter().map(|part| &part.place));
+            let from = found.iter().map(|found| found.from);
+            recorder.note(asked, planned, parts.iter().zip(from));
         }
-        if let ([Piece::Part(_)], Some(only)) = (&pieces[..], bytes.as_slice().first()) {
-            return Ok(only.clone());
+        let mut bytes = found.into_iter().map(|found| found.bytes);
+        if let [Piece::Part(_)] = &pieces[..] {
+            return Ok(bytes.next().unwrap_or_default());
         }
         let mut out =
             BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or_default());
@@ -207,7 +211,7 @@ impl<S: Source> Parts<S> {
         Ok(pieces)
     }
 
-    async fn read(&self, parts: &[Part]) -> Result<Vec<Bytes>, FetchError> {
+    async fn read(&self, parts: &[Part]) -> Result<Vec<Found>, FetchError> {
         self.chunks.read(parts, |range| self.places(range)).await
     }
 
@@ -249,8 +253,9 @@ impl<S: Source> Parts<S> {
         match self.plan(&range).await {
             Ok(pieces) => {
                 self.chunks.boot_pack_is_known().await;
-                self.chunks
-                    .fetch_ahead(pieces.iter().filter_map(Piece::part).map(|part| part.place));
+                let places = pieces.iter().filter_map(Piece::part).map(|part| part.place);
+                let places = self.chunks.lacking(places.collect()).await;
+                self.chunks.fetch_ahead(places);
             }
             Err(error) => {
                 tracing::debug!(%error, "read-ahead fails; the read itself will report it");

@@ -86,6 +86,13 @@ pub enum SourceError {
         url: String,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    #[error(
+        "the certificate behind {url} is not believed; name the authority that signed it with --ca FILE, and check the clock of this machine"
+    )]
+    Certificate {
+        url: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("{url} cannot be asked for")]
     Unaskable {
         url: String,
@@ -135,7 +142,10 @@ impl SourceError {
     #[must_use]
     pub const fn fault(&self) -> Fault {
         match self {
-            Self::Unreachable { .. } | Self::Broken { .. } => Fault::Transient,
+            // A disk in use outlives a certificate that was not renewed in time.
+            Self::Unreachable { .. } | Self::Certificate { .. } | Self::Broken { .. } => {
+                Fault::Transient
+            }
             Self::Status {
                 status: 408 | 425 | 429 | 500..=599,
                 ..

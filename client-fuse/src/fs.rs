@@ -1,12 +1,12 @@
 //! The mounted directory as values: what is in it, how it looks, what reading returns.
 //!
 //! ```text
-//! disk.raw              the disk
+//! disk.raw              the disk; the one file that can be written to, if there is an overlay
 //! .circular/image.json  which image this is
 //! .circular/stats.json  what the mount has done so far; a snapshot at each open
 //! ```
 //!
-//! Read-only in every respect, and nothing here knows the kernel's interface.
+//! Nothing here knows the kernel's interface.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,9 +17,9 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::config::BaseUrl;
-use crate::disk::{Disk, ReadError};
 use crate::fetch::Source;
 use crate::open::OpenImage;
+use crate::overlay::layered::{Layered, LayeredError};
 use crate::stats::Stats;
 
 /// Snapshots open at once; a monitor needs one.
@@ -135,7 +135,7 @@ struct About<'a> {
 /// The mounted directory.
 #[derive(Debug)]
 pub struct ImageFs<S> {
-    disk: Disk<S>,
+    disk: Layered<S>,
     image: Bytes,
     created: SystemTime,
     stats: Arc<Stats>,
@@ -152,13 +152,13 @@ pub enum FsError {
     #[error("too many open snapshots of the counters")]
     TooManyOpen,
     #[error(transparent)]
-    Read(#[from] ReadError),
+    Disk(#[from] LayeredError),
 }
 
 impl<S: Source> ImageFs<S> {
     /// The directory that shows `disk`, opened as `image` from the store at `base`.
     #[must_use]
-    pub fn new(disk: Disk<S>, image: &OpenImage, base: &BaseUrl, stats: Arc<Stats>) -> Self {
+    pub fn new(disk: Layered<S>, image: &OpenImage, base: &BaseUrl, stats: Arc<Stats>) -> Self {
         let about = About {
             reference: image.reference.to_string(),
             name: image.reference.name.as_str(),
@@ -180,10 +180,29 @@ impl<S: Source> ImageFs<S> {
         }
     }
 
-    /// When the image was published: the time of all files.
+    /// When the image was published: the time of all files but a disk that can be written to.
     #[must_use]
     pub const fn created(&self) -> SystemTime {
         self.created
+    }
+
+    /// When a file last changed.
+    #[must_use]
+    pub fn modified(&self, node: Node) -> SystemTime {
+        let written = (node == Node::Disk).then(|| self.disk.modified());
+        written.flatten().unwrap_or(self.created)
+    }
+
+    /// Whether a file can be written to.
+    #[must_use]
+    pub fn is_writable(&self, node: Node) -> bool {
+        node == Node::Disk && self.disk.is_writable()
+    }
+
+    /// The disk.
+    #[must_use]
+    pub const fn disk(&self) -> &Layered<S> {
+        &self.disk
     }
 
     /// The length of a file; 0 for directories.

@@ -1,18 +1,22 @@
 //! The kernel's side of [`ImageFs`]: a request becomes a call, the answer a reply or an errno.
 //!
 //! FUSE threads only translate. A read of the disk becomes a task that sends the reply when it has
-//! the bytes, so a slow server never keeps a FUSE thread from other requests.
+//! the bytes, so a slow server never keeps a FUSE thread from other requests. Writing, syncing and
+//! discarding are in [`write`](mod@write); the kernel writes through, it keeps no dirty pages but
+//! those of shared maps.
 
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, Request, Session, SessionACL,
+    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use image_format::BLOCK_BYTES;
 use tokio::runtime::Handle;
@@ -21,6 +25,8 @@ use crate::config::Access;
 use crate::fetch::Source;
 use crate::fs::{FsError, ImageFs, Kind, Node};
 use crate::tasks::Tasks;
+
+mod write;
 
 /// Threads that read requests; each has a buffer of 16 MiB, of which it touches only the start.
 const THREADS: usize = 2;
@@ -38,16 +44,19 @@ pub struct Adapter<S> {
     fs: Arc<ImageFs<S>>,
     tasks: Tasks,
     owner: (u32, u32),
+    access: Access,
 }
 
 impl<S: Source> Adapter<S> {
-    /// Serves `fs` with tasks on `runtime`; its files belong to user and group `owner`.
+    /// Serves `fs` with tasks on `runtime`; its files belong to user and group `owner`, and `access`
+    /// says who else may read.
     #[must_use]
-    pub fn new(fs: Arc<ImageFs<S>>, runtime: Handle, owner: (u32, u32)) -> Self {
+    pub fn new(fs: Arc<ImageFs<S>>, runtime: Handle, owner: (u32, u32), access: Access) -> Self {
         Self {
             fs,
             tasks: Tasks::new(runtime),
             owner,
+            access,
         }
     }
 
@@ -56,15 +65,14 @@ impl<S: Source> Adapter<S> {
     /// # Errors
     ///
     /// When the kernel or `fusermount3` refuses.
-    pub fn mount(
-        self,
-        mountpoint: &Path,
-        source: &str,
-        access: Access,
-    ) -> io::Result<Session<Self>> {
+    pub fn mount(self, mountpoint: &Path, source: &str) -> io::Result<Session<Self>> {
         let mut config = Config::default();
         config.mount_options = vec![
-            MountOption::RO,
+            if self.fs.is_writable(Node::Disk) {
+                MountOption::RW
+            } else {
+                MountOption::RO
+            },
             MountOption::NoAtime,
             MountOption::NoExec,
             MountOption::DefaultPermissions,
@@ -72,7 +80,7 @@ impl<S: Source> Adapter<S> {
             MountOption::FSName(source.replace(',', "%2C")),
             MountOption::Subtype("circular".to_owned()),
         ];
-        config.acl = match access {
+        config.acl = match self.access {
             Access::Owner => SessionACL::Owner,
             Access::Everybody => SessionACL::All,
         };
@@ -91,15 +99,16 @@ impl<S: Source> Adapter<S> {
         let (time, size) = (self.fs.created(), self.fs.length(node));
         let (kind, perm, nlink) = match node.kind() {
             Kind::Directory => (FileType::Directory, 0o555, 2),
-            Kind::File => (FileType::RegularFile, 0o444, 1),
+            Kind::File => (FileType::RegularFile, self.permissions(node), 1),
         };
+        let modified = self.fs.modified(node);
         FileAttr {
             ino: INodeNo(node.number()),
             size,
             blocks: size.div_ceil(512),
             atime: time,
-            mtime: time,
-            ctime: time,
+            mtime: modified,
+            ctime: modified,
             crtime: time,
             kind,
             perm,
@@ -109,6 +118,15 @@ impl<S: Source> Adapter<S> {
             rdev: 0,
             blksize: BLOCK_BYTES,
             flags: 0,
+        }
+    }
+
+    /// What the owner and others may do with a file.
+    fn permissions(&self, node: Node) -> u16 {
+        match (self.fs.is_writable(node), self.access) {
+            (false, _) => 0o444,
+            (true, Access::Owner) => 0o600,
+            (true, Access::Everybody) => 0o644,
         }
     }
 
@@ -126,12 +144,12 @@ impl<S: Source> Adapter<S> {
 ///
 /// - a directory read as a file: `EISDIR`
 /// - too many open snapshots: `EMFILE`
-/// - the disk cannot be read there: `EIO`
+/// - the disk cannot be read or written there: as [`write::errno`] says
 fn errno(error: &FsError) -> Errno {
     match error {
         FsError::IsDirectory => Errno::EISDIR,
         FsError::TooManyOpen => Errno::EMFILE,
-        FsError::Read(_) => Errno::EIO,
+        FsError::Disk(error) => write::errno(error),
     }
 }
 
@@ -164,10 +182,14 @@ impl<S: Source> Filesystem for Adapter<S> {
         }
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let Some(node) = Node::of_number(ino.0) else {
             return reply.error(Errno::ENOENT);
         };
+        // Modes do not keep root from it.
+        if flags.acc_mode() != OpenAccMode::O_RDONLY && !self.fs.is_writable(node) {
+            return reply.error(Errno::EROFS);
+        }
         // Whatever length a snapshot has, direct I/O reads up to its end.
         let flags = if node.is_constant() {
             FopenFlags::FOPEN_KEEP_CACHE
@@ -205,6 +227,104 @@ impl<S: Source> Filesystem for Adapter<S> {
                 }
             }
         });
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let Some(node) = Node::of_number(ino.0) else {
+            return reply.error(Errno::ENOENT);
+        };
+        // A disk has the length that it has, and whom it belongs to is decided by who mounts.
+        let resized = size.is_some_and(|size| size != self.fs.length(node));
+        if resized || mode.is_some() || uid.is_some() || gid.is_some() {
+            return reply.error(Errno::EPERM);
+        }
+        // Times are accepted, as of any file, and are those of the last write nevertheless.
+        reply.attr(&Self::ttl(node), &self.attributes(node));
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        if Node::of_number(ino.0) != Some(Node::Disk) {
+            return reply.error(Errno::EROFS);
+        }
+        self.write_disk(offset, Bytes::copy_from_slice(data), reply);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        if Node::of_number(ino.0) != Some(Node::Disk) {
+            return reply.error(Errno::EROFS);
+        }
+        self.allocate_on_disk(offset, length, mode, reply);
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.sync_disk(reply);
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // To close a file says nothing about the disk, here as elsewhere.
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
     }
 
     fn release(

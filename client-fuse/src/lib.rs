@@ -28,6 +28,7 @@ pub mod fuse;
 pub mod log;
 pub mod mount;
 pub mod open;
+pub mod overlay;
 pub mod place;
 pub mod prefetch;
 pub mod process;

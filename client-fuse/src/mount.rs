@@ -105,14 +105,17 @@ impl Mount {
             nix::unistd::getgid().as_raw(),
         );
         let length = fs.length(Node::Disk);
-        let adapter = Adapter::new(Arc::new(fs), tokio::runtime::Handle::current(), owner);
+        let adapter = Adapter::new(
+            Arc::new(fs),
+            tokio::runtime::Handle::current(),
+            owner,
+            config.access,
+        );
         let refused = |source| MountError::Refused {
             path: path.clone(),
             source,
         };
-        let mut session = adapter
-            .mount(&path, source, config.access)
-            .map_err(refused)?;
+        let mut session = adapter.mount(&path, source).map_err(refused)?;
         let unmounter = session.unmount_callable();
         let ended = run(session).map_err(refused)?;
         let mount = Self {

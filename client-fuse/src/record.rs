@@ -1,25 +1,35 @@
 //! Records what is read first: a line in a trace for each chunk that a reader touches for the first
-//! time, with the times at which it was asked for and came.
+//! time, with the times at which it was asked for and came, and where it came from.
 //!
 //! Only reads count, not what is fetched ahead of them. Lines are collected in memory and written by
 //! a thread of their own every few seconds and at the end; a process that is killed loses those of
 //! the last seconds. An error ends the recording, with one line in the log, and never reaches a
 //! reader.
 //!
-//! Bounds: [`TOUCHES_MAX`] chunks, 2 MiB for their names and at most 10 MiB for lines not yet written.
+//! The file may be a serial line: whoever is at its other end has the trace even if this machine
+//! never comes up. [`send`] brings a trace to a server. Neither touches the disk that is recorded:
+//! what is needed is open before the disk is there, and a file of an initramfs lies in memory.
+//!
+//! Bounds: [`TOUCHES_MAX`] chunks, 2 MiB for their names and at most 14 MiB for lines not yet written.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use image_format::ChunkId;
-use image_format::trace::{self, Header, TOUCHES_MAX, Touch};
+use image_format::trace::{self, Header, Origin, ReadPart, TOUCHES_MAX, TRACE_BYTES_MAX, Touch};
+use image_format::{BLOCK_BYTES, ChunkId};
+use nix::libc::O_NOCTTY;
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
-use crate::place::Place;
+use crate::disk::plan::Part;
+
+pub mod send;
 
 /// How often lines are written: a boot takes longer, and a disk is not kept busy by it.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
@@ -33,26 +43,40 @@ pub struct TraceFile {
 }
 
 impl TraceFile {
-    /// Makes the file, over an older one.
+    /// A second hand on the file, to send what will be in it.
+    fn share(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Makes the file, over an older one; or opens the line, and lets every byte pass as it is.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
     pub fn create(path: &Path) -> io::Result<Self> {
+        // Of a serial line, a process without a terminal would become the one to hang up with it.
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true);
+        let file = options.custom_flags(O_NOCTTY).open(path)?;
+        if file.is_terminal() {
+            let mut raw = tcgetattr(&file)?;
+            cfmakeraw(&mut raw);
+            tcsetattr(&file, SetArg::TCSANOW, &raw)?;
+        }
         Ok(Self {
-            file: File::create(path)?,
+            file,
             path: path.to_owned(),
             began: Instant::now(),
         })
     }
 }
 
-/// Writes a trace. What was noted is in the file when this is dropped.
+/// Writes a trace. What was noted is in the file when it is [ended](Self::end) or dropped.
 #[derive(Debug)]
 pub struct Recorder {
     began: Instant,
     shared: Arc<Shared>,
-    writer: Option<JoinHandle<()>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -65,7 +89,11 @@ struct Shared {
 struct Noted {
     seen: HashSet<ChunkId>,
     lines: Vec<u8>,
+    /// When a chunk was first touched, and when one was last touched for the first time.
+    touched: Option<Range<Instant>>,
     ended: bool,
+    /// The writer will write no more.
+    written: bool,
 }
 
 impl Recorder {
@@ -88,20 +116,40 @@ impl Recorder {
         Ok(Self {
             began,
             shared,
-            writer: Some(writer),
+            writer: Mutex::new(Some(writer)),
         })
     }
 
-    /// Notes that a reader asked for these chunks at `asked` and has them now.
-    pub fn note<'a>(&self, asked: Instant, places: impl Iterator<Item = &'a Place>) {
+    /// Looks at what is written to `file`, a second hand on it.
+    fn watch(&self, file: File) -> Watch {
+        Watch {
+            shared: Arc::clone(&self.shared),
+            file,
+        }
+    }
+
+    /// Notes that a reader asked for these parts of chunks at `asked`, that the index had named them
+    /// at `planned`, and that the reader has them now.
+    pub fn note<'a>(
+        &self,
+        asked: Instant,
+        planned: Instant,
+        parts: impl Iterator<Item = (&'a Part, Origin)>,
+    ) {
         let since = |at: Instant| {
             let micros = at.saturating_duration_since(self.began).as_micros();
             u64::try_from(micros).unwrap_or(u64::MAX)
         };
-        let asked = since(asked);
-        let served = since(Instant::now()).max(asked);
+        let now = Instant::now();
+        let (asked, planned, served) = (since(asked), since(planned), since(now));
+        let (planned, served) = (planned.max(asked), served.max(asked));
+        let on_index = planned - asked > (served - asked) / 2;
         let mut noted = self.shared.noted();
-        for place in places {
+        if noted.ended {
+            return;
+        }
+        for (part, from) in parts {
+            let place = &part.place;
             if noted.seen.len() >= TOUCHES_MAX || !noted.seen.insert(place.id()) {
                 continue;
             }
@@ -112,20 +160,80 @@ impl Recorder {
                 block: blocks.start,
                 blocks: u32::try_from(blocks.end - blocks.start).unwrap_or(u32::MAX),
                 chunk: place.id(),
+                read: Some(ReadPart {
+                    from: if on_index { Origin::Index } else { from },
+                    ..wanted(part)
+                }),
             });
+            let first = noted.touched.as_ref().map_or(now, |touched| touched.start);
+            noted.touched = Some(first..now);
             noted.lines.extend(line);
         }
+    }
+
+    /// Writes what was noted until now, and returns when it is in the file. What is noted later is
+    /// not written: whoever waits for the end does not wait for all who can still note.
+    pub fn end(&self) {
+        self.shared.noted().ended = true;
+        self.shared.ended.notify_all();
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = writer.take() {
+            // It logs what goes wrong itself.
+            let _ = writer.join();
+        }
+    }
+}
+
+/// The blocks of the disk that a part of a chunk lies in.
+fn wanted(part: &Part) -> ReadPart {
+    let block = BLOCK_BYTES as usize;
+    let blocks = part.within.start / block..part.within.end.div_ceil(block);
+    ReadPart {
+        from: Origin::Demand,
+        block: part.place.blocks().start + blocks.start as u64,
+        blocks: u32::try_from(blocks.len()).unwrap_or(u32::MAX),
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Looks at a trace while it is written, and ends it.
+#[derive(Debug)]
+pub struct Watch {
+    shared: Arc<Shared>,
+    file: File,
+}
+
+impl Watch {
+    /// Since when chunks are touched, and since when no other one was; `None`: none was yet.
+    fn touched(&self) -> Option<(Duration, Duration)> {
+        let touched = self.shared.noted().touched.clone()?;
+        Some((touched.start.elapsed(), touched.end.elapsed()))
+    }
+
+    /// Ends the recording: nothing more is noted.
+    fn end(&self) {
         self.shared.noted().ended = true;
         self.shared.ended.notify_all();
-        if let Some(writer) = self.writer.take() {
-            // It logs what goes wrong itself.
-            let _ = writer.join();
-        }
+    }
+
+    /// Whether all that was noted is in the file.
+    fn is_written(&self) -> bool {
+        self.shared.noted().written
+    }
+
+    /// What the file has. It is read through what was opened at the start: by now its name may lead
+    /// elsewhere.
+    fn contents(&self) -> io::Result<Vec<u8>> {
+        let length = self.file.metadata()?.len();
+        let length = usize::try_from(length).map_or(TRACE_BYTES_MAX, |it| it.min(TRACE_BYTES_MAX));
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
     }
 }
 
@@ -142,11 +250,18 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner);
             let (lines, ended) = (std::mem::take(&mut noted.lines), noted.ended);
             drop(noted);
-            if let Err(error) = file.file.write_all(&lines) {
+            let outcome = file.file.write_all(&lines);
+            if let Err(error) = &outcome {
                 tracing::warn!(trace = %file.path.display(), %error, "cannot write the trace; it ends here");
-                return;
             }
-            if ended {
+            if ended || outcome.is_err() {
+                let mut noted = self.noted();
+                *noted = Noted {
+                    touched: noted.touched.take(),
+                    ended: true,
+                    written: true,
+                    ..Noted::default()
+                };
                 return;
             }
         }
@@ -160,6 +275,13 @@ mod tests {
     use image_format::{Digest, ObjectRef};
 
     use super::*;
+    use crate::place::Place;
+
+    fn part(number: u32) -> (Part, Origin) {
+        let place = place(number);
+        let within = 4096 + 5..2 * 4096 + 1;
+        (Part { place, within }, Origin::Disk)
+    }
 
     fn place(number: u32) -> Place {
         let entry = Entry {
@@ -181,13 +303,24 @@ mod tests {
         let file = TraceFile::create(&path).unwrap();
         let (first, second) = (Instant::now(), Instant::now() + Duration::from_millis(1));
         let recorder = Recorder::start(file, &header).unwrap();
-        recorder.note(second, [place(2), place(3)].iter());
-        recorder.note(first, [place(1), place(2)].iter());
+        let note = |asked, numbers: [u32; 2]| {
+            let parts = numbers.map(part);
+            let parts = parts.iter().map(|(part, from)| (part, *from));
+            recorder.note(asked, asked, parts);
+        };
+        note(second, [2, 3]);
+        note(first, [1, 2]);
         drop(recorder);
         let trace = Trace::decode(&std::fs::read(path).unwrap()).unwrap();
         assert_eq!(trace.header, header);
         let blocks: Vec<_> = trace.touches.iter().map(|touch| touch.block).collect();
         assert_eq!(blocks, [8, 16, 24]);
+        let read = ReadPart {
+            from: Origin::Disk,
+            block: 9,
+            blocks: 2,
+        };
+        assert_eq!(trace.touches[0].read, Some(read));
     }
 
     #[test]
@@ -196,5 +329,23 @@ mod tests {
         let full = TraceFile::create(Path::new("/dev/full")).unwrap();
         assert!(Recorder::start(full, &header).is_err());
         assert!(TraceFile::create(Path::new("/no/such/directory/trace")).is_err());
+
+        // One that takes the first line, and then no more.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trace");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let other_end = {
+            let path = path.clone();
+            std::thread::spawn(move || File::open(path).unwrap())
+        };
+        let breaking = TraceFile::create(&path).unwrap();
+        let other_end = other_end.join().unwrap();
+        let recorder = Recorder::start(breaking, &header).unwrap();
+        drop(other_end);
+        let now = Instant::now();
+        let (touch, from) = part(1);
+        recorder.note(now, now, [(&touch, from)].into_iter());
+        recorder.end();
+        recorder.note(now, now, [(&touch, from)].into_iter());
     }
 }

@@ -48,6 +48,8 @@ pub struct Stats {
     pub memory_hits: Counter,
     /// Pieces of chunks found in the disk cache.
     pub disk_hits: Counter,
+    /// Of these, pieces of chunks that another version, or another place of the disk, had.
+    pub disk_copies: Counter,
     /// Pieces of chunks that had to be fetched.
     pub misses: Counter,
     /// Of these, pieces that another reader or read-ahead was fetching already.

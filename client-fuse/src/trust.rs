@@ -10,6 +10,7 @@
 //! - [`minimum`]: the same for a machine that remembers nothing
 //! - [`expiry`]: whether it is still valid
 //! - `mirrors`: which server's metadata is taken, where there are several
+//! - `offline`: what is taken when no server can be reached
 //!
 //! Verify first, keep after: `tough` works in a directory made for one try. Only when everything is
 //! in order does what it found replace what is remembered (what CVE-2025-2888 got wrong).
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image_format::digest::{Digest, ObjectRef};
+use image_format::minimum::Reach;
 use image_format::reference::ImageName;
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -35,11 +37,13 @@ pub mod error;
 pub mod expiry;
 pub mod minimum;
 mod mirrors;
+mod offline;
 pub mod state;
 pub mod transport;
 
 use anchor::First;
 use expiry::Verdict;
+use offline::Kept;
 use state::{FirstUse, Order, Seen, State};
 use transport::MetadataTransport;
 
@@ -133,8 +137,12 @@ pub async fn load<S: Source>(
         seen: &seen,
         trust,
     };
-    let found = mirrors::find(fetcher, &basis).await?;
+    let kept = Kept::of(&first.root);
+    let found = mirrors::find(fetcher, &basis, &kept).await?;
     tell(found.verdict, trust);
+    if let (Some(minimum), Some(reach)) = (&trust.minimum, found.reach) {
+        minimum::tell(minimum, reach);
+    }
     let repository = found.repository;
     if let Some(state) = state {
         let order = Order::of(repository.root(), repository.timestamp());
@@ -165,6 +173,8 @@ struct Found {
     /// Where `tough` left the documents.
     scratch: TempDir,
     verdict: Verdict,
+    /// How far the minimum reached, if there is one.
+    reach: Option<Reach>,
 }
 
 impl Basis<'_> {
@@ -196,10 +206,9 @@ impl Basis<'_> {
                 None => TrustError::of(error, self.memory),
             }
         })?;
-        if let Some(minimum) = &self.trust.minimum {
-            let below = minimum.check(&repository);
-            below.inspect_err(|_| transport.doubt())?;
-        }
+        let minimum = self.trust.minimum.as_ref();
+        let reach = minimum.map(|minimum| minimum::check(minimum, &repository));
+        let reach = reach.transpose().inspect_err(|_| transport.doubt())?;
         let verdict = verdict(&repository, self.trust);
         if let (Verdict::Expired { role, on }, Expiry::Enforce) = (verdict, self.trust.expiry) {
             transport.doubt();
@@ -209,6 +218,7 @@ impl Basis<'_> {
             repository,
             scratch,
             verdict,
+            reach,
         })
     }
 }

@@ -8,12 +8,17 @@
 //! The network is handed over too: where iPXE got a lease, the guest asks for one of its own, so that
 //! somebody renews it; where a person typed an address, the guest gets that.
 //!
+//! Two initrds are loaded: first the least versions of metadata ([`crate::minimum`]), a plain archive of
+//! whole 512-byte blocks, so that the compressed one behind it begins where a kernel looks for it,
+//! whoever puts them together. Firmware that hands them over by name needs each on the command line.
+//!
 //! Every URI in them is relative to the script, and none contains a `:`, which iPXE would take for
 //! a scheme.
 
 use std::fmt::Write as _;
 
 use crate::manifest::Boot;
+use crate::minimum::MINIMUM_PATH;
 use crate::reference::{ImageRef, Tag};
 
 /// Where the menu lies in a store.
@@ -94,9 +99,13 @@ pub fn menu(items: &[MenuItem], default: usize) -> String {
 
 /// Returns the script that boots `pinned` (with its version) as `boot` says.
 pub fn script(pinned: &ImageRef, boot: &Boot) -> String {
-    let mut args = String::from("initrd=initrd.img circular.boot=${circular-boot}");
+    let mut args =
+        String::from("initrd=minimum.img initrd=initrd.img circular.boot=${circular-boot}");
     if let Some(url) = &boot.base_url {
         let _ = write!(args, " circular.url={url}");
+    }
+    for url in &boot.mirrors {
+        let _ = write!(args, " circular.mirror={url}");
     }
     let _ = write!(args, " circular.image={pinned}");
     if let Some(root) = &boot.root {
@@ -114,6 +123,7 @@ pub fn script(pinned: &ImageRef, boot: &Boot) -> String {
          set circular-ip ${{netX/ip}}::${{netX/gateway}}:${{netX/netmask}}:::none:${{netX/dns}}\n\
          imgfree\n\
          kernel --name vmlinuz ../{kernel} {args} || goto failed\n\
+         initrd --name minimum.img ../{MINIMUM_PATH} || goto failed\n\
          initrd --name initrd.img ../{initramfs} || goto failed\n\
          boot || goto failed\n\
          :failed\n\
@@ -142,6 +152,7 @@ mod tests {
             cmdline: "console=ttyS0".to_owned(),
             root: Some("PARTUUID=1234".to_owned()),
             base_url: None,
+            mirrors: Vec::new(),
         }
     }
 
@@ -171,6 +182,27 @@ mod tests {
             text.contains(" circular.url=http://cdn.example/s/ "),
             "{text}"
         );
+    }
+
+    #[test]
+    fn mirrors_are_handed_over_in_their_order() {
+        let mirrors = ["http://b.example/s/", "https://a.example/"].map(str::to_owned);
+        let boot = Boot {
+            mirrors: mirrors.to_vec(),
+            ..boot()
+        };
+        let text = script(&"a@1".parse().unwrap(), &boot);
+        let wanted = " circular.mirror=http://b.example/s/ circular.mirror=https://a.example/ ";
+        assert!(text.contains(wanted), "{text}");
+    }
+
+    #[test]
+    fn the_least_versions_are_loaded_first_and_both_initrds_are_named() {
+        let text = script(&"a@1".parse().unwrap(), &boot());
+        assert!(text.contains(" initrd=minimum.img initrd=initrd.img "));
+        let at = |part: &str| text.find(part).unwrap();
+        let minimum = at("\ninitrd --name minimum.img ../boot/minimum.img || goto failed\n");
+        assert!(minimum < at("\ninitrd --name initrd.img "));
     }
 
     #[test]

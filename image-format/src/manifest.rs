@@ -20,6 +20,9 @@ pub const BOOT_OBJECT_BYTES_MAX: u64 = 1 << 30;
 /// The longest kernel command line: what x86 and arm64 kernels take, less what boot scripts add.
 pub const CMDLINE_LEN_MAX: usize = 1024;
 
+/// The most addresses of mirrors in boot scripts.
+pub const MIRRORS_MAX: usize = 8;
+
 const WHAT: &str = "manifest";
 
 /// One revision of one version of an image.
@@ -93,6 +96,9 @@ pub struct Boot {
     /// Address of the store that boot scripts name; none when they pass on their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_url: Option<String>,
+    /// Addresses of other servers of the same store that boot scripts name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<String>,
 }
 
 impl Manifest {
@@ -134,6 +140,9 @@ impl Manifest {
             ];
             if !texts.into_iter().flatten().all(|text| is_cmdline(text)) {
                 return bad("the kernel command line is too long or has odd characters");
+            }
+            if !are_mirrors(&boot.mirrors) {
+                return bad("there are too many mirrors, or their addresses have odd characters");
             }
             if !is_release(&boot.kernel_release) {
                 return bad("the kernel release has odd characters");
@@ -177,6 +186,12 @@ pub fn is_cmdline(text: &str) -> bool {
             .any(|syntax| text.contains(syntax))
 }
 
+/// Tells whether boot scripts can name these mirrors: on the kernel command line, all together.
+pub fn are_mirrors(mirrors: &[String]) -> bool {
+    let is_word = |url: &String| !url.is_empty() && !url.contains([' ', '"']);
+    mirrors.len() <= MIRRORS_MAX && mirrors.iter().all(is_word) && is_cmdline(&mirrors.concat())
+}
+
 /// Tells whether `text` may be a kernel release: it becomes a path in the initramfs.
 pub fn is_release(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._+~-".contains(&byte);
@@ -210,6 +225,7 @@ mod tests {
                 cmdline: "console=ttyS0".to_owned(),
                 root: None,
                 base_url: None,
+                mirrors: vec!["http://b.example/s/".to_owned()],
             }),
             boot_pack: Some(BootPack {
                 object: ObjectRef {
@@ -229,7 +245,7 @@ mod tests {
 
     #[test]
     fn impossible_manifests_are_refused() {
-        let spoil: [fn(&mut Manifest); 11] = [
+        let spoil: [fn(&mut Manifest); 13] = [
             |m| m.format = 2,
             |m| m.revision = 0,
             |m| m.disk.length = 0,
@@ -237,6 +253,8 @@ mod tests {
             |m| m.disk.regions.length = 1 << 30,
             |m| m.boot.as_mut().unwrap().cmdline = "quiet ${net0/mac}".to_owned(),
             |m| m.boot.as_mut().unwrap().kernel_release = "../../etc".to_owned(),
+            |m| m.boot.as_mut().unwrap().mirrors = vec!["http://h/ init=/x".to_owned()],
+            |m| m.boot.as_mut().unwrap().mirrors = vec!["http://h/".to_owned(); 9],
             |m| m.chunker.max_blocks = 0,
             |m| m.boot_pack.as_mut().unwrap().object.length = 3,
             |m| m.boot_pack.as_mut().unwrap().head.length = 1 << 30,

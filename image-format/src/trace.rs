@@ -5,6 +5,7 @@
 //! merged into a [`profile`](crate::profile). Layout: docs/FORMAT.md, "Trace".
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,7 @@ pub const TOUCHES_MAX: usize = 65_536;
 /// The longest line, its end included.
 pub const LINE_BYTES_MAX: usize = 512;
 
-/// The longest trace: a line takes some 150 bytes.
+/// The longest trace: a line takes some 210 bytes.
 pub const TRACE_BYTES_MAX: usize = 16 << 20;
 
 const WHAT: &str = "trace";
@@ -34,6 +35,9 @@ pub struct Header {
     pub image: ImageRef,
     /// The disk of that version.
     pub disk: Digest,
+    /// The boot pack that the client had to fetch from, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_pack: Option<Digest>,
 }
 
 /// The first touch of a chunk.
@@ -49,6 +53,38 @@ pub struct Touch {
     pub blocks: u32,
     /// Which chunk.
     pub chunk: ChunkId,
+    /// What of it was read, and where it came from; older recorders do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<ReadPart>,
+}
+
+/// The part of a chunk that its first reader wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadPart {
+    /// Where it came from.
+    pub from: Origin,
+    /// Its first block, counted from the start of the disk.
+    pub block: u64,
+    /// How many blocks it has.
+    pub blocks: u32,
+}
+
+/// Where a chunk was, or what brought it, when a reader asked for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// In memory: something had brought it before.
+    Memory,
+    /// In the disk cache.
+    Disk,
+    /// On its way already, for another reader or ahead of readers.
+    Flight,
+    /// The reader waited for the boot pack to bring it.
+    BootPack,
+    /// It was fetched for this reader.
+    Demand,
+    /// Wherever it was: most of the time went by before the index page had said which chunk it is.
+    Index,
 }
 
 /// One run.
@@ -67,6 +103,22 @@ impl Header {
             circular_trace: 1,
             image,
             disk,
+            boot_pack: None,
+        }
+    }
+}
+
+impl Touch {
+    /// The blocks of the chunk, counted from the start of the disk.
+    pub fn chunk_blocks(&self) -> Range<u64> {
+        self.block..self.block.saturating_add(u64::from(self.blocks))
+    }
+
+    /// The blocks that were read of it; all of them, where that is not told.
+    pub fn read_blocks(&self) -> Range<u64> {
+        match self.read {
+            Some(read) => read.block..read.block.saturating_add(u64::from(read.blocks)),
+            None => self.chunk_blocks(),
         }
     }
 }
@@ -98,6 +150,13 @@ impl Trace {
                 return Err(DecodeError::invalid(
                     WHAT,
                     "a chunk came before it was asked for",
+                ));
+            }
+            let (chunk, read) = (touch.chunk_blocks(), touch.read_blocks());
+            if read.is_empty() || read.start < chunk.start || read.end > chunk.end {
+                return Err(DecodeError::invalid(
+                    WHAT,
+                    "what was read of a chunk is not in it",
                 ));
             }
             if touches.len() == TOUCHES_MAX {
@@ -161,6 +220,11 @@ mod tests {
             block: number * 8,
             blocks: 8,
             chunk: ChunkId::of(&number.to_le_bytes()),
+            read: (!number.is_multiple_of(3)).then_some(ReadPart {
+                from: Origin::BootPack,
+                block: number * 8 + 3,
+                blocks: 5,
+            }),
         }
     }
 
@@ -186,9 +250,32 @@ mod tests {
         }
     }
 
+    /// Recorders of before told less, and their traces are as good for a profile.
+    #[test]
+    fn a_line_without_details_is_a_touch_of_the_whole_chunk() {
+        let plain = Touch {
+            read: None,
+            ..touch(1)
+        };
+        let bytes = encoded(&[plain]);
+        assert!(!String::from_utf8_lossy(&bytes).contains("read"));
+        let trace = Trace::decode(&bytes).unwrap();
+        assert_eq!(trace.touches, [plain]);
+        assert_eq!(trace.touches[0].read_blocks(), 8..16);
+        assert_eq!(touch(1).read_blocks(), 11..16);
+    }
+
     #[test]
     fn what_is_no_trace_is_refused() {
         let good = touch(1);
+        let reading = |block, blocks| Touch {
+            read: Some(ReadPart {
+                from: Origin::Demand,
+                block,
+                blocks,
+            }),
+            ..good
+        };
         for bad in [
             Touch { blocks: 0, ..good },
             Touch {
@@ -200,6 +287,10 @@ mod tests {
                 ..good
             },
             Touch { served: 3, ..good },
+            reading(8, 9),
+            reading(8, 0),
+            reading(7, 2),
+            reading(u64::MAX, 2),
         ] {
             assert!(Trace::decode(&encoded(&[bad])).is_err(), "{bad:?}");
         }

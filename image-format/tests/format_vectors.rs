@@ -11,8 +11,8 @@ use image_format::content::ContentHasher;
 use image_format::page::{Location, Page, PageBuilder};
 use image_format::profile::Profile;
 use image_format::region_table::RegionTable;
-use image_format::trace::{self, Touch, Trace};
-use image_format::{ChunkId, Digest, ImageRef, ObjectRef, frame};
+use image_format::trace::{self, Origin, ReadPart, Touch, Trace};
+use image_format::{ChunkId, Digest, ImageRef, ObjectRef, frame, overlay};
 
 const DOCUMENT: &str = include_str!("../../docs/FORMAT.md");
 
@@ -120,6 +120,11 @@ fn trace() -> Trace {
         block: chunk.first_block(),
         blocks: chunk.entry.blocks,
         chunk: chunk.entry.chunk,
+        read: (asked > 0).then(|| ReadPart {
+            from: Origin::BootPack,
+            block: chunk.first_block() + 1,
+            blocks: 1,
+        }),
     };
     Trace {
         header: trace::Header::new(image, Digest::of(b"disk")),
@@ -134,6 +139,48 @@ fn trace() -> Trace {
 fn one_line(bytes: &[u8]) -> String {
     let text = std::str::from_utf8(bytes).expect("a vector is well-formed");
     text.trim_end().replace('\n', " \\n ")
+}
+
+fn overlay_header() -> Vec<u8> {
+    let header = overlay::Header {
+        disk: Digest::of(b"abc"),
+        disk_length: 10_000,
+        seed: 5,
+        base: "lab/debian:12@3".to_owned(),
+    };
+    header.encode()
+}
+
+/// Without its padding.
+fn overlay_batch() -> Vec<u8> {
+    let batch = overlay::Batch {
+        kind: overlay::Kind::Change,
+        generation: 1,
+        sequence: 2,
+        records: vec![
+            overlay::Record::Zeros { block: 1, count: 2 },
+            overlay::Record::Data {
+                block: 0,
+                side: overlay::Side::B,
+                sum: overlay::checksum(5, &[b'a'; 4096]),
+            },
+        ],
+    };
+    let mut bytes = batch.encode(5);
+    bytes.truncate(56 + 2 * 16);
+    bytes
+}
+
+fn overlay_layout(disk_length: u64) -> String {
+    let layout = overlay::Layout::of(disk_length);
+    let places = [
+        layout.log(0).start,
+        layout.log(1).start,
+        layout.place(overlay::Side::A, 0),
+        layout.place(overlay::Side::B, 0),
+        layout.file_bytes(),
+    ];
+    places.map(|place| place.to_string()).join(" ")
 }
 
 fn computed(key: &str) -> String {
@@ -186,6 +233,10 @@ fn computed(key: &str) -> String {
             one_line(&lines.collect::<Vec<_>>())
         }
         "profile" => one_line(&Profile::merge(Digest::of(b"disk"), None, &[trace()]).encode()),
+        "overlay-header-front" => hex(&overlay_header()[..79]),
+        "overlay-header-checksum" => hex(&overlay_header()[4088..]),
+        "overlay-batch" => hex(&overlay_batch()),
+        "overlay-layout" => overlay_layout(input.parse().expect("a vector is well-formed")),
         _ => panic!("no such vector: {key}"),
     }
 }

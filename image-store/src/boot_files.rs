@@ -1,22 +1,53 @@
-//! Writes the boot files of a store: the menu, and a script and a hint for each tag of the name
-//! published.
+//! Writes the boot files of a store: the menu, the least versions of metadata, and a script and a hint
+//! for each tag of the name published.
+
+mod minimum;
 
 use image_format::boot_script::{self, MenuItem};
 use image_format::catalogue::Catalogue;
 use image_format::hint::{Hint, hint_path};
+use image_format::minimum::MINIMUM_PATH;
 use image_format::{ImageName, ImageRef, Tag};
 
 use crate::store::{Store, StoreError};
-use crate::trust::Names;
+use crate::trust::sign::Signer;
+use crate::trust::{Current, Names, TrustError};
 
-/// Writes what follows from `catalogue`, just committed, and `names`.
+/// Writes what follows from `catalogue`, just committed by `signer`, and `names`.
 pub(crate) async fn write(
     store: &Store,
+    signer: &Signer<'_>,
     names: &Names,
     catalogue: &Catalogue,
 ) -> Result<(), StoreError> {
+    // The scripts load it.
+    write_minimum(store, signer).await?;
     of_tags(store, names, catalogue).await?;
     write_menu(store, names).await
+}
+
+/// Writes the least versions that machines shall take: those that are current after what `signer` did.
+///
+/// Whoever is killed before this leaves lower ones, which the next change of the metadata mends.
+pub(crate) async fn write_minimum(store: &Store, signer: &Signer<'_>) -> Result<(), StoreError> {
+    // A server writes the boot files of its store itself.
+    if store.staged().is_some() {
+        return Ok(());
+    }
+    let root = signer.keys.root().map_err(TrustError::from)?;
+    let current = store.current(&root).await?;
+    write_minimum_of(store, &current, signer.now).await
+}
+
+/// Writes the versions of `current` as the least that machines shall take, at the time `now` in seconds
+/// since 1970.
+pub(crate) async fn write_minimum_of(
+    store: &Store,
+    current: &Current,
+    now: u64,
+) -> Result<(), StoreError> {
+    let bytes = minimum::initrd(&minimum::of(current, now));
+    store.replace(MINIMUM_PATH, bytes.into()).await
 }
 
 /// Writes script and hint of each tag of `catalogue`, which `names` lists.

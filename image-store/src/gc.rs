@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use image_format::{ImageRef, ObjectRef};
 
+use crate::boot_files;
 use crate::gc::files::{FileKind, StoreFile};
 use crate::gc::mark::Marks;
 use crate::index::IndexError;
@@ -110,11 +111,11 @@ pub async fn collect(
 ) -> Result<Collected, GcError> {
     let root = signer.keys.root()?;
     // Most of the marking is done before publishers have to wait.
-    let before = store.current(&root).await?;
+    let before = signer.current(store).await?;
     let mut marks = Marks::default();
     marks.add(store, &before).await?;
     let _lock = CommitLock::acquire(store).await?;
-    let current = store.current(&root).await?;
+    let current = signer.current(store).await?;
     marks.add(store, &current).await?;
     let (unreferenced, mut marks) = files::unreferenced(store, marks).await?;
     let list = list::read(store).await?;
@@ -176,6 +177,7 @@ async fn forget_packs<'a>(
     let merged: ObjectRef = store.put_file(indexes.merge()?).await?;
     let target = put_index_list(store, vec![merged]).await?;
     signer.advance(store, current, &[target]).await?;
+    boot_files::write_minimum(store, signer).await?;
     Ok(true)
 }
 

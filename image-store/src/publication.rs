@@ -106,7 +106,7 @@ impl Publication {
     ) -> Result<Published, PublishError> {
         let _lock = CommitLock::acquire(store).await?;
         self.check_objects(store).await?;
-        let current = store.current(&signer.keys.root()?).await?;
+        let current = signer.current(store).await?;
         let mut names = store.names_of(&current).await?;
         let name = &self.reference.name;
         let before = match names.names.contains_key(name) {
@@ -134,7 +134,7 @@ impl Publication {
         }
         // A server writes the boot files of its store itself, once it took the commit.
         if store.staged().is_none() {
-            boot_files::write(store, &names, &after)
+            boot_files::write(store, signer, &names, &after)
                 .await
                 .map_err(|source| PublishError::BootFiles { source })?;
         }

@@ -10,7 +10,6 @@ use crate::catalogue_change::CatalogueChange;
 use crate::lock::CommitLock;
 use crate::publication::PublishError;
 use crate::store::{Store, StoreError};
-use crate::trust::TrustError;
 use crate::trust::sign::Signer;
 
 /// Why a tag cannot be changed.
@@ -90,8 +89,7 @@ impl Retagging {
     /// of the tag now.
     pub async fn commit(&self, store: &Store, signer: &Signer<'_>) -> Result<Retagged, RetagError> {
         let _lock = CommitLock::acquire(store).await?;
-        let root = signer.keys.root().map_err(TrustError::from);
-        let current = store.current(&root.map_err(StoreError::from)?).await?;
+        let current = signer.current(store).await?;
         let mut names = store.names_of(&current).await?;
         let before = store.catalogue(&names, &self.name).await?;
         let mut after = before.clone();
@@ -114,7 +112,7 @@ impl Retagging {
                 .await
                 .map_err(scripts)?;
         }
-        boot_files::write(store, &names, &after)
+        boot_files::write(store, signer, &names, &after)
             .await
             .map_err(scripts)?;
         Ok(retagged)

@@ -49,8 +49,7 @@ impl Revision {
         let name = &self.reference.name;
         let publish = |error: crate::StoreError| ReviseError::Publish(error.into());
         let _lock = CommitLock::acquire(store).await.map_err(publish)?;
-        let root = signer.keys.root().map_err(PublishError::from)?;
-        let current = store.current(&root).await.map_err(publish)?;
+        let current = signer.current(store).await.map_err(publish)?;
         let mut names = store.names_of(&current).await.map_err(publish)?;
         let mut catalogue = store.catalogue(&names, name).await.map_err(publish)?;
         let resolved = catalogue.resolve(&self.reference);
@@ -82,7 +81,7 @@ impl Revision {
         CatalogueChange::encode(&catalogue)?
             .commit(store, signer, &current, &mut names, Vec::new())
             .await?;
-        boot_files::write(store, &names, &catalogue)
+        boot_files::write(store, signer, &names, &catalogue)
             .await
             .map_err(|source| PublishError::BootFiles { source })?;
         Ok(manifest)

@@ -9,6 +9,7 @@
 //! - [`sign`]: writes what is current next
 //! - [`resign`]: writes what is current once more, to last longer or with other keys
 //! - [`root`]: who may sign what, as a document; [`rotate`]: makes it the current one
+//! - [`seen`]: what a publisher saw before, so that it signs nothing on top of an older state
 //! - [`accept`]: takes what somebody else signed, after it was checked
 //!
 //! The cryptography and the order of checks are `tough`'s; this module adds no rule of its own.
@@ -20,9 +21,11 @@ pub mod public_key;
 pub mod resign;
 pub mod root;
 pub mod rotate;
+pub mod seen;
 pub mod sign;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use image_format::{ImageName, ObjectRef};
 use tough::schema::{Root, Signed, Snapshot, Targets, Timestamp};
@@ -77,6 +80,24 @@ pub struct Current {
 pub enum TrustError {
     #[error("the store's metadata is not signed as the trusted root demands")]
     Load(#[source] Box<tough::error::Error>),
+    #[error(
+        "rollback: the store shows an older state than this publisher saw. To sign on top of it would take away what was published since. Find out who put it there; if you did, remove `{}` and run this again", .path.display()
+    )]
+    Rollback {
+        path: PathBuf,
+        source: Box<tough::error::Error>,
+    },
+    #[error(
+        "the store shows nothing, but this publisher saw it signed. To begin anew would take away what was published. Find out who emptied it; if you did, remove `{}` and run this again", .path.display()
+    )]
+    Emptied { path: PathBuf },
+    #[error(
+        "what was seen of the store is damaged in `{}`: remove it to forget that (an older state of the store is then not noticed)", .path.display()
+    )]
+    Seen {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
     #[error("cannot sign the store's metadata: a key is missing, or is not one of this store")]
     Sign(#[source] Box<tough::error::Error>),
     #[error("signed metadata names a target `{name}` that is no image")]

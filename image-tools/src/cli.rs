@@ -8,8 +8,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use image_format::ImageRef;
 
 use crate::command::{
-    self, export, gc, init, inspect, key, list, manual, profile, publish, refresh, remove,
-    rollback, root, tag, verify,
+    self, boot, explain, export, gc, init, inspect, key, list, manual, profile, publish, refresh,
+    remove, rollback, root, tag, verify,
 };
 use crate::ui::Ui;
 
@@ -72,8 +72,12 @@ enum Command {
     Remove(remove::Args),
     /// Delete what nothing refers to any more
     Gc(gc::Args),
+    /// Boot a version in QEMU: for a look, or to record what it reads
+    Boot(Box<boot::Args>),
     /// Say what boots of an image read first, so that clients fetch it in one stream
     Profile(profile::Args),
+    /// Say what a recorded boot waited for: which files, how long, and why
+    Explain(explain::Args),
     /// Sign what the store offers again, before it expires
     Refresh(refresh::Args),
     /// Look at signing keys; add, remove or replace them
@@ -139,6 +143,8 @@ fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
             Command::Key(args) => key::run(&common, *args, ui).await,
             Command::Root(args) => root::run(&common, *args, ui).await,
             Command::Profile(args) => profile::run(&common, args, ui).await,
+            Command::Boot(args) => boot::run(&common, *args, ui).await,
+            Command::Explain(args) => explain::run(&common, args, ui).await,
             Command::List(args) => list::run(&common, args, ui).await,
             Command::Inspect(args) => inspect::run(&common, args, ui).await,
             Command::Export(args) => export::run(&common, args, ui).await,

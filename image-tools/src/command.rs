@@ -2,6 +2,8 @@
 
 use std::io;
 
+pub mod boot;
+pub mod explain;
 pub mod export;
 pub mod gc;
 pub mod init;

@@ -102,10 +102,12 @@ impl KeyArgs {
         let Some(root) = store.root_if_signed().await? else {
             return Ok(None);
         };
-        let ring = KeyRing::open(&self.ring.directory_of(&root)?)
+        let directory = self.ring.directory_of(&root)?;
+        check_outside(&directory, store)?;
+        let ring = KeyRing::open(&directory)
             .with_context(|| format!("cannot sign for the store `{}`", store.root().display()))?;
         check_belongs(&ring, &root, store)?;
-        Ok(Some(ring))
+        Ok(Some(ring.remembering()))
     }
 
     /// Opens the keys of a store that was signed before.
@@ -130,7 +132,7 @@ impl KeyArgs {
         let directory = self.ring.keys.as_ref().context("no keys were named")?;
         let ring = KeyRing::open(directory)?;
         ring.root()?;
-        Ok(ring)
+        Ok(ring.remembering())
     }
 
     /// Makes keys and their first root, for a store that is still to be made.
@@ -155,11 +157,13 @@ impl KeyArgs {
     /// There are keys already, or the store cannot be written.
     pub async fn make(&self, store: &Store) -> anyhow::Result<KeyRing> {
         if let Some(directory) = &self.ring.keys {
+            check_outside(directory, store)?;
             // Keys made before their store are used as they are.
             let ring = match KeyRing::open(directory) {
                 Err(KeyError::Missing { .. }) => KeyRing::generate(directory)?,
                 ring => ring?.complete()?,
-            };
+            }
+            .remembering();
             let (Established::Now(root) | Established::Before(root)) =
                 self.signer(&ring).establish(store).await?;
             check_belongs(&ring, &root, store)?;
@@ -226,6 +230,29 @@ impl RingArgs {
     }
 }
 
+/// Checks that keys do not lie where everybody can fetch them: a store is served as it is.
+fn check_outside(keys: &Path, store: &Store) -> anyhow::Result<()> {
+    // Keys that are still to be made lie where the directory above them is.
+    let there = keys.ancestors().find_map(|path| {
+        let path = if path == Path::new("") {
+            Path::new(".")
+        } else {
+            path
+        };
+        path.canonicalize().ok()
+    });
+    let root = store.root().canonicalize();
+    if let (Some(there), Ok(root)) = (there, root)
+        && there.starts_with(root)
+    {
+        bail!(
+            "the keys would lie in the store, `{}`, and be served to everybody: say where else with --keys DIR. Keys that were served are stolen: see circular key rotate",
+            keys.display()
+        );
+    }
+    Ok(())
+}
+
 fn check_belongs(ring: &KeyRing, root: &[u8], store: &Store) -> anyhow::Result<()> {
     if ring.root()?[..] != root[..] {
         bail!(
@@ -256,7 +283,7 @@ fn keep_fresh(base: &Path, fresh: &Path, root: &[u8]) -> anyhow::Result<KeyRing>
             directory.display()
         )
     })?;
-    Ok(KeyRing::open(&directory)?)
+    Ok(KeyRing::open(&directory)?.remembering())
 }
 
 /// Names a store by its first root.

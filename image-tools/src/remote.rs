@@ -200,7 +200,7 @@ impl RemoteStore {
             let outcome = self.upload(ui, &mut uploaded).await;
             match outcome {
                 Ok(()) => {
-                    self.clean_up(&signer.keys.root()?).await;
+                    self.clean_up(signer).await;
                     return Ok((value, uploaded));
                 }
                 Err(UploadError::Http(HttpError::Conflict { .. })) if tries < COMMIT_TRIES_MAX => {}
@@ -258,9 +258,10 @@ impl RemoteStore {
 
     /// Makes room: what is published is on the server. Only the chunk indexes are kept, which the
     /// next publish would fetch again.
-    async fn clean_up(&self, root: &[u8]) {
+    async fn clean_up(&self, signer: &Signer<'_>) {
         let attempt = async {
-            let current = self.store.current(root).await?;
+            // It landed, and is remembered from now on.
+            let current = signer.current(&self.store).await?;
             let names = self.store.names_of(&current).await?;
             self.staged.drop_metadata().await?;
             self.staged.drop_objects(&names.chunk_indexes).await

@@ -59,12 +59,16 @@ impl Ui {
         }
     }
 
+    /// Tells whether somebody wants to see how work goes on.
+    pub fn shows_progress(&self) -> bool {
+        !self.quiet && !self.json && io::stderr().is_terminal()
+    }
+
     /// Returns a bar for `bytes` of work; it shows only on a terminal.
     pub fn progress(&self, what: &'static str, bytes: u64) -> ProgressBar {
-        let hidden = self.quiet || self.json || !io::stderr().is_terminal();
-        let target = match hidden {
-            true => ProgressDrawTarget::hidden(),
-            false => ProgressDrawTarget::stderr_with_hz(10),
+        let target = match self.shows_progress() {
+            false => ProgressDrawTarget::hidden(),
+            true => ProgressDrawTarget::stderr_with_hz(10),
         };
         let bar = ProgressBar::with_draw_target(Some(bytes), target);
         let style = "{msg:9} {bar:32} {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";

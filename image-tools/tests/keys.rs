@@ -62,6 +62,18 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
+fn no_key_lies_in_a_store() {
+    let scratch = Scratch::new();
+    let told = |args| assert!(scratch.refused(args).contains("served to everybody"));
+    told("publish one.raw a --no-boot --keys store/keys");
+    told("init --store other --keys other/../other/keys");
+    scratch.done("publish one.raw a --no-boot --keys keys");
+    fs::rename(scratch.path("keys"), scratch.path("store/keys")).unwrap();
+    told("publish one.raw a --no-boot --keys store/keys");
+    told("refresh --keys ./store/keys");
+}
+
+#[test]
 fn the_first_publish_says_where_it_put_the_keys() {
     let scratch = Scratch::new();
     let output = scratch.run("publish one.raw a --no-boot");

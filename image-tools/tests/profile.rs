@@ -93,6 +93,7 @@ impl Scratch {
                 block: u64::from(entry.block),
                 blocks: entry.blocks,
                 chunk: entry.chunk,
+                read: None,
             }));
         }
         fs::write(self.path(name), bytes).unwrap();

@@ -6,6 +6,7 @@ use crate::filesystem::{FileSystem, Superblock};
 use crate::init::address::{Addressing, MacAddress, Method};
 use crate::init::base_url;
 use crate::init::cmdline::{CommandLine, Settings};
+use crate::init::userinfo;
 use crate::partition::{Partition, partitions};
 
 /// More partitions than any table that is read has.
@@ -33,8 +34,10 @@ pub fn kernel_command_line(data: &[u8]) {
     let Ok(settings) = line.settings() else {
         return;
     };
-    assert!(base_url::given(&settings.base_url).is_ok());
-    assert!(settings.base_url.ends_with('/'));
+    for url in settings.mirrors.iter().chain([&settings.base_url]) {
+        assert!(base_url::given(url).is_ok() && url.ends_with('/'));
+        assert_eq!(userinfo::split(url), (url.clone(), None));
+    }
     assert!(!settings.image.is_empty() && !settings.image.starts_with('-'));
     assert!(settings.image.bytes().all(|byte| byte.is_ascii_graphic()));
     assert!(!settings.overlay.as_str().contains([',', ' ']));

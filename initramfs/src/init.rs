@@ -5,14 +5,14 @@
 //! 1. `mounts` puts /proc, /sys, /dev and /run in place; [`cmdline`] reads what is wanted.
 //! 2. `drivers` loads kernel modules: those of every boot, then those that devices ask for.
 //! 3. [`network`] brings an interface up, by `ip=` or DHCP.
-//! 4. `client` starts `circular-mount`, which serves the image as one file, and stays.
+//! 4. `clock` sets a clock that was never set; `client` starts `circular-mount`, which serves the image as one file, and stays.
 //! 5. `disk` makes a loop device of that file and hides the file; `mounts` finds the root on
 //!    it and lays an overlay in memory on top.
 //! 6. [`handover`] tells the booted system to leave the network alone.
 //! 7. `switch_root` frees the initramfs and becomes the image's own init.
 //!
 //! What can be decided without acting is decided in modules that only take and give values
-//! ([`cmdline`], [`address`], [`base_url`], [`root`], parts of [`network`] and [`handover`]); tests reach
+//! ([`cmdline`], [`address`], [`base_url`], [`userinfo`], [`root`], parts of [`network`] and [`handover`]); tests reach
 //! those. All that can go wrong is a [`BootError`]; [`failure`] says what happens then. Nothing waits in silence.
 //!
 //! Absent on purpose: udev, fsck, LVM, persistent writes.
@@ -30,6 +30,7 @@ use crate::{layout, record::BuildRecord};
 pub mod address;
 pub mod base_url;
 mod client;
+mod clock;
 pub mod cmdline;
 pub mod command;
 mod disk;
@@ -42,6 +43,8 @@ pub mod network;
 pub mod root;
 mod switch_root;
 mod sys;
+pub mod trace;
+pub mod userinfo;
 
 /// Boots the machine. Returns never: it becomes another program, or stays and says why not.
 pub fn run() -> ! {
@@ -65,6 +68,7 @@ fn boot(log: &Log, line: &CommandLine, on_failure: OnFailure) -> Result<Infallib
     let mut drivers = Drivers::open(&record.kernel_release)?;
     drivers.load_all(&record.load)?;
     let network = network::bring_up(log, &mut drivers, &settings)?;
+    clock::set_if_unset(log);
     let client = client::start(log, &settings, on_failure)?;
     let disk = disk::attach(&client.disk())?;
     let image = client.hide();

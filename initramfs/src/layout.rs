@@ -18,12 +18,16 @@ pub const TRUSTED_ROOT: &str = "/etc/circular/root.json";
 /// none of its own. A further initrd is the place to put it.
 pub const AUTHORITIES: &str = "/etc/circular/ca.pem";
 
-/// The token of a private store, if somebody put it there: never on the kernel command line, which
-/// everybody can read.
+/// The token of a private store, if somebody put it there, which is better than the kernel command line:
+/// everybody can read that. init puts the password there that was in the address of the store.
 pub const TOKEN: &str = "/etc/circular/token";
 
-/// The least versions of metadata to take, if somebody put them there: this machine remembers none.
-pub const MINIMUM: &str = "/etc/circular/minimum.json";
+/// The least versions of metadata to take: this machine remembers none. Boot scripts load an initrd
+/// that has them.
+pub const MINIMUM: &str = image_format::minimum::MINIMUM_IN_GUEST;
+
+/// Where a boot is recorded, if it is; in memory, and found there by people in the booted system.
+pub const TRACE: &str = "/run/circular/trace";
 
 /// Names under which busybox can be called.
 ///

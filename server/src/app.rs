@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -15,11 +15,12 @@ use tracing_subscriber::EnvFilter;
 use crate::access::Access;
 use crate::cli::{Args, Command};
 use crate::config::{Config, Limits};
-use crate::handle::Handler;
+use crate::handle::{Handler, Writers};
 use crate::listen::{self, Drained, Listener};
 use crate::reload::ReloadError;
 use crate::tls::Tls;
 use crate::tokens::{Scope, Secret, TokenName};
+use crate::traces::Traces;
 use crate::upload::{UploadStartError, Uploads};
 
 /// Why the server cannot start.
@@ -37,6 +38,8 @@ pub enum StartError {
     NoAddress,
     #[error(transparent)]
     Files(#[from] ReloadError),
+    #[error("cannot keep traces in `{}`", .path.display())]
+    Traces { path: PathBuf, source: io::Error },
     #[error("cannot take uploads")]
     Upload(#[from] UploadStartError),
 }
@@ -75,7 +78,17 @@ impl Server {
             Some(root) => Some(Uploads::open(&config.store, root, &config.limits).await?),
             None => None,
         };
-        let handler = Handler::open(&config, access.clone(), uploads, own_address).await?;
+        let traces = config.traces.as_deref().map(|path| {
+            Traces::open(path, &config.limits).map_err(|source| StartError::Traces {
+                path: path.to_owned(),
+                source,
+            })
+        });
+        let writers = Writers {
+            uploads,
+            traces: traces.transpose()?,
+        };
+        let handler = Handler::open(&config, access.clone(), writers, own_address).await?;
         Ok(Self {
             listeners,
             reloader: Reloader { access, tls },

@@ -6,7 +6,7 @@
 //! stream (HTTP/2), and the client sees that bytes are missing. It never gets other bytes.
 //!
 //! Bound: one piece for each answer that is being sent, see [`PIECE_BYTES`]; how many answers there may be is
-//! [`Limits::answers`](crate::config::Limits::answers).
+//! [`Limits::answers`](crate::config::Limits::answers), and one for each connection.
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -94,6 +94,10 @@ pub struct Args {
         requires = "upload"
     )]
     pub upload_root: Option<PathBuf>,
+    /// Take traces of recorded boots (`circular.record=server` on a machine's kernel command line) into
+    /// this directory, from everybody who may read; at most 1,000 files and 256 MiB
+    #[arg(long, value_name = "DIR", env = "CIRCULAR_TRACES")]
+    pub traces: Option<PathBuf>,
     /// Most connections at once; more of them wait
     #[arg(long, value_name = "N", default_value_t = Limits::DEFAULT.connections)]
     pub max_connections: NonZeroUsize,
@@ -139,6 +143,7 @@ impl Args {
                 Some(file) => UploadRoot::File(file),
                 None => UploadRoot::OfStore,
             }),
+            traces: self.traces,
             access_log: if self.no_access_log {
                 AccessLog::Off
             } else {

@@ -24,6 +24,8 @@ pub struct Config {
     pub private: bool,
     /// Whether whoever has a token for it can publish.
     pub upload: Option<UploadRoot>,
+    /// The directory for traces of boots, if they are taken.
+    pub traces: Option<PathBuf>,
     /// Whether each request is logged.
     pub access_log: AccessLog,
     /// The bounds.
@@ -42,6 +44,7 @@ impl Config {
             tokens: None,
             private: false,
             upload: None,
+            traces: None,
             access_log: AccessLog::On,
             limits: Limits::DEFAULT,
         }
@@ -71,8 +74,9 @@ pub enum UploadRoot {
 pub struct Limits {
     /// Connections at once; more wait in the listen queue of the kernel, they are not refused.
     pub connections: NonZeroUsize,
-    /// Answers at once, over all connections: bounds the memory and the open files that HTTP/2
-    /// clients can make the server hold. More wait, see [`Limits::ADMISSION_TIMEOUT`].
+    /// Answers at once, over all connections, beside the one that each may always have: bounds the
+    /// memory and the open files that HTTP/2 clients can make the server hold, and leaves others
+    /// alone. More wait, see [`Limits::ADMISSION_TIMEOUT`].
     pub answers: NonZeroUsize,
     /// How long a request head may take to arrive, and a connection may sit idle.
     pub head_timeout: Duration,
@@ -86,8 +90,9 @@ pub struct Limits {
 
 impl Limits {
     /// - 1024 connections: more machines than boot at once from a server with a 10 Gbit/s link.
-    /// - 2048 answers, two for each connection. Each has a piece of at most 256 KiB in hand:
-    ///   512 MiB at the very most, where every client stalls at the worst moment.
+    /// - 1024 answers, so that with one for each connection there are 2048. Each has a piece of at
+    ///   most 256 KiB in hand: 512 MiB at the very most, where every client stalls at the worst
+    ///   moment.
     /// - 60 s: longer than the pauses of a client between reads, short enough that idle
     ///   connections do not use up the 1024.
     /// - 120 s: a guest that is paused or swapping may take no byte for a while. It only has
@@ -96,7 +101,7 @@ impl Limits {
     /// - 30 s: an object of 16 MiB at 5 Mbit/s.
     pub const DEFAULT: Self = Self {
         connections: NonZeroUsize::new(1024).expect("not zero"),
-        answers: NonZeroUsize::new(2048).expect("not zero"),
+        answers: NonZeroUsize::new(1024).expect("not zero"),
         head_timeout: Duration::from_secs(60),
         stall_timeout: Duration::from_secs(120),
         upload_stall_timeout: Duration::from_secs(120),

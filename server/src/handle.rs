@@ -15,13 +15,12 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Body as HttpBody;
 use image_format::ImageRef;
 use image_format::marker::{MARKER_BYTES_MAX, Marker};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
 
 use crate::access::Access;
 use crate::access_log::{AccessLog, Entry};
 use crate::body::{Body, Source};
-use crate::config::{Config, Limits};
+use crate::config::Config;
 use crate::credentials::{self, Denied};
 use crate::decide::{self, Caching, ContentType, Decision, Refusal, Representation};
 use crate::precondition::Validators;
@@ -29,6 +28,8 @@ use crate::raw::Images;
 use crate::route::{Route, StorePath, route};
 use crate::store::{OpenFile, StoreError, Tree};
 use crate::tokens::Scope;
+use crate::traces::{self, Traces};
+use crate::turns::Turns;
 use crate::upload::protocol::{Asked, Reply, UploadError, asked};
 use crate::upload::{self, Uploads};
 use crate::{home, range};
@@ -49,10 +50,25 @@ pub(crate) struct Handler {
     images: Images,
     access: Access,
     private: bool,
-    uploads: Option<Uploads>,
+    writers: Writers,
     access_log: AccessLog,
     answers: Arc<Semaphore>,
     own_address: String,
+}
+
+/// Who takes what a request brings.
+enum Writer<'a> {
+    Uploads(&'a Uploads, Asked),
+    Traces(&'a Traces),
+}
+
+/// What takes something in, where that was asked for.
+#[derive(Debug)]
+pub(crate) struct Writers {
+    /// Of what is published.
+    pub(crate) uploads: Option<Uploads>,
+    /// Of recorded boots.
+    pub(crate) traces: Option<Traces>,
 }
 
 /// What was found for a route.
@@ -69,7 +85,7 @@ impl Handler {
     pub(crate) async fn open(
         config: &Config,
         access: Access,
-        uploads: Option<Uploads>,
+        writers: Writers,
         own_address: String,
     ) -> Result<Self, image_store::StoreError> {
         Ok(Self {
@@ -77,7 +93,7 @@ impl Handler {
             images: Images::open(&config.store).await?,
             access,
             private: config.private,
-            uploads,
+            writers,
             access_log: config.access_log,
             answers: Arc::new(Semaphore::new(config.limits.answers.get())),
             own_address,
@@ -85,22 +101,23 @@ impl Handler {
     }
 
     /// Answers one request. Never fails: what goes wrong is an answer too.
-    pub(crate) async fn handle<B>(&self, request: Request<B>, peer: Peer) -> Response<Body>
+    pub(crate) async fn handle<B>(
+        &self,
+        request: Request<B>,
+        peer: Peer,
+        turns: &Turns,
+    ) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     {
         let mut entry = Entry::new(self.access_log, peer.address, &request, Instant::now());
         let method = request.method().clone();
-        let permit = self.admit().await;
+        let permit = turns.next().await;
         let admitted = permit.is_some();
-        let uploads = self.uploads.as_ref();
-        let uploads = uploads.and_then(|uploads| {
-            asked(request.method(), request.uri().path()).map(|asked| (uploads, asked))
-        });
-        let (decision, source) = match uploads {
-            Some((uploads, asked)) => {
+        let (decision, source) = match self.writer(&request) {
+            Some(writer) => {
                 let answer = match admitted {
-                    true => self.upload(uploads, asked, request, &mut entry).await,
+                    true => self.write(writer, request, &mut entry).await,
                     false => Err(UploadError::Busy),
                 };
                 (decide_upload(&answer, &entry), Source::Memory(Bytes::new()))
@@ -148,21 +165,36 @@ impl Handler {
         }
     }
 
-    async fn upload<B>(
+    /// Returns what a request is for that brings something.
+    fn writer<B>(&self, request: &Request<B>) -> Option<Writer<'_>> {
+        let path = request.uri().path();
+        match (&self.writers.traces, &self.writers.uploads) {
+            (Some(traces), _) if path == traces::PATH => Some(Writer::Traces(traces)),
+            (_, Some(uploads)) => {
+                asked(request.method(), path).map(|asked| Writer::Uploads(uploads, asked))
+            }
+            (_, None) => None,
+        }
+    }
+
+    async fn write<B>(
         &self,
-        uploads: &Uploads,
-        asked: Asked,
+        writer: Writer<'_>,
         request: Request<B>,
         entry: &mut Entry,
     ) -> Result<Reply, UploadError>
     where
         B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     {
-        match self
-            .let_in(request.headers(), Some(Scope::Publish), entry)
-            .await
-        {
-            Ok(()) => uploads.answer(asked, request).await,
+        let needed = match writer {
+            Writer::Uploads(..) => Some(Scope::Publish),
+            Writer::Traces(_) => self.private.then_some(Scope::Read),
+        };
+        match self.let_in(request.headers(), needed, entry).await {
+            Ok(()) => match writer {
+                Writer::Uploads(uploads, asked) => uploads.answer(asked, request).await,
+                Writer::Traces(traces) => traces.answer(request).await,
+            },
             Err(denied) => {
                 let (head, body) = request.into_parts();
                 upload::discard(&head.headers, body);
@@ -188,10 +220,9 @@ impl Handler {
         credentials::check(grant.as_ref(), needed)
     }
 
-    /// Waits for the turn of a request; nothing where that takes too long.
-    async fn admit(&self) -> Option<OwnedSemaphorePermit> {
-        let turn = Arc::clone(&self.answers).acquire_owned();
-        timeout(Limits::ADMISSION_TIMEOUT, turn).await.ok()?.ok()
+    /// Begins a connection.
+    pub(crate) fn turns(&self) -> Turns {
+        Turns::new(&self.answers)
     }
 
     async fn find<B: HttpBody>(

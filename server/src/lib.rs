@@ -36,6 +36,8 @@ mod route;
 mod store;
 mod tls;
 pub mod tokens;
+mod traces;
+mod turns;
 mod upload;
 
 pub use app::{Server, StartError};

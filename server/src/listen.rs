@@ -250,9 +250,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let handler = Arc::clone(&shared.handler);
+    let turns = Arc::new(handler.turns());
     let service = service_fn(move |request| {
-        let handler = Arc::clone(&handler);
-        async move { Ok::<_, Infallible>(handler.handle(request, peer).await) }
+        let (handler, turns) = (Arc::clone(&handler), Arc::clone(&turns));
+        async move { Ok::<_, Infallible>(handler.handle(request, peer, &turns).await) }
     });
     let connection = shared
         .protocol

@@ -11,7 +11,7 @@
 //! ```
 
 pub(crate) mod protocol;
-mod receive;
+pub(crate) mod receive;
 mod staging;
 
 use std::io;
@@ -217,7 +217,7 @@ impl Uploads {
 }
 
 /// Waits for the turn of a body.
-async fn turn(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, UploadError> {
+pub(crate) async fn turn(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, UploadError> {
     let turn = timeout(Limits::ADMISSION_TIMEOUT, Arc::clone(turns).acquire_owned()).await;
     turn.ok().and_then(Result::ok).ok_or(UploadError::Busy)
 }

@@ -13,6 +13,7 @@ use image_format::chunker::ChunkerParams;
 use image_format::frame::Encoder;
 use image_format::manifest::{Boot, BootPack, Disk, Manifest};
 use image_format::marker::Marker;
+use image_format::minimum::{CLOCK_FLOOR, Minimum};
 use image_format::page::{Entry, Location, PageBuilder};
 use image_format::profile::Profile;
 use image_format::region_table::RegionTable;
@@ -145,6 +146,7 @@ fn documents() -> Result<()> {
         cmdline: "console=ttyS0".to_owned(),
         root: Some("PARTUUID=1234".to_owned()),
         base_url: Some("http://h/".to_owned()),
+        mirrors: vec!["https://m/".to_owned()],
     });
     manifest.boot_pack = Some(BootPack {
         object: ObjectRef {
@@ -176,6 +178,15 @@ fn documents() -> Result<()> {
         chunk_indexes: vec![object, ObjectRef::of(b"other")],
     };
     write("documents", "seed-chunk-index-list", &list.encode())?;
+    let minimum = Minimum {
+        root: 1,
+        timestamp: 7,
+        snapshot: 8,
+        targets: 9,
+        keys: Some(Digest::of(b"keys")),
+        written: Some(CLOCK_FLOOR),
+    };
+    write("documents", "seed-minimum", &minimum.encode())?;
     write("documents", "seed-marker", &Marker::DEFAULT.encode())
 }
 
@@ -282,6 +293,7 @@ fn boot_packs() -> Result<()> {
             block: chunk.first_block(),
             blocks: chunk.entry.blocks,
             chunk: chunk.entry.chunk,
+            read: None,
         }));
     }
     write("profile", "seed-trace", &bytes)?;

@@ -5,21 +5,23 @@
 //!
 //! Reading order: [`require`] (may this test run here?) → [`binaries`] → [`daemon`] → [`store`],
 //! [`server`], [`nginx`], [`mount`] → [`proxy`] (counts requests) → [`console`] and [`machine`].
-//! [`images`] makes the disks.
+//! [`images`] makes the disks, [`link`] a line with a delay and a rate.
 //!
 //! No guard sleeps until something is ready: each waits for a line, a byte or a connection, and
 //! a deadline is only there so that a hang becomes a failure.
-#![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod binaries;
 pub mod console;
 pub mod daemon;
 pub mod images;
+pub mod link;
 pub mod machine;
 pub mod mount;
 pub mod nginx;
 pub mod proxy;
 pub mod python;
+pub mod replay;
 pub mod require;
 pub mod server;
 pub mod store;

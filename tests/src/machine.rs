@@ -66,13 +66,34 @@ impl Machine {
     /// # Errors
     /// QEMU does not start.
     pub fn boot(url: &str, path: &str, options: &Options) -> Result<Self> {
+        let seen_from_inside = url.replacen("127.0.0.1", "10.0.2.2", 1);
+        let script = format!("{seen_from_inside}{path}").replace(',', ",,");
+        let netdev = format!("user,id=net,bootfile={script}");
+        let mut options = options.clone();
+        options.arguments.extend(
+            [
+                "-netdev",
+                &netdev,
+                "-device",
+                "virtio-net-pci,netdev=net",
+                "-boot",
+                "n",
+            ]
+            .map(str::to_owned),
+        );
+        Self::switch_on(&options)
+    }
+
+    /// Switches a machine on that has and boots what `options` say.
+    ///
+    /// # Errors
+    /// QEMU does not start.
+    pub fn switch_on(options: &Options) -> Result<Self> {
         let logs = checkout().join("build/logs");
         fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
         let log = logs.join(format!("{}.log", options.name));
         let (ours, theirs) = UnixStream::pair().context("cannot make the console's line")?;
 
-        let seen_from_inside = url.replacen("127.0.0.1", "10.0.2.2", 1);
-        let script = format!("{seen_from_inside}{path}").replace(',', ",,");
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"])
@@ -93,8 +114,6 @@ impl Machine {
                 log.display()
             ))
             .args(["-serial", "chardev:console"])
-            .args(["-netdev", &format!("user,id=net,bootfile={script}")])
-            .args(["-device", "virtio-net-pci,netdev=net", "-boot", "n"])
             .args(&options.arguments)
             .stdin(OwnedFd::from(theirs.try_clone()?))
             .stdout(OwnedFd::from(theirs));

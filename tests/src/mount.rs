@@ -21,6 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub struct Options {
     /// Where the disk cache is; `None`: nothing is kept on disk.
     pub cache: Option<PathBuf>,
+    /// The root that is trusted; `None`: that of the keys that a test's store is made with.
+    pub root: Option<PathBuf>,
     /// More arguments.
     pub arguments: Vec<String>,
 }
@@ -59,7 +61,7 @@ impl Mount {
             .args(["-c", "exec \"$@\" 3>&1", "sh"])
             .arg(binaries::host("circular-mount")?)
             .args(["--foreground", "--ready-fd", "3", "--no-state", "--root"])
-            .arg(store.trusted_root())
+            .arg(options.root.clone().unwrap_or_else(|| store.trusted_root()))
             .args(&options.arguments);
         match &options.cache {
             Some(cache) => command.arg("--cache").arg(cache),
@@ -79,6 +81,31 @@ impl Mount {
     /// Returns what the client said so far.
     pub fn output(&mut self) -> String {
         self.daemon.output()
+    }
+
+    /// Asks the client to end, and does not wait for it.
+    ///
+    /// # Errors
+    /// It is gone already.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.daemon.signal(Signal::SIGTERM)
+    }
+
+    /// Waits for a line of what the client says.
+    ///
+    /// # Errors
+    /// It does not come in time.
+    pub fn wait_for_line(&mut self, part: &str) -> Result<()> {
+        let found = |line: &str| line.contains(part).then_some(());
+        self.daemon.wait_for(DEADLINE, found)
+    }
+
+    /// Waits for the client to end by itself.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn wait(mut self) -> Result<ExitStatus> {
+        self.daemon.wait(DEADLINE)
     }
 
     /// Unmounts as a signal does and returns how the client ended.

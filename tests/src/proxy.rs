@@ -1,16 +1,22 @@
 //! A proxy that notes every request before it passes it on: tests count with it.
 //!
-//! It changes nothing. A request is in the list before the server sees it, so whoever has the
-//! answer also finds the request.
+//! It changes nothing but what its plan of [`faults`] says. A request is in the list before the server sees it,
+//! so whoever has the answer also finds the request.
+
+pub mod faults;
 
 use std::convert::Infallible;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use futures_util::TryStreamExt;
-use http_body_util::combinators::BoxBody;
+use faults::{End, Fault, Plan, Rule, Step};
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{HOST, RANGE};
@@ -18,6 +24,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use nix::libc::linger;
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
@@ -57,6 +65,14 @@ impl Proxy {
     /// # Errors
     /// There is no port, no thread, or no client.
     pub fn start(upstream: &str) -> Result<Self> {
+        Self::start_with(upstream, Vec::new())
+    }
+
+    /// Listens on a free port and passes everything on to `upstream`, except for what `rules` say.
+    ///
+    /// # Errors
+    /// There is no port, no thread, or no client.
+    pub fn start_with(upstream: &str, rules: Vec<Rule>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -74,6 +90,7 @@ impl Proxy {
                 .build()
                 .context("no HTTP client")?,
             exchanges: exchanges.clone(),
+            plan: Arc::new(Plan::new(rules)),
         };
         runtime.spawn(accept(listener, relay));
         Ok(Self {
@@ -162,17 +179,24 @@ struct Relay {
     upstream: String,
     client: reqwest::Client,
     exchanges: Exchanges,
+    plan: Arc<Plan>,
 }
 
-type Body = BoxBody<Bytes, reqwest::Error>;
+/// The socket of one connection, to be reset.
+type Socket = Arc<OwnedFd>;
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 async fn accept(listener: TcpListener, relay: Relay) {
     while let Ok((stream, _)) = listener.accept().await {
         let relay = relay.clone();
+        let Ok(socket) = stream.as_fd().try_clone_to_owned().map(Arc::new) else {
+            return;
+        };
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let relay = relay.clone();
-                async move { Ok::<_, Infallible>(relay.pass(request).await) }
+                let (relay, socket) = (relay.clone(), socket.clone());
+                async move { Ok::<_, Infallible>(relay.pass(request, socket).await) }
             });
             // A connection that breaks is the client's to notice.
             let _ = auto::Builder::new(TokioExecutor::new())
@@ -184,7 +208,7 @@ async fn accept(listener: TcpListener, relay: Relay) {
 
 impl Relay {
     /// Passes one request on and its answer back.
-    async fn pass(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn pass(&self, request: Request<Incoming>, socket: Socket) -> Response<Body> {
         let path = request
             .uri()
             .path_and_query()
@@ -198,6 +222,13 @@ impl Relay {
             status: None,
             bytes: 0,
         });
+        let fault = self.plan.next(&path);
+        if let Some(Fault::Status(status)) = fault {
+            self.exchanges
+                .update(place, |exchange| exchange.status = Some(status));
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+            return status_only(status, "");
+        }
         let mut headers = request.headers().clone();
         headers.remove(HOST);
         let sent = self
@@ -207,31 +238,96 @@ impl Relay {
             .send()
             .await;
         let (status, answer) = match sent {
-            Ok(answer) => (answer.status(), self.answer(place, answer)),
-            Err(error) => (StatusCode::BAD_GATEWAY, unreachable_upstream(&error)),
+            Ok(answer) => (answer.status(), self.answer(place, answer, fault, socket)),
+            Err(error) => {
+                let status = StatusCode::BAD_GATEWAY;
+                (status, status_only(status, &format!("{error:?}\n")))
+            }
         };
         self.exchanges
             .update(place, |exchange| exchange.status = Some(status.as_u16()));
         answer
     }
 
-    fn answer(&self, place: Place, answer: reqwest::Response) -> Response<Body> {
+    fn answer(
+        &self,
+        place: Place,
+        answer: reqwest::Response,
+        fault: Option<Fault>,
+        socket: Socket,
+    ) -> Response<Body> {
         let exchanges = self.exchanges.clone();
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let frames = answer.bytes_stream().map_ok(move |bytes| {
+        let bytes = answer.bytes_stream().map_err(io::Error::other).boxed();
+        let bytes = match fault {
+            None => bytes,
+            Some(fault) => faulty(bytes, fault, socket),
+        };
+        let frames = bytes.map_ok(move |bytes| {
             exchanges.update(place, |exchange| exchange.bytes += bytes.len() as u64);
             Frame::data(bytes)
         });
-        let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
+        let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)));
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         response
     }
 }
 
-fn unreachable_upstream(error: &reqwest::Error) -> Response<Body> {
-    let text = Full::from(format!("{error:?}\n")).map_err(|never| match never {});
-    let mut response = Response::new(text.boxed());
-    *response.status_mut() = StatusCode::BAD_GATEWAY;
+/// Lets a body meet `fault`; what cannot go on ends in an error, upon which the connection is closed.
+fn faulty(
+    body: BoxStream<'static, io::Result<Bytes>>,
+    fault: Fault,
+    socket: Socket,
+) -> BoxStream<'static, io::Result<Bytes>> {
+    let start = (body, 0, None);
+    stream::try_unfold(start, move |(mut body, passed, end)| {
+        let socket = socket.clone();
+        async move {
+            if let Some(end) = end {
+                return Err(ended(end, &socket).await);
+            }
+            let Some(piece) = body.try_next().await? else {
+                return Ok(None);
+            };
+            let length = piece.len() as u64;
+            let (bytes, end) = match fault.step(passed, piece) {
+                Step::Pass(bytes, pause) => {
+                    tokio::time::sleep(pause).await;
+                    (bytes, None)
+                }
+                Step::Last(bytes, end) => (bytes, Some(end)),
+            };
+            Ok(Some((bytes, (body, passed + length, end))))
+        }
+    })
+    .boxed()
+}
+
+/// Ends a body before its time.
+async fn ended(end: End, socket: &OwnedFd) -> io::Error {
+    // What has come so far is sent while nothing more is there.
+    tokio::task::yield_now().await;
+    match end {
+        End::Close => {}
+        End::Silence => std::future::pending().await,
+        End::Reset => {
+            // Closing a socket that lingers for no time at all resets the connection.
+            let at_once = linger {
+                l_onoff: 1,
+                l_linger: 0,
+            };
+            if let Err(error) = setsockopt(socket, sockopt::Linger, &at_once) {
+                return error.into();
+            }
+        }
+    }
+    io::Error::other("the plan says so")
+}
+
+fn status_only(status: StatusCode, text: &str) -> Response<Body> {
+    let text = Full::from(text.to_owned()).map_err(|never| match never {});
+    let mut response = Response::new(text.boxed_unsync());
+    *response.status_mut() = status;
     response
 }

@@ -22,6 +22,8 @@ pub enum Need {
     Qemu,
     /// `qemu-img` with its HTTP driver.
     QemuImg,
+    /// Network namespaces and TUN devices, for [`crate::link`].
+    Link,
     /// `nginx`.
     Nginx,
     /// The client of `make python-tuf`.
@@ -37,6 +39,7 @@ impl Need {
     fn word(self) -> &'static str {
         match self {
             Self::Fuse => "fuse",
+            Self::Link => "link",
             Self::Nginx => "nginx",
             Self::PythonTuf => "tuf",
             Self::Qemu | Self::QemuImg | Self::Debian | Self::Guest => "qemu",
@@ -53,6 +56,12 @@ impl Need {
                 .open("/dev/fuse")
                 .is_err()
                 .then(|| "no /dev/fuse".to_owned()),
+            Self::Link => (!nix::unistd::geteuid().is_root())
+                .then(|| "not root".to_owned())
+                .or_else(|| {
+                    (!Path::new("/dev/net/tun").exists()).then(|| "no /dev/net/tun".to_owned())
+                })
+                .or_else(|| program("ip")),
             Self::Qemu => program("qemu-system-x86_64"),
             Self::QemuImg => (!Path::new(HTTP_DRIVER).is_file())
                 .then(|| format!("no {HTTP_DRIVER}"))

@@ -42,8 +42,9 @@ impl Server {
             .args(arguments);
         let mut daemon = Daemon::start(&mut command)?;
         let url = daemon.wait_for(DEADLINE, |line| {
-            let (_, address) = line.split_once(" on http://")?;
-            Some(format!("http://{}/", address.split('/').next()?))
+            let (_, url) = line.split_once(" on http")?;
+            let (secure, address) = url.split_once("://")?;
+            Some(format!("http{secure}://{}/", address.split('/').next()?))
         })?;
         Ok(Self { daemon, url })
     }

@@ -29,6 +29,16 @@ impl TestStore {
         Ok(Self { directory })
     }
 
+    /// Makes room for a store below `parent`.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn new_in(parent: &Path) -> Result<Self> {
+        let directory =
+            TempDir::with_prefix_in("circular-test-", parent).context("cannot make a directory")?;
+        Ok(Self { directory })
+    }
+
     /// Returns the directory of the store.
     pub fn path(&self) -> PathBuf {
         self.directory.path().join("store")

@@ -222,6 +222,7 @@ fn read_damaged(store: &TestStore, server: &Server, image: &Path) -> Result<Outc
     let options = Options {
         cache: None,
         arguments: ["--deadline", "1"].map(String::from).to_vec(),
+        ..Options::default()
     };
     let Ok(mount) = Mount::start_with(store, server.url(), "test:1", &options) else {
         return Ok(Outcome::Noticed);

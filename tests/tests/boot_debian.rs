@@ -1,5 +1,6 @@
 //! A Debian boots over HTTP on a machine without a disk, and it is the Debian that was published.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use circular_tests::require::{self, Need};
 use circular_tests::server::Server;
 use circular_tests::store::TestStore;
 use circular_tests::{binaries, images};
+use sha2::{Digest as _, Sha256};
 
 /// A boot under emulation takes half a minute on two idle cores; a hang takes for ever.
 const BOOT: Duration = Duration::from_secs(240);
@@ -22,6 +24,9 @@ const COMMAND: Duration = Duration::from_secs(120);
 
 /// What a boot needs of this machine.
 const NEEDS: &[Need] = &[Need::Qemu, Need::Debian, Need::Guest];
+
+/// Lets whoever has it read a private store; as long as those that `circular-server token` makes.
+const TOKEN: &str = "circular_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 /// Of all that was fetched and is on the disk, a boot may take this part at most.
 const FETCHED_PART_MAX: u64 = 8;
@@ -71,6 +76,15 @@ fn machine_refuses_a_store_that_is_not_signed_by_its_publisher() -> Result<()> {
     Ok(())
 }
 
+/// When the publisher says that it wrote the least versions; their initrd is plain text, mostly.
+fn written(store: &TestStore) -> Result<u64> {
+    let initrd = fs::read(store.path().join("boot/minimum.img"))?;
+    let text = String::from_utf8_lossy(&initrd);
+    let (_, after) = text.split_once("\"written\": ").context("no time")?;
+    let digits = after.split('\n').next().unwrap_or_default();
+    digits.parse().context("no number")
+}
+
 /// Changes one digit of the only signature.
 fn forge(metadata: &Path) -> Result<()> {
     let signed = fs::read_to_string(metadata)?;
@@ -78,6 +92,52 @@ fn forge(metadata: &Path) -> Result<()> {
     let mut forged = signed.into_bytes();
     forged[at] = if forged[at] == b'0' { b'1' } else { b'0' };
     fs::write(metadata, forged).context("cannot write the metadata")
+}
+
+/// Three promises in one boot: only a client with the token, which iPXE had in the address, gets as far
+/// as to see that the store went back; and its clock, whose battery is empty, is set before.
+#[test]
+fn machine_refuses_a_private_store_that_is_older_than_it_was_told() -> Result<()> {
+    if require::missing(NEEDS)? {
+        return Ok(());
+    }
+    let store = TestStore::new()?;
+    store.publish_bootable(&images::debian("debian.raw")?, "debian:12")?;
+    let timestamp = store.path().join("metadata/timestamp.json");
+    let old = fs::read(&timestamp)?;
+    store.json(&["refresh"])?;
+    fs::write(&timestamp, old)?;
+    let tokens = store.beside("tokens");
+    let digest: String = Sha256::digest(TOKEN)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    fs::write(&tokens, format!("read {digest} room-3\n"))?;
+    let private = ["--private", "--tokens"].map(OsStr::new);
+    let server = Server::start_with(&store.path(), &[&private[..], &[tokens.as_ref()]].concat())?;
+    let url = server.url().replace("://", &format!("://x:{TOKEN}@"));
+    let empty_battery = ["-rtc", "base=2001-01-01T00:00:00"];
+    let options = Options {
+        arguments: empty_battery.map(str::to_owned).to_vec(),
+        ..Options::named("boot-older")
+    };
+    let mut machine = Machine::boot(&url, "boot/debian=12.ipxe", &options)?;
+    let console = &mut machine.console;
+    console.wait_for("booting debian:12@1 from http://10.0.2.2:", BOOT)?;
+    let clock = format!(
+        "the clock was never set: set to {} s since 1970",
+        written(&store)?
+    );
+    console.wait_for(&clock, BOOT)?;
+    let said = console.wait_for(
+        "circular-mount: cannot open `debian:12@1`: rollback: the store offers timestamp metadata of version",
+        BOOT,
+    )?;
+    console.wait_for("this machine was told to take none below", BOOT)?;
+    console.wait_for("the client ended before it served the disk", BOOT)?;
+    // The kernel shows its command line, before any of our programs runs.
+    ensure!(!said.contains(TOKEN), "the token is on the console");
+    Ok(())
 }
 
 #[test]
@@ -110,6 +170,11 @@ fn boots(url: &str, script: &str, image: &Path, name: &str) -> Result<()> {
 
     ensure!(status.success(), "QEMU ended with {status}");
     let text = machine.console.text();
+    ensure!(
+        text.contains("the store's metadata is not older than this machine was told"),
+        "the machine was not told what is too old, see {}",
+        machine.log().display()
+    );
     for word in TROUBLE {
         ensure!(
             !text.contains(word),

@@ -132,6 +132,7 @@ fn disk_comes_from_the_cache_when_the_server_is_gone() -> Result<()> {
         arguments: ["--memory-cache", "1M", "--deadline", "1"]
             .map(String::from)
             .to_vec(),
+        ..Options::default()
     };
     let mount = Mount::start_with(&store, server.url(), "test:1", &options)?;
     let first = images::sha256(&mount.disk())?;

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use anyhow::Result;
+use circular_tests::mount::{Mount, Options};
+use circular_tests::require::{self, Need};
 use circular_tests::server::Server;
 use circular_tests::store::TestStore;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -29,7 +32,10 @@ fn hex(bytes: &[u8]) -> String {
 
 impl Bench {
     fn start(more: &[&str]) -> Result<Self> {
-        let store = TestStore::new()?;
+        Self::start_on(TestStore::new()?, more)
+    }
+
+    fn start_on(store: TestStore, more: &[&str]) -> Result<Self> {
         let keys = store.beside("made");
         let made = store.circular(&["init", "--root-only", "--keys", path(&keys)])?;
         assert!(made.status.success(), "{}", stderr(&made));
@@ -127,6 +133,60 @@ fn what_is_published_over_http_is_the_same_disk() -> Result<()> {
     assert!(verified.status.success(), "{}", stderr(&verified));
     // The server wrote them.
     assert!(bench.store.path().join("boot.ipxe").is_file());
+    Ok(())
+}
+
+/// Writes a certificate for this machine, its key, and the authority that signed it.
+fn certify(store: &TestStore) -> Result<()> {
+    let mut authority = CertificateParams::default();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate()?;
+    let certificate = authority.self_signed(&key)?;
+    fs::write(store.beside("ca.pem"), certificate.pem())?;
+    let issuer = Issuer::new(authority, key);
+    let key = KeyPair::generate()?;
+    let server = CertificateParams::new(["127.0.0.1".to_owned()])?.signed_by(&key, &issuer)?;
+    fs::write(store.beside("server.pem"), server.pem())?;
+    fs::write(store.beside("server.key"), key.serialize_pem())?;
+    Ok(())
+}
+
+#[test]
+fn a_private_store_is_published_to_and_mounted_over_tls() -> Result<()> {
+    if require::missing(&[Need::Fuse])? {
+        return Ok(());
+    }
+    let store = TestStore::new()?;
+    certify(&store)?;
+    let (cert, key) = (store.beside("server.pem"), store.beside("server.key"));
+    let tls = [
+        "--private",
+        "--tls-cert",
+        path(&cert),
+        "--tls-key",
+        path(&key),
+    ];
+    let bench = Bench::start_on(store, &tls)?;
+    assert!(bench.server.url().starts_with("https://"));
+    let image = bench.image("disk", 1)?;
+    let (ca, token) = (bench.store.beside("ca.pem"), bench.store.beside("publish"));
+    let unknown = bench.publish(&image, "debian", &["--token-file", path(&token)])?;
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(stderr(&unknown).contains("--ca"), "{}", stderr(&unknown));
+    let arguments = ["--token-file", path(&token), "--ca", path(&ca)];
+    let published = bench.publish(&image, "debian", &arguments)?;
+    assert!(published.status.success(), "{}", stderr(&published));
+
+    let read = bench.store.beside("read");
+    let arguments = ["--ca", path(&ca), "--token-file", path(&read)];
+    let options = Options {
+        root: Some(bench.store.beside("made/root.json")),
+        arguments: arguments.map(str::to_owned).to_vec(),
+        ..Options::default()
+    };
+    let mount = Mount::start_with(&bench.store, bench.server.url(), "debian", &options)?;
+    assert!(fs::read(mount.disk())? == fs::read(&image)?);
+    assert!(mount.stop()?.success());
     Ok(())
 }
 

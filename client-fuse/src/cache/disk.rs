@@ -1,40 +1,55 @@
 //! Keeps fetched chunks in one sparse file for each disk, in the layout of the disk.
 //!
 //! A chunk is written at its own place; a hole is a miss. Nothing in the file is believed: a chunk
-//! is verified by its digest when it is first read back in a run, and an all-zero block inside a
-//! chunk is a miss (no chunk contains one, so it is a hole that a power cut left). Torn writes, bit
-//! rot, a foreign or a truncated file are therefore misses, never wrong bytes.
+//! is verified by its digest **each time** it is read from here into memory, and an all-zero block
+//! inside a chunk is a miss (no chunk contains one, so it is a hole). Torn writes, bit rot, a foreign,
+//! a truncated or a punched file are therefore misses, never wrong bytes, whenever they happen.
+//!
+//! A chunk that is not at its place may be elsewhere: in the file of another version, or at another
+//! place of this disk. [`hints`](crate::cache::hints) say where; it is verified and written to its own place.
 //!
 //! An error switches the cache off for the rest of the run, with one line in the log; it never
-//! reaches a reader. The file is opened once and never needed by name again.
+//! reaches a reader. A full file system only ends filling. Once open, the file is not needed by name.
 //!
-//! Bounds: filling stops at a number of bytes on disk, counted over all files of the directory when
-//! the cache is opened. Memory: two bits for each block that is present.
-//!
-//! Two mounts of one image may share a file: both only ever write what belongs there, and each
-//! holds a shared lock on it, so that whoever wants to remove or punch a file knows that it is used.
+//! Bounds: the bytes of the whole directory ([`budget`]); what was unused for longest makes room
+//! ([`evict`]), but never in a file that another process mounts. Memory: one bit for each block of a
+//! region that was touched, and 50 bytes for each MiB that was used.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use image_format::BLOCK_BYTES;
 use image_format::chunk::Chunk;
+use image_format::digest::Digest;
+use image_format::{BLOCK_BYTES, REGION_BYTES};
 use nix::fcntl::Flock;
 
 use crate::cache::blocks::BlockSet;
+use crate::cache::directory::{self, Directory};
+use crate::cache::hints::{Hints, NOTE_BYTES};
+use crate::cache::policy::SEGMENT_BYTES;
+use crate::cache::recency::Recency;
+use crate::cache::sparse;
 use crate::place::Place;
 
+mod budget;
+mod elsewhere;
+pub(super) mod evict;
 mod open;
 #[cfg(test)]
 mod tests;
 
+use budget::{Budget, is_full};
 pub use open::CacheError;
+
+/// Reads between two savings of what was used when.
+const TOUCHES: u64 = 8192;
 
 /// The cache file of one disk.
 #[derive(Debug)]
@@ -44,13 +59,18 @@ pub struct DiskCache(Option<CacheFile>);
 struct CacheFile {
     file: Flock<File>,
     path: PathBuf,
+    disk: Digest,
+    directory: Directory,
     /// Set by the first error.
     off: AtomicBool,
-    /// Bytes that may still be filled in.
-    room: AtomicU64,
-    /// Whether the log already says that there is no room.
-    full: AtomicBool,
+    budget: Mutex<Budget>,
     known: Mutex<Known>,
+    recency: Mutex<Recency>,
+    /// Reads since what was used when was saved.
+    touches: AtomicU64,
+    hints: Option<Hints>,
+    /// Files of other disks, as far as somebody asked for them.
+    others: Mutex<HashMap<u32, Option<Arc<File>>>>,
 }
 
 /// What is known about the blocks of the file.
@@ -58,8 +78,8 @@ struct CacheFile {
 struct Known {
     /// Not a hole, as far as we know.
     present: BlockSet,
-    /// Matched their digest since the cache was opened.
-    verified: BlockSet,
+    /// The regions of which that was asked.
+    mapped: HashSet<u64>,
 }
 
 /// What the cache has of a chunk.
@@ -67,8 +87,8 @@ struct Known {
 pub enum Cached {
     /// All of it, verified just now.
     Chunk(Chunk),
-    /// The asked part of it, verified earlier in this run.
-    Part(Bytes),
+    /// The same, from another place, and now at its own.
+    Copied(Chunk),
     /// Nothing.
     Miss,
     /// Something that does not match its digest; it will be overwritten by what is fetched.
@@ -82,48 +102,80 @@ impl DiskCache {
         Self(None)
     }
 
-    /// Whether reading `place` may be worth a try. Answered from memory.
+    /// Whether there is any use in asking.
     #[must_use]
-    pub fn may_hold(&self, place: &Place) -> bool {
-        self.file()
-            .is_some_and(|cache| cache.known().present.contains(place.blocks()))
+    pub fn is_on(&self) -> bool {
+        self.file().is_some()
     }
 
-    /// Reads the bytes `within` the chunk at `place`. Blocks on the disk.
+    /// Whether reading `place` may be worth a try. Answered from memory, but for the first question
+    /// about a region, which asks the file system where its holes are.
     #[must_use]
-    pub fn read(&self, place: &Place, within: Range<usize>) -> Cached {
-        let Some(cache) = self.file().filter(|_| self.may_hold(place)) else {
+    pub fn may_hold(&self, place: &Place) -> bool {
+        self.file().is_some_and(|cache| cache.may_hold(place))
+    }
+
+    /// Reads and verifies the chunk at `place`; where it is not there, the same chunk from elsewhere.
+    /// Blocks on the disk.
+    #[must_use]
+    pub fn read(&self, place: &Place) -> Cached {
+        let Some(cache) = self.file() else {
             return Cached::Miss;
         };
-        let verified = cache.known().verified.contains(place.blocks());
-        let found = if verified {
-            cache.read_part(place, within)
-        } else {
+        let found = if cache.may_hold(place) {
             cache.read_chunk(place)
-        };
-        let found = found.unwrap_or_else(|error| {
-            cache.switch_off("read", &error);
+        } else {
             Cached::Miss
-        });
-        if matches!(found, Cached::Miss | Cached::Rejected) {
-            let mut known = cache.known();
-            known.present.remove(place.blocks());
-            known.verified.remove(place.blocks());
+        };
+        if let Cached::Chunk(_) = found {
+            return found;
         }
-        found
+        match cache.elsewhere(place) {
+            Some(chunk) => {
+                self.fill(place, &chunk);
+                Cached::Copied(chunk)
+            }
+            None => found,
+        }
+    }
+
+    /// Sees to it that the chunk at `place` is there, without a network. Returns whether it may be.
+    /// Blocks on the disk.
+    #[must_use]
+    pub fn obtain(&self, place: &Place) -> bool {
+        let Some(cache) = self.file() else {
+            return false;
+        };
+        cache.may_hold(place)
+            || cache
+                .elsewhere(place)
+                .is_some_and(|chunk| self.fill(place, &chunk) > 0)
     }
 
     /// Writes a chunk to its place and returns how many bytes that took. Blocks on the disk.
     pub fn fill(&self, place: &Place, chunk: &Chunk) -> u64 {
-        let Some(cache) = self.file() else { return 0 };
-        let bytes = chunk.bytes();
-        if cache.known().present.contains(place.blocks()) || !cache.reserve(bytes.len() as u64) {
+        let Some(cache) = self.file().filter(|cache| !cache.may_hold(place)) else {
+            return 0;
+        };
+        let bytes = chunk.bytes().len() as u64;
+        if !cache.reserve(bytes + NOTE_BYTES) {
             return 0;
         }
-        match cache.file.write_all_at(bytes, place.disk_offset()) {
+        let write = || cache.file.write_all_at(chunk.bytes(), place.disk_offset());
+        let written = match write() {
+            Err(error) if is_full(&error) && cache.make_room(bytes) => write(),
+            written => written,
+        };
+        match written {
             Ok(()) => {
                 cache.known().present.insert(place.blocks());
-                bytes.len() as u64
+                cache.touch(place);
+                cache.note(place);
+                bytes
+            }
+            Err(error) if is_full(&error) => {
+                cache.stop_filling(&error);
+                0
             }
             Err(error) => {
                 cache.switch_off("write", &error);
@@ -132,11 +184,38 @@ impl DiskCache {
         }
     }
 
-    /// Bytes that may still be filled in.
+    /// Notes that the chunk at `place` was used, though not from here.
+    pub fn touch(&self, place: &Place) {
+        if let Some(cache) = self.file() {
+            cache.touch(place);
+        }
+    }
+
+    /// Says which chunks a boot reads: they are worth more than the rest.
+    pub fn prize(&self, places: impl Iterator<Item = Place>) {
+        if let Some(cache) = self.file() {
+            let segments = places.flat_map(|place| segments(&place)).collect();
+            cache.recency().prize(&segments, now());
+        }
+    }
+
+    /// Bytes that filling in may take before it pushes out what it brought.
     #[must_use]
     pub fn room_bytes(&self) -> u64 {
-        self.file()
-            .map_or(0, |cache| cache.room.load(Ordering::Relaxed))
+        self.file().map_or(0, CacheFile::room_bytes)
+    }
+
+    /// Most bytes of chunks that the directory holds; `None`: the cache is off.
+    #[must_use]
+    pub fn bytes_max(&self) -> Option<u64> {
+        Some(self.file()?.directory.disks_max())
+    }
+
+    /// Saves what was used when. Blocks on the disk.
+    pub fn save(&self) {
+        if let Some(cache) = self.file() {
+            cache.save();
+        }
     }
 
     /// The file, unless the cache is off.
@@ -148,46 +227,65 @@ impl DiskCache {
 }
 
 impl CacheFile {
-    /// Reads a part of a chunk that was verified before; only zero blocks are looked for.
-    fn read_part(&self, place: &Place, within: Range<usize>) -> io::Result<Cached> {
-        let block = BLOCK_BYTES as usize;
-        let start = within.start / block * block;
-        let mut bytes = vec![0; within.end.next_multiple_of(block) - start];
-        self.file
-            .read_exact_at(&mut bytes, place.disk_offset() + start as u64)?;
-        if has_zero_block(&bytes) {
-            return Ok(Cached::Miss);
+    fn may_hold(&self, place: &Place) -> bool {
+        let region = place.disk_offset() / REGION_BYTES;
+        let known = self.known();
+        if known.mapped.contains(&region) {
+            return known.present.contains(place.blocks());
         }
-        Ok(Cached::Part(
-            Bytes::from(bytes).slice(within.start - start..within.end - start),
-        ))
-    }
-
-    /// Reads a whole chunk and verifies it.
-    fn read_chunk(&self, place: &Place) -> io::Result<Cached> {
-        let mut bytes = vec![0; usize::try_from(place.plain_bytes()).map_err(io::Error::other)?];
-        self.file.read_exact_at(&mut bytes, place.disk_offset())?;
-        if has_zero_block(&bytes) {
-            return Ok(Cached::Miss);
-        }
-        let Ok(chunk) = Chunk::verify(place.id(), Bytes::from(bytes)) else {
-            return Ok(Cached::Rejected);
+        drop(known);
+        let start = region * REGION_BYTES;
+        let data = match sparse::data_in(&self.file, start..start + REGION_BYTES) {
+            Ok(data) => data,
+            Err(error) => {
+                self.switch_off("look for data in", &error);
+                return false;
+            }
         };
-        self.known().verified.insert(place.blocks());
-        Ok(Cached::Chunk(chunk))
+        let mut known = self.known();
+        let block = u64::from(BLOCK_BYTES);
+        for data in data {
+            known
+                .present
+                .insert(data.start / block..data.end.div_ceil(block));
+        }
+        known.mapped.insert(region);
+        known.present.contains(place.blocks())
     }
 
-    /// Takes `bytes` of the room that is left.
-    fn reserve(&self, bytes: u64) -> bool {
-        let took = self
-            .room
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| {
-                room.checked_sub(bytes)
-            });
-        if took.is_err() && !self.full.swap(true, Ordering::Relaxed) {
-            tracing::info!(cache = %self.path.display(), "the disk cache is full; it serves what it has (see --cache-size)");
+    /// Reads the chunk at its own place and verifies it.
+    fn read_chunk(&self, place: &Place) -> Cached {
+        let found = read_verified(&self.file, place, place.disk_offset());
+        let found = found.unwrap_or_else(|error| {
+            self.switch_off("read", &error);
+            Cached::Miss
+        });
+        if let Cached::Chunk(_) = found {
+            self.touch(place);
+            if self.touches.fetch_add(1, Ordering::Relaxed) % TOUCHES == TOUCHES - 1 {
+                self.save();
+            }
+        } else {
+            self.known().present.remove(place.blocks());
         }
-        took.is_ok()
+        found
+    }
+
+    fn touch(&self, place: &Place) {
+        let (mut recency, now) = (self.recency(), now());
+        for segment in segments(place) {
+            recency.touch(segment, now);
+        }
+    }
+
+    /// Saves what was used when; a hint, so that failing at it is no failure.
+    fn save(&self) {
+        let file = self.recency().encode();
+        if self.reserve(file.len() as u64 + NOTE_BYTES)
+            && let Err(error) = directory::replace(&self.directory.recency(&self.disk), &file)
+        {
+            tracing::debug!(%error, "what was used when is not saved");
+        }
     }
 
     fn switch_off(&self, attempt: &str, error: &io::Error) {
@@ -199,6 +297,21 @@ impl CacheFile {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn recency(&self) -> MutexGuard<'_, Recency> {
+        self.recency.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads the bytes at `offset` of `file` as the chunk of `place`.
+pub(super) fn read_verified(file: &File, place: &Place, offset: u64) -> io::Result<Cached> {
+    let mut bytes = vec![0; usize::try_from(place.plain_bytes()).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, offset)?;
+    if has_zero_block(&bytes) {
+        return Ok(Cached::Miss);
+    }
+    let chunk = Chunk::verify(place.id(), Bytes::from(bytes));
+    Ok(chunk.map_or(Cached::Rejected, Cached::Chunk))
 }
 
 fn has_zero_block(bytes: &[u8]) -> bool {
@@ -206,4 +319,19 @@ fn has_zero_block(bytes: &[u8]) -> bool {
     bytes
         .chunks(ZERO.len())
         .any(|block| block == &ZERO[..block.len()])
+}
+
+/// The segments that a chunk touches: one, seldom two. A disk of more than 4 PiB has no more of them.
+fn segments(place: &Place) -> impl Iterator<Item = u32> + use<> {
+    let disk = place.on_disk();
+    (disk.start / SEGMENT_BYTES..=(disk.end - 1) / SEGMENT_BYTES)
+        .filter_map(|segment| u32::try_from(segment).ok())
+}
+
+/// Seconds since 1970, for hints.
+fn now() -> u32 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
+    })
 }

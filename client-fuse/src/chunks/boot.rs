@@ -10,14 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
-use image_format::boot_pack::PlacedChunk;
+use image_format::boot_pack::{Head, PlacedChunk};
 use image_format::chunk::{Chunk, ChunkId};
 use image_format::manifest::BootPack;
+use image_format::trace::Origin;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Chunks;
+use crate::cache::documents::Name;
 use crate::disk::plan::Part;
 use crate::fetch::fetcher::part::{ObjectPart, Patience};
 use crate::fetch::fetcher::{Wanted, land_all};
@@ -128,6 +131,14 @@ impl<S: Source> Chunks<S> {
         }
     }
 
+    /// What brings the chunk at `place`, which is on its way already.
+    pub(super) fn followed(&self, place: &Place) -> Origin {
+        match self.boot.get() {
+            Some(boot) if boot.lists(&place.id()) => Origin::BootPack,
+            _ => Origin::Flight,
+        }
+    }
+
     /// Leaves a chunk that a guest waits for to the boot pack, if that will bring it.
     pub(super) fn hand_over(&self, wanted: Wanted) -> Option<Wanted> {
         match self.boot.get() {
@@ -147,25 +158,12 @@ impl<S: Source> Chunks<S> {
         pack: BootPack,
         disk_length: u64,
     ) -> Option<&Arc<BootStream>> {
-        let part = ObjectPart {
-            object: pack.object,
-            range: 0..pack.head.length,
-            plain_bytes: 0,
-        };
-        let decode = move |bytes: &[u8]| pack.open(bytes, disk_length);
-        let head = self
-            .fetcher
-            .part(
-                &part,
-                Priority::Guest,
-                &Hurry::new(),
-                Patience::Policy,
-                decode,
-            )
-            .await;
+        let head = self.boot_pack_head(pack, disk_length).await;
         match head {
             Ok(head) => {
                 let listed = head.chunks().len() as u64;
+                let places = head.chunks().map(|chunk| Place::of(&chunk));
+                self.caches.disk.prize(places);
                 let boot = self
                     .boot
                     .get_or_init(|| Arc::new(BootStream::new(pack.object, head)));
@@ -178,6 +176,32 @@ impl<S: Source> Chunks<S> {
                 None
             }
         }
+    }
+
+    /// The head of a boot pack: as it was kept, or as it comes now.
+    async fn boot_pack_head(&self, pack: BootPack, disk_length: u64) -> Result<Head, FetchError> {
+        let name = Name::Head(pack.object.digest);
+        let kept = self.fetcher.recall_document(name, pack.head.length).await;
+        if let Some(head) = kept.and_then(|bytes| pack.open(&bytes, disk_length).ok()) {
+            return Ok(head);
+        }
+        let part = ObjectPart {
+            object: pack.object,
+            range: 0..pack.head.length,
+            plain_bytes: 0,
+        };
+        // Only what turns out to be the head is kept.
+        let decode = move |bytes: &[u8]| {
+            let head = pack.open(bytes, disk_length);
+            head.map(|head| (head, Bytes::copy_from_slice(bytes)))
+        };
+        let hurry = Hurry::new();
+        let fetched = self
+            .fetcher
+            .part(&part, Priority::Guest, &hurry, Patience::Policy, decode);
+        let (head, bytes) = fetched.await?;
+        self.fetcher.keep_document(name, bytes);
+        Ok(head)
     }
 
     /// Brings frame after frame until all are here.
@@ -193,6 +217,9 @@ impl<S: Source> Chunks<S> {
                 Step::Finished => break,
                 Step::Fetch { frame, priority } => {
                     let hurry = Arc::new(Hurry::new());
+                    let places = boot.head().chunks_of(frame).map(|chunk| Place::of(&chunk));
+                    // What another version's cache has is at its place after this.
+                    self.lacking(places.collect()).await;
                     boot.hold(frame, self.board(boot, frame, &hurry), &hurry);
                     let (chunks, boot) = (Arc::clone(self), Arc::clone(boot));
                     bringing.spawn(async move {

@@ -61,6 +61,12 @@ impl<S: Source> Pages<S> {
         }
     }
 
+    /// How many regions the disk has.
+    #[must_use]
+    pub fn n_regions(&self) -> u32 {
+        self.table.n_regions()
+    }
+
     /// The page of `region`; `None`: all of it is a hole.
     ///
     /// # Errors

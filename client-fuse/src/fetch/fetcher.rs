@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use crate::cache::Caches;
+use crate::cache::documents::Documents;
 use crate::fetch::lanes::{Hurry, Lanes, Priority, Slot};
 use crate::fetch::line::Estimate;
 use crate::fetch::mirrors::{MirrorId, Mirrors};
@@ -19,6 +20,7 @@ use crate::stats::Stats;
 
 mod attempts;
 mod incoming;
+mod kept;
 mod outage;
 pub mod part;
 mod range;
@@ -39,6 +41,7 @@ pub struct Fetcher<S> {
     lanes: Lanes,
     policy: RetryPolicy,
     outage: Outage,
+    documents: Arc<Documents>,
     stats: Arc<Stats>,
 }
 
@@ -71,6 +74,7 @@ impl<S: Source> Fetcher<S> {
             lanes: Lanes::new(connections),
             policy,
             outage: Outage::new(),
+            documents: Arc::default(),
             stats,
         }
     }

@@ -8,6 +8,7 @@
 //! Everything that needs a file (name resolution apart, see [`resolve`](super::resolve)) is loaded
 //! when the source is made: certificates above all.
 
+use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use crate::fetch::resolve::Resolver;
 use crate::fetch::{Body, Freshness, Part, Request, Source, SourceError};
 
 pub mod identity;
+mod post;
 pub mod redirect;
 
 use identity::Identity;
@@ -198,12 +200,34 @@ fn headers(request: &Request) -> HeaderMap {
 
 fn reach_error(url: &str, error: reqwest::Error) -> SourceError {
     let (url, refused) = (url.to_owned(), error.is_redirect() || error.is_builder());
+    let disbelieved = is_certificate_refused(&error);
     let source = error.without_url().into();
-    if refused {
+    if disbelieved {
+        SourceError::Certificate { url, source }
+    } else if refused {
         SourceError::Unaskable { url, source }
     } else {
         SourceError::Unreachable { url, source }
     }
+}
+
+/// Tells whether the certificate of the server is the reason. An `io::Error` hides what it wraps
+/// from [`source`](std::error::Error::source), so it is opened.
+fn is_certificate_refused(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return true;
+        }
+        cause = match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// Checks the head of an answer. `Some`: the body is the whole object, of which this is wanted.

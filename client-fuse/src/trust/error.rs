@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use image_format::minimum::Below;
 use jiff::Timestamp;
 use tough::error::Error;
 use tough::schema::RoleType;
@@ -55,13 +56,9 @@ pub enum TrustError {
         memory: Option<PathBuf>,
     },
     #[error(
-        "rollback: the store offers {role} metadata of version {offered}, but this machine was told to take none below {minimum} (--minimum). Somebody shows an old copy of the store, or the publisher restored one"
+        "rollback: the store offers {} metadata of version {}, but this machine was told to take none below {} (--minimum). Somebody shows an old copy of the store; if the publisher restored one on purpose, circular refresh tells machines that boot from it", .0.role, .0.offered, .0.minimum
     )]
-    BelowMinimum {
-        role: &'static str,
-        offered: u64,
-        minimum: u64,
-    },
+    BelowMinimum(Below),
     #[error(
         "the store's {role} metadata expired on {on}: newer versions may be kept from this machine. The publisher renews it with circular refresh; check the clock; --expiry warn goes on nevertheless"
     )]
@@ -179,7 +176,7 @@ impl TrustError {
             | Self::Signature { .. }
             | Self::Mismatch { .. }
             | Self::Rollback { .. }
-            | Self::BelowMinimum { .. }
+            | Self::BelowMinimum(_)
             | Self::Unusable(_) => Some(Fault::Wrong),
             Self::Expired { .. } => Some(Fault::Permanent),
             Self::Everywhere { failures } => failures.iter().filter_map(|(_, e)| e.fault()).min(),
@@ -200,10 +197,19 @@ impl TrustError {
             | Self::Signature { .. }
             | Self::Mismatch { .. }
             | Self::Unusable(_) => Some(Blame::Lying),
-            Self::Rollback { .. } | Self::BelowMinimum { .. } | Self::Expired { .. } => {
+            Self::Rollback { .. } | Self::BelowMinimum(_) | Self::Expired { .. } => {
                 Some(Blame::Unable)
             }
             _ => None,
+        }
+    }
+
+    /// Whether nobody answers: not one mirror said anything that could be judged.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Fetch { source, .. } => source.fault() == Fault::Transient,
+            Self::Everywhere { failures } => failures.iter().all(|(_, e)| e.is_outage()),
+            _ => false,
         }
     }
 

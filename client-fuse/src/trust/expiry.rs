@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 
-/// A clock that shows less was never set: this program is not as old as that. 2026-11-01.
-pub const CLOCK_FLOOR: Timestamp = Timestamp::constant(1_793_491_200, 0);
+/// A clock that shows less was never set: this program is not as old as that.
+pub const CLOCK_FLOOR: Timestamp = Timestamp::constant(image_format::minimum::CLOCK_FLOOR, 0);
 
 /// What the clock says of metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

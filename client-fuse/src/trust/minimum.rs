@@ -1,53 +1,56 @@
-//! The least versions of metadata that a machine without a memory takes.
-//!
-//! A machine that boots from the network remembers nothing from one boot to the next, so whoever
-//! starts it says what there was when that was written: `/etc/circular/minimum.json` in an initrd.
+//! Holds metadata against the least versions that this machine was told to take.
 
-use serde::{Deserialize, Serialize};
+pub use image_format::minimum::{MINIMUM_BYTES_MAX, Minimum};
+
+use image_format::minimum::{Offered, Reach, keys};
 use tough::Repository;
+use tough::schema::{RoleType, Root};
 
 use super::TrustError;
 
-/// The longest document of this kind, in bytes.
-pub const MINIMUM_BYTES_MAX: u64 = 4096;
-
-/// The least version of each role, as JSON: `{"root":1,"timestamp":7,"snapshot":7,"targets":7}`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names of the roles are the docs")]
-pub struct Minimum {
-    pub root: u64,
-    pub timestamp: u64,
-    pub snapshot: u64,
-    pub targets: u64,
+/// Checks that verified metadata is not below the minimum.
+pub(super) fn check(minimum: &Minimum, repository: &Repository) -> Result<Reach, TrustError> {
+    let root = &repository.root().signed;
+    let offered = Offered {
+        root: root.version.get(),
+        timestamp: repository.timestamp().signed.version.get(),
+        snapshot: repository.snapshot().signed.version.get(),
+        targets: repository.targets().signed.version.get(),
+        keys: keys(
+            &key_ids(root, RoleType::Timestamp),
+            &key_ids(root, RoleType::Snapshot),
+        ),
+    };
+    minimum.judge(&offered).map_err(TrustError::BelowMinimum)
 }
 
-impl Minimum {
-    /// Checks that metadata is not below it.
-    pub(super) fn check(&self, repository: &Repository) -> Result<(), TrustError> {
-        let roles = [
-            ("root", repository.root().signed.version, self.root),
-            (
-                "timestamp",
-                repository.timestamp().signed.version,
-                self.timestamp,
-            ),
-            (
-                "snapshot",
-                repository.snapshot().signed.version,
-                self.snapshot,
-            ),
-            ("targets", repository.targets().signed.version, self.targets),
-        ];
-        for (role, offered, minimum) in roles {
-            let offered = offered.get();
-            if offered < minimum {
-                return Err(TrustError::BelowMinimum {
-                    role,
-                    offered,
-                    minimum,
-                });
-            }
-        }
-        Ok(())
+fn key_ids(root: &Root, role: RoleType) -> Vec<&[u8]> {
+    let keys = root.roles.get(&role).into_iter();
+    keys.flat_map(|keys| &keys.keyids)
+        .map(|id| &id[..])
+        .collect()
+}
+
+/// Says how far the minimum reached, so that whoever looks can tell that there was one.
+pub(super) fn tell(minimum: &Minimum, reach: Reach) {
+    let Minimum {
+        root,
+        timestamp,
+        snapshot,
+        targets,
+        ..
+    } = minimum;
+    match reach {
+        Reach::All => tracing::info!(
+            root,
+            timestamp,
+            snapshot,
+            targets,
+            "the store's metadata is not older than this machine was told"
+        ),
+        Reach::RootOnly => tracing::warn!(
+            root,
+            "the store's keys were replaced since this machine was told what is too old: only its root is known not to be"
+        ),
     }
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::expiry::Verdict;
+use super::offline::Kept;
 use super::transport::MetadataTransport;
 use super::{Basis, Found, TrustError};
 use crate::fetch::Source;
@@ -20,6 +21,7 @@ use crate::fetch::retry::Fault;
 pub(super) async fn find<S: Source>(
     fetcher: &Arc<Fetcher<S>>,
     basis: &Basis<'_>,
+    kept: &Kept,
 ) -> Result<Found, TrustError> {
     let mut attempts = fetcher.attempts();
     let mut transports: BTreeMap<MirrorId, MetadataTransport<S>> = BTreeMap::new();
@@ -33,7 +35,10 @@ pub(super) async fn find<S: Source>(
                 Ok(found) if matches!(found.verdict, Verdict::Expired { .. }) => {
                     out_of_date.get_or_insert(found);
                 }
-                Ok(found) => return Ok(found),
+                Ok(found) => {
+                    kept.keep(fetcher, transport, &found);
+                    return Ok(found);
+                }
                 Err(error) if error.fault().is_none() => return Err(error),
                 Err(error) => {
                     tracing::debug!(%error, "this mirror's metadata will not do");
@@ -49,8 +54,18 @@ pub(super) async fn find<S: Source>(
         }
         let error = sum(fetcher, failures);
         let fault = error.fault().unwrap_or(Fault::Permanent);
+        if kept.is_due(&error)
+            && let Some(found) = kept.find(fetcher, basis).await
+        {
+            return Ok(found);
+        }
         if !fetcher.wait(&mut attempts, fault, &error).await {
-            return Err(error);
+            let found = if error.is_outage() {
+                kept.find(fetcher, basis).await
+            } else {
+                None
+            };
+            return found.ok_or(error);
         }
     }
 }

@@ -100,11 +100,13 @@ impl State {
     pub(super) fn read(&self) -> Result<Seen, TrustError> {
         let path = self.directory.join(LOCK);
         let lock = match File::open(&path) {
-            Ok(lock) => lock,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Seen::default()),
+            Ok(lock) => Some(Flock::lock(lock, FlockArg::LockShared)),
+            // Nothing was seen yet; or somebody tidied up, and what was seen is there all the same.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed("read", &path)(error)),
         };
-        let _lock = Flock::lock(lock, FlockArg::LockShared)
+        let _lock = lock
+            .transpose()
             .map_err(|(_, errno)| failed("lock", &path)(errno.into()))?;
         let others = [
             self.document::<Timestamp>(TIMESTAMP)?

@@ -115,6 +115,8 @@ pub(super) struct MetadataTransport<S> {
     fetcher: Arc<Fetcher<S>>,
     mirror: MirrorId,
     answers: Arc<Mutex<Answers>>,
+    /// Whether what is not known is not there: nobody is asked.
+    closed: bool,
 }
 
 /// An answer; `None`: there is no such file.
@@ -145,7 +147,39 @@ impl<S: Source> MetadataTransport<S> {
             fetcher: Arc::clone(fetcher),
             mirror,
             answers: Arc::default(),
+            closed: false,
         }
+    }
+
+    /// These files and no others, whatever the mirror has.
+    pub(super) fn of_files(
+        fetcher: &Arc<Fetcher<S>>,
+        mirror: MirrorId,
+        files: Vec<(File, Bytes)>,
+    ) -> Self {
+        let known = files
+            .into_iter()
+            .map(|(file, bytes)| (file, Ok(Some(bytes))));
+        let answers = Answers {
+            known: known.collect(),
+            ..Answers::default()
+        };
+        Self {
+            answers: Arc::new(Mutex::new(answers)),
+            closed: true,
+            ..Self::new(fetcher, mirror)
+        }
+    }
+
+    /// The files that came, of those that `wanted` names.
+    pub(super) fn files(&self, wanted: impl Fn(File) -> bool) -> Vec<(File, Bytes)> {
+        let answers = self.answers();
+        let came = answers.known.iter().filter(|(file, _)| wanted(*file));
+        let came = came.filter_map(|(file, answer)| {
+            let bytes = answer.as_ref().ok()?.as_ref()?;
+            Some((*file, bytes.clone()))
+        });
+        came.collect()
     }
 
     /// Fetches what `tough` is going to ask for when it is given the root before `next_root`.
@@ -192,6 +226,9 @@ impl<S: Source> MetadataTransport<S> {
             if let Some((_, known)) = answers.known.iter().find(|(known, _)| *known == file) {
                 return known.clone();
             }
+            if self.closed {
+                return Ok(None);
+            }
             let suspect = answers.suspects.contains(&file) && !matches!(file, File::Root(_));
             if suspect {
                 file.request(Expect::Bound(file.bytes_max()))
@@ -216,7 +253,7 @@ impl<S: Source> MetadataTransport<S> {
     /// Asks for a file that may not exist.
     async fn guess(&self, file: File) {
         let known = |answers: &Answers| answers.known.iter().any(|(known, _)| *known == file);
-        if known(&self.answers()) || self.answers().suspects.contains(&file) {
+        if self.closed || known(&self.answers()) || self.answers().suspects.contains(&file) {
             return;
         }
         let counter = &self.fetcher.stats().fetched.metadata_bytes;
@@ -281,6 +318,7 @@ impl<S> Clone for MetadataTransport<S> {
             fetcher: Arc::clone(&self.fetcher),
             mirror: self.mirror,
             answers: Arc::clone(&self.answers),
+            closed: self.closed,
         }
     }
 }

@@ -54,11 +54,19 @@ pub(crate) const DAMAGES: [Damage; 11] = [
 #[derive(Clone, Debug)]
 pub(crate) struct Plot {
     pub(crate) path: String,
+    /// Parts of the file that begin before are given as they are.
+    pub(crate) from: usize,
     pub(crate) damage: Damage,
     /// The same file of another store.
     pub(crate) foreign: Bytes,
     /// The same file one release before.
     pub(crate) old: Bytes,
+}
+
+impl Plot {
+    fn concerns(&self, path: &str, range: Option<&Range<usize>>) -> bool {
+        self.path == path && range.map_or(0, |range| range.start) >= self.from
+    }
 }
 
 /// Serves `files` until the process ends; returns the base address.
@@ -92,7 +100,7 @@ fn connection(stream: TcpStream, (files, plot, address): &Served) -> io::Result<
             }
         }
         match (files.get(&path), plot) {
-            (Some(file), Some(plot)) if plot.path == path => {
+            (Some(file), Some(plot)) if plot.concerns(&path, range.as_ref()) => {
                 damaged(&mut out, file, range, plot, *address)?;
             }
             (Some(file), _) => {

@@ -6,6 +6,7 @@
 )]
 
 mod access;
+mod cache;
 mod counts;
 mod far;
 mod faults;
@@ -14,7 +15,9 @@ mod hostile;
 mod http;
 mod model;
 mod mount;
+mod offline;
 mod open;
+mod overlay;
 mod prefetch;
 mod publisher;
 mod record;

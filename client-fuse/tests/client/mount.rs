@@ -1,11 +1,13 @@
 //! The program itself on a real mount. Skipped where there is no /dev/fuse.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, FdFlag};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -13,12 +15,12 @@ use crate::server::{Manner, serve};
 use crate::store::{Store, mixed_disk};
 
 /// A mount that is taken away when the test ends, however it ends.
-pub(crate) struct Mounted {
-    directory: tempfile::TempDir,
+pub(super) struct Mounted {
+    pub(super) directory: tempfile::TempDir,
 }
 
 impl Mounted {
-    pub(crate) fn point(&self) -> PathBuf {
+    pub(super) fn point(&self) -> PathBuf {
         self.directory.path().join("mnt")
     }
 
@@ -26,7 +28,7 @@ impl Mounted {
         self.directory.path().join("root.json")
     }
 
-    pub(crate) fn disk(&self) -> PathBuf {
+    pub(super) fn disk(&self) -> PathBuf {
         self.point().join("disk.raw")
     }
 
@@ -45,7 +47,7 @@ impl Drop for Mounted {
 }
 
 /// Whether a mount can be tried here; `CIRCULAR_REQUIRE` makes "no" a failure.
-pub(crate) fn can_mount() -> bool {
+pub(super) fn can_mount() -> bool {
     let can = File::options()
         .read(true)
         .write(true)
@@ -69,7 +71,7 @@ fn store() -> Arc<Store> {
 }
 
 /// A place to mount `store` on, and its root.
-pub(crate) fn mount_dir(store: &Store) -> Mounted {
+pub(super) fn mount_dir(store: &Store) -> Mounted {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir(directory.path().join("mnt")).unwrap();
     let mounted = Mounted { directory };
@@ -77,7 +79,7 @@ pub(crate) fn mount_dir(store: &Store) -> Mounted {
     mounted
 }
 
-fn program(base: &str, mounted: &Mounted, point: &Path, extra: &[&str]) -> Command {
+pub(super) fn program(base: &str, mounted: &Mounted, point: &Path, extra: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_circular-mount"));
     command
         .arg("--root")
@@ -92,8 +94,24 @@ fn program(base: &str, mounted: &Mounted, point: &Path, extra: &[&str]) -> Comma
     command
 }
 
+/// Starts it as a supervisor does, and returns when it says that it serves.
+fn supervise(mut command: Command) -> Child {
+    let (ready, sender) = std::io::pipe().unwrap();
+    let inherited = FcntlArg::F_SETFD(FdFlag::empty());
+    nix::fcntl::fcntl(&sender, inherited).unwrap();
+    let child = command
+        .arg("--ready-fd")
+        .arg(sender.as_raw_fd().to_string())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(sender);
+    assert_eq!(std::io::read_to_string(ready).unwrap(), "READY\n");
+    child
+}
+
 /// Mounts in the background and returns when the program does.
-pub(crate) fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
+pub(super) fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
     let cache = mounted.directory.path().join("cache");
     let mut command = program(base, mounted, &mounted.point(), extra);
     command
@@ -104,7 +122,7 @@ pub(crate) fn mount(base: &str, mounted: &Mounted, extra: &[&str]) -> Output {
         .unwrap()
 }
 
-pub(crate) fn assert_ok(output: &Output) {
+pub(super) fn assert_ok(output: &Output) {
     assert!(
         output.status.success(),
         "{}",
@@ -179,37 +197,21 @@ fn a_kernel_mount_in_the_foreground_ends_cleanly_by_signal() {
         let store = store();
         let mounted = mount_dir(&store);
         let base = serve(&store, Manner::Right);
-        let (ready, sender) = std::io::pipe().unwrap();
-        let mut command = program(
+        // Standard input is descriptor 0, which is refused: a supervisor passes one above 2.
+        let mut refused = program(
             &base,
             &mounted,
             &mounted.point(),
             &["--foreground", "--no-cache", "--ready-fd", "0"],
         );
-        // Standard input is descriptor 0, which is refused: a supervisor passes one above 2.
-        assert_eq!(
-            command.stdin(Stdio::null()).output().unwrap().status.code(),
-            Some(1)
-        );
-        let mut child = program(
+        let refused = refused.stdin(Stdio::null()).output().unwrap();
+        assert_eq!(refused.status.code(), Some(1));
+        let mut child = supervise(program(
             &base,
             &mounted,
             &mounted.point(),
-            &["--foreground", "--no-cache", "--ready-fd"],
-        );
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&sender);
-        nix::fcntl::fcntl(
-            &sender,
-            nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
-        )
-        .unwrap();
-        let mut child = child
-            .arg(fd.to_string())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        drop(sender);
-        assert_eq!(std::io::read_to_string(ready).unwrap(), "READY\n");
+            &["--foreground", "--no-cache"],
+        ));
         assert!(mounted.is_mounted());
         kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(0));
@@ -285,16 +287,8 @@ fn a_recording_is_complete_when_the_mount_is_gone() {
     let mounted = mount_dir(&store);
     let path = mounted.directory.path().join("trace");
     let mut command = program(&base, &mounted, &mounted.point(), &["--no-cache", "-f"]);
-    let mut child = command
-        .arg("--record")
-        .arg(&path)
-        .stdin(Stdio::null())
-        .spawn()
-        .unwrap();
-    while !mounted.disk().exists() {
-        assert!(child.try_wait().unwrap().is_none(), "it mounts");
-        std::thread::yield_now();
-    }
+    command.arg("--record").arg(&path);
+    let mut child = supervise(command);
     let disk = File::open(mounted.disk()).unwrap();
     let mut bytes = vec![0; 1 << 20];
     disk.read_exact_at(&mut bytes, 0).unwrap();
@@ -303,4 +297,51 @@ fn a_recording_is_complete_when_the_mount_is_gone() {
     assert!(child.wait().unwrap().success());
     let trace = image_format::trace::Trace::decode(&fs::read(path).unwrap()).unwrap();
     assert!(!trace.touches.is_empty());
+}
+
+#[test]
+fn a_pinned_image_is_mounted_and_read_without_a_server() {
+    if !can_mount() {
+        return;
+    }
+    let store = store();
+    let mounted = mount_dir(&store);
+    let base = serve(&store, Manner::Right);
+    assert_ok(&mount(&base, &mounted, &["--pin"]));
+    let cache = mounted.directory.path().join("cache");
+    let care = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_circular-mount"));
+        command.arg("cache").args(words).arg("--cache").arg(&cache);
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    let all = format!(" {} chunks right, 0 wrong; 0 bytes", store.n_chunks);
+    while !care(&["verify"]).contains(&all) {
+        std::thread::yield_now();
+    }
+    assert!(care(&["stat"]).contains("mounted"));
+    assert!(care(&["clear"]).contains("1 stay because they are mounted"));
+    assert_ok(
+        &Command::new("umount")
+            .arg(mounted.point())
+            .output()
+            .unwrap(),
+    );
+    while care(&["stat"]).contains("mounted") {
+        std::thread::yield_now();
+    }
+    // Clearing took what describes the disk; the chunks are there, so that little is fetched.
+    assert_ok(&mount(&base, &mounted, &["--pin"]));
+    assert!(fs::read(mounted.disk()).unwrap() == store.disk);
+    while !care(&["verify"]).contains(&all) {
+        std::thread::yield_now();
+    }
+    assert_ok(
+        &Command::new("umount")
+            .arg(mounted.point())
+            .output()
+            .unwrap(),
+    );
+    let nobody = "http://127.0.0.1:9/";
+    assert_ok(&mount(nobody, &mounted, &["--deadline", "1"]));
+    assert!(fs::read(mounted.disk()).unwrap() == store.disk);
 }

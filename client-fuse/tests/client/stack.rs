@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use client_fuse::cache::Caches;
 use client_fuse::cache::disk::DiskCache;
+use client_fuse::cache::documents::Documents;
 use client_fuse::cache::memory::MemoryCache;
 use client_fuse::config::DiskCacheConfig;
 use client_fuse::disk::Disk;
 use client_fuse::fetch::fetcher::Fetcher;
 use client_fuse::fetch::retry::RetryPolicy;
-use client_fuse::open::{OpenImage, open};
+use client_fuse::open::{OpenError, OpenImage, open};
 use client_fuse::record::{Recorder, TraceFile};
 use client_fuse::stats::Stats;
+use client_fuse::trust::Trust;
 use image_format::trace::Header;
 use tokio::runtime::Handle;
 
@@ -52,13 +54,28 @@ impl Setup<'_> {
 
 /// Opens `lab/debian:12` and nests everything above it.
 pub(crate) async fn start(source: &MemorySource, setup: Setup<'_>) -> Stack {
+    let trust = source.trust();
+    try_start(source, setup, &trust).await.unwrap()
+}
+
+/// The same, with a trust of its own; opening may fail.
+pub(crate) async fn try_start(
+    source: &MemorySource,
+    setup: Setup<'_>,
+    trust: &Trust,
+) -> Result<Stack, OpenError> {
     let stats = Arc::new(Stats::default());
-    let image = open_image(source, &stats).await;
-    let length = image.table.disk_length();
     let directory = setup.cache.map(|path| DiskCacheConfig {
         directory: path.to_owned(),
         bytes_max: None,
     });
+    let documents = Arc::new(
+        directory
+            .as_ref()
+            .map_or_else(Documents::none, |config| Documents::open(config).unwrap()),
+    );
+    let image = open_image(source, &stats, &documents, trust).await?;
+    let length = image.table.disk_length();
     let disk_cache =
         directory.map(|config| DiskCache::open(&config, image.disk_digest(), length).unwrap());
     let caches = Arc::new(Caches {
@@ -71,7 +88,8 @@ pub(crate) async fn start(source: &MemorySource, setup: Setup<'_>) -> Stack {
         setup.policy,
         Arc::clone(&caches),
         Arc::clone(&stats),
-    );
+    )
+    .with_documents(documents);
     let disk = Arc::new(Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
@@ -79,7 +97,7 @@ pub(crate) async fn start(source: &MemorySource, setup: Setup<'_>) -> Stack {
         &Handle::current(),
         setup.record.map(|path| recorder(path, &image)),
     ));
-    Stack { disk, stats }
+    Ok(Stack { disk, stats })
 }
 
 /// Caches that keep nothing.
@@ -90,21 +108,20 @@ pub(crate) fn no_caches() -> Arc<Caches> {
     })
 }
 
-fn recorder(path: &Path, image: &OpenImage) -> Recorder {
+fn recorder(path: &Path, image: &OpenImage) -> Arc<Recorder> {
     let header = Header::new(image.reference.clone(), image.disk_digest());
-    Recorder::start(TraceFile::create(path).unwrap(), &header).unwrap()
+    Arc::new(Recorder::start(TraceFile::create(path).unwrap(), &header).unwrap())
 }
 
-async fn open_image(source: &MemorySource, stats: &Arc<Stats>) -> OpenImage {
-    let caches = Arc::new(Caches {
-        memory: MemoryCache::new(0),
-        disk: DiskCache::off(),
-    });
-    let fetcher = Fetcher::new(source.clone(), 8, IMPATIENT, caches, Arc::clone(stats));
-    let fetcher = Arc::new(fetcher);
+async fn open_image(
+    source: &MemorySource,
+    stats: &Arc<Stats>,
+    documents: &Arc<Documents>,
+    trust: &Trust,
+) -> Result<OpenImage, OpenError> {
+    let fetcher = Fetcher::new(source.clone(), 8, IMPATIENT, no_caches(), Arc::clone(stats));
+    let fetcher = Arc::new(fetcher.with_documents(Arc::clone(documents)));
     let base = "http://store/".parse().unwrap();
     let reference = "lab/debian:12".parse().unwrap();
-    open(&fetcher, &base, &reference, &source.trust())
-        .await
-        .unwrap()
+    open(&fetcher, &base, &reference, trust).await
 }

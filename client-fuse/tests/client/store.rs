@@ -115,7 +115,13 @@ impl Store {
         let placed: Vec<_> = packer.placed.iter().map(placed_chunk).collect();
         let boot_set = choose(&placed);
         let boot_pack = pack_boot(&mut files, &boot_set, &packer.plain);
-        let manifest = manifest(&mut files, length, regions, n_chunks, boot_pack);
+        let blocks = packer
+            .placed
+            .iter()
+            .map(|(chunk, _)| u64::from(chunk.blocks));
+        let data_bytes = blocks.sum::<u64>() * u64::from(BLOCK_BYTES);
+        let chunks = (n_chunks, data_bytes);
+        let manifest = manifest(&mut files, length, regions, chunks, boot_pack);
         let targets = vec![
             catalogue(&mut files, length, regions, manifest),
             (
@@ -322,9 +328,10 @@ fn manifest(
     files: &mut HashMap<String, Bytes>,
     length: u64,
     regions: ObjectRef,
-    chunks: u64,
+    chunks: (u64, u64),
     boot_pack: Option<BootPack>,
 ) -> ObjectRef {
+    let (chunks, data_bytes) = chunks;
     let manifest = Manifest {
         format: 1,
         name: NAME.parse().unwrap(),
@@ -335,7 +342,7 @@ fn manifest(
             regions,
             content: regions.digest,
             chunks,
-            data_bytes: 0,
+            data_bytes,
             stored_bytes: 0,
         },
         chunker: ChunkerParams::DEFAULT,

@@ -103,7 +103,7 @@ async fn only_certificates_of_authorities_that_were_named_are_taken() {
     let base = ours.serve("127.0.0.1", 2999).await;
 
     let told = ask(&base, &Identity::default()).await.unwrap_err();
-    assert!(told.contains("certificate"), "{told}");
+    assert!(told.contains("--ca FILE"), "{told}");
     let wrong = Authorities::Only(file(directory.path(), &[&others.pem]));
     let told = ask(&base, &identity(wrong)).await.unwrap_err();
     assert!(told.contains("UnknownIssuer"), "{told}");

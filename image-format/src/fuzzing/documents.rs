@@ -7,6 +7,7 @@ use crate::catalogue::{CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VERSION_M
 use crate::codec::DecodeError;
 use crate::manifest::Manifest;
 use crate::marker::Marker;
+use crate::minimum::Minimum;
 use crate::reference::ImageRef;
 
 /// Any bytes as each of the JSON documents: what is accepted round-trips by value, and what it says
@@ -24,6 +25,9 @@ pub fn documents(data: &[u8]) {
     }
     if let Ok(list) = ChunkIndexList::decode(data) {
         round_trip(&list, &list.encode(), ChunkIndexList::decode);
+    }
+    if let Ok(minimum) = Minimum::decode(data) {
+        round_trip(&minimum, &minimum.encode(), Minimum::decode);
     }
     if let Ok(marker) = Marker::decode(data) {
         round_trip(&marker, &marker.encode(), Marker::decode);
@@ -51,8 +55,8 @@ fn script(manifest: &Manifest) {
         .map(|line| line.split(' ').next().unwrap_or_default())
         .collect();
     let expected = [
-        "#!ipxe", "#", "isset", "isset", "imgfree", "kernel", "initrd", "boot", ":failed", "echo",
-        "exit",
+        "#!ipxe", "#", "isset", "isset", "imgfree", "kernel", "initrd", "initrd", "boot",
+        ":failed", "echo", "exit",
     ];
     assert_eq!(commands, expected, "a manifest adds commands: {script}");
     let expansions = script.matches("${").count();

@@ -24,6 +24,7 @@ fn run(numbers: &[u64]) -> Trace {
         block: number * 4,
         blocks: 4,
         chunk: id(number),
+        read: None,
     };
     Trace {
         header: trace::Header::new("a@1".parse().unwrap(), disk()),

@@ -114,7 +114,7 @@ pub async fn remove(
     mode: Mode,
 ) -> Result<Vec<ImageRef>, RemoveError> {
     let _lock = CommitLock::acquire(store).await?;
-    let current = store.current(&signer.keys.root()?).await?;
+    let current = signer.current(store).await?;
     let mut names = store.names_of(&current).await?;
     let mut removed = Vec::new();
     let mut changed = BTreeMap::new();
@@ -153,7 +153,7 @@ pub async fn remove(
     }
     signer.advance(store, &current, &set).await?;
     for (name, (_, after)) in changed {
-        boot_files::write(store, &names, &after)
+        boot_files::write(store, signer, &names, &after)
             .await
             .map_err(|error| RemoveError::BootFiles {
                 name,

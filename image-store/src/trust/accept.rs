@@ -117,7 +117,7 @@ pub async fn accept(
     };
     write(store, proposal, first_root).await?;
     let names = after.names(Vec::new()).map_err(RefusedBecause::from)?;
-    let written = write_boot_files(store, &names, &changed).await;
+    let written = write_boot_files(store, &after, &names, &changed, now).await;
     if let Err(error) = &written {
         let error: &dyn std::error::Error = error;
         tracing::warn!(error, "new metadata is current, its boot files are not");
@@ -346,9 +346,12 @@ async fn write_marker(store: &Store, marker: &Bytes, is_new: bool) -> Result<(),
 
 async fn write_boot_files(
     store: &Store,
+    current: &Current,
     names: &Names,
     changed: &[Change],
+    now: u64,
 ) -> Result<(), StoreError> {
+    boot_files::write_minimum_of(store, current, now).await?;
     if changed.is_empty() {
         return Ok(());
     }

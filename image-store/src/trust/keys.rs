@@ -4,6 +4,7 @@
 //! KEYS/root.json            the first root of the store: what clients are given to trust
 //! KEYS/ROLE.der             a key of a role
 //! KEYS/ROLE.<16 digits>.der a further key of that role, by the first digits of its identifier
+//! KEYS/seen.json            what was seen of the store, see [`seen`](super::seen)
 //! KEYS/retired/             keys that the store trusts no longer
 //! ```
 //!
@@ -62,6 +63,8 @@ pub enum KeyError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyRing {
     directory: PathBuf,
+    /// Whether it is kept beside the keys what was seen of the store.
+    remembers: bool,
 }
 
 /// A key that a ring has.
@@ -90,6 +93,7 @@ impl KeyRing {
     pub fn generate(directory: &Path) -> Result<Self, KeyError> {
         let ring = Self {
             directory: directory.to_owned(),
+            remembers: false,
         };
         if !ring.files()?.is_empty() {
             return Err(KeyError::Exists {
@@ -123,6 +127,7 @@ impl KeyRing {
     pub fn open_or_empty(directory: &Path) -> Result<Self, KeyError> {
         let ring = Self {
             directory: directory.to_owned(),
+            remembers: false,
         };
         for (_, path) in ring.files()? {
             let meta = fs::metadata(&path).map_err(failed(&path))?;
@@ -192,6 +197,19 @@ impl KeyRing {
         make_directory(&retired)?;
         let path = retired.join(format!("{}.{}.der", key.role, key.id().short()));
         fs::rename(&key.path, &path).map_err(failed(&path))
+    }
+
+    /// Has this ring remember what it saw of the store, and sign nothing on top of an older state.
+    #[must_use]
+    pub fn remembering(self) -> Self {
+        Self {
+            remembers: true,
+            ..self
+        }
+    }
+
+    pub(super) const fn remembers(&self) -> bool {
+        self.remembers
     }
 
     /// Returns where the keys are.

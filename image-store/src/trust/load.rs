@@ -1,6 +1,7 @@
 //! Reads the current metadata of a store and holds it against a trusted root.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -38,6 +39,16 @@ pub async fn load(backend: Arc<dyn ObjectStore>, root: &[u8]) -> Result<Current,
     load_over(backend, Arc::default(), root).await
 }
 
+/// Does as [`load`], and refuses what is older than the documents in the directory `seen`, which is
+/// written to.
+pub(super) async fn load_after(
+    backend: Arc<dyn ObjectStore>,
+    root: &[u8],
+    seen: &Path,
+) -> Result<Current, TrustError> {
+    load_with(backend, Arc::default(), root, Some(seen)).await
+}
+
 /// Metadata as it would be, by its path in the store: other bytes, or none.
 pub(super) type Overlay = Arc<BTreeMap<ObjectPath, Option<Bytes>>>;
 
@@ -47,8 +58,22 @@ pub(super) async fn load_over(
     overlay: Overlay,
     root: &[u8],
 ) -> Result<Current, TrustError> {
+    load_with(backend, overlay, root, None).await
+}
+
+async fn load_with(
+    backend: Arc<dyn ObjectStore>,
+    overlay: Overlay,
+    root: &[u8],
+    seen: Option<&Path>,
+) -> Result<Current, TrustError> {
     let url = |directory: &str| Url::parse(&format!("{BASE}{directory}/")).expect("a constant");
-    let repository = RepositoryLoader::new(&root, url("metadata"), url("targets"))
+    let loader = RepositoryLoader::new(&root, url("metadata"), url("targets"));
+    let loader = match seen {
+        Some(seen) => loader.datastore(seen),
+        None => loader,
+    };
+    let repository = loader
         .transport(StoreTransport { backend, overlay })
         .limits(LIMITS)
         .expiration_enforcement(ExpirationEnforcement::Unsafe)

@@ -13,6 +13,7 @@ use super::keys::HeldKey;
 use super::root::{self, RootDocument, RootError};
 use super::sign::{Signer, metafile, next, sign, write_numbered};
 use super::{Current, TARGETS_BYTES_MAX, TIMESTAMP_PATH, TrustError};
+use crate::boot_files;
 use crate::lock::CommitLock;
 use crate::store::{Created, Store, StoreError};
 
@@ -55,11 +56,12 @@ impl Signer<'_> {
     pub async fn refresh(&self, store: &Store) -> Result<Expiries, StoreError> {
         let _lock = CommitLock::acquire(store).await?;
         let root = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&root).await?;
+        let current = self.current(store).await?;
         let held = self.keys.held().map_err(TrustError::from)?;
         let from = self.due(&current, &held);
         self.resign(store, &current, &[&current.root.signed], from)
             .await?;
+        boot_files::write_minimum(store, self).await?;
         Ok(store.current(&root).await?.expiries())
     }
 
@@ -117,7 +119,9 @@ impl Signer<'_> {
         let timestamp = sign(timestamp, &holder, &self.keys.sources()).await?;
         store
             .replace(TIMESTAMP_PATH, timestamp.buffer().clone().into())
-            .await
+            .await?;
+        self.note(store).await;
+        Ok(())
     }
 
     async fn snapshot_again(
@@ -236,8 +240,7 @@ impl Signer<'_> {
         old: &RootDocument,
         new: &RootDocument,
     ) -> Result<(), StoreError> {
-        let root = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&root).await?;
+        let current = self.current(store).await?;
         let held = self.keys.held().map_err(TrustError::from)?;
         let refused = first_refused(new.root(), &current);
         match refused.and_then(|role| missing_key(&[old.root(), new.root()], role, &held)) {

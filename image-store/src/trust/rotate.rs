@@ -18,6 +18,7 @@ use super::resign::first_refused;
 use super::root::{RootDocument, RootError};
 use super::sign::{Signer, sign};
 use super::{METADATA_DIRECTORY, TrustError};
+use crate::boot_files;
 use crate::lock::CommitLock;
 use crate::store::{Created, Store, StoreError};
 
@@ -105,8 +106,7 @@ impl Signer<'_> {
         &self,
         store: &Store,
     ) -> Result<(RootDocument, RootDocument), StoreError> {
-        let root = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&root).await?.root;
+        let current = self.current(store).await?.root;
         let expires = self.expires(self.lifetimes.root);
         let next = RootDocument::after(&current.signed, expires).map_err(TrustError::from)?;
         Ok((current.into(), next))
@@ -144,9 +144,10 @@ impl Signer<'_> {
         document: &RootDocument,
     ) -> Result<RootPublished, StoreError> {
         let _lock = CommitLock::acquire(store).await?;
-        let first = self.keys.root().map_err(TrustError::from)?;
-        let current = store.current(&first).await?;
+        let current = self.current(store).await?;
         if current.root.signed == *document.root() {
+            // Whoever published it may have been killed before this.
+            boot_files::write_minimum(store, self).await?;
             return Ok(RootPublished::Before);
         }
         let before = RootDocument::from(current.root.clone());
@@ -161,7 +162,11 @@ impl Signer<'_> {
         }
         let path = format!("{METADATA_DIRECTORY}/{}.root.json", document.version());
         match store.create(&path, bytes.into()).await? {
-            Created::Yes => Ok(RootPublished::Now),
+            Created::Yes => {
+                self.note(store).await;
+                boot_files::write_minimum(store, self).await?;
+                Ok(RootPublished::Now)
+            }
             // It came after the current root was read, from somebody who does not take the lock.
             Created::Existed => {
                 let version = document.version();

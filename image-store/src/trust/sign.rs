@@ -129,6 +129,7 @@ impl Signer<'_> {
         if let Some(root) = store.root_if_signed().await? {
             return Ok(Established::Before(root.to_vec()));
         }
+        self.check_unseen()?;
         let root = self.keep_first_root().await?;
         let signed: Signed<Root> = serde_json::from_slice(&root).map_err(TrustError::Root)?;
         self.begin(store, &signed.signed).await?;
@@ -239,6 +240,7 @@ impl Signer<'_> {
         store
             .replace(TIMESTAMP_PATH, timestamp.buffer().clone().into())
             .await?;
+        self.note(store).await;
         Ok(())
     }
 }

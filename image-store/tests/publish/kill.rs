@@ -10,6 +10,7 @@ use image_store::gc::{GcConfig, Mode, collect};
 use image_store::{KeyRing, Store};
 
 use crate::killer::{Mortal, Side, Trigger};
+use crate::minimum::{minimum_of, offered};
 use crate::{
     Scratch, boot_stored, disk, publication, publish, read, read_back, ring, signer, write,
     write_without,
@@ -90,6 +91,13 @@ async fn check(root: &Path, shown: &[(&str, u8)], what: &str) {
             .current(&trusted.unwrap())
             .await
             .unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+    if let Some(told) = minimum_of(root) {
+        let judged = told.judge(&offered(&store).await);
+        assert!(
+            judged.is_ok(),
+            "{what}: machines are locked out: {judged:?}"
+        );
     }
     for (reference, seed) in shown {
         let got = read(root, &reference.parse().unwrap()).await;

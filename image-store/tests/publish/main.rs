@@ -9,6 +9,7 @@ mod damage;
 mod kill;
 mod killer;
 mod mend;
+mod minimum;
 mod revisions;
 mod roots;
 mod sizes;
@@ -172,6 +173,7 @@ pub(crate) fn boot() -> Boot {
         cmdline: String::new(),
         root: None,
         base_url: None,
+        mirrors: Vec::new(),
     }
 }
 

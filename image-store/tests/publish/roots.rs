@@ -13,6 +13,7 @@ use tough::{ExpirationEnforcement, FilesystemTransport, RepositoryLoader};
 use url::Url;
 
 use crate::killer::{Mortal, Side, Trigger};
+use crate::minimum::{minimum_of, offered};
 use crate::{Scratch, disk, publication, publish, read_back, ring, signer, write};
 
 /// Machines that trust the first root still see this image.
@@ -26,7 +27,7 @@ async fn opens_from_the_first_root(scratch: &Scratch, trusted: &[u8]) -> bool {
 }
 
 /// A store with one image, and its first root.
-async fn store_with_image(scratch: &Scratch) -> (Store, Vec<u8>) {
+pub(crate) async fn store_with_image(scratch: &Scratch) -> (Store, Vec<u8>) {
     let store = scratch.store().await;
     publish(&store, "a", &disk(1, 2)).await.unwrap();
     let trusted = ring(&store).root().unwrap();
@@ -44,7 +45,7 @@ async fn replaced(store: &Store, ring: &KeyRing, roles: &[RoleType]) -> RootDocu
     next
 }
 
-async fn rotate(store: &Store, ring: &KeyRing, roles: &[RoleType]) {
+pub(crate) async fn rotate(store: &Store, ring: &KeyRing, roles: &[RoleType]) {
     let next = replaced(store, ring, roles).await;
     let published = signer(ring).publish_root(store, &next).await.unwrap();
     assert_eq!(published, RootPublished::Now);
@@ -456,13 +457,15 @@ async fn a_rotation_that_dies_anywhere_leaves_a_store_that_opens_and_can_be_rota
     let check = async |left: &Scratch| {
         assert!(opens_from_the_first_root(left, &trusted).await);
         let store = Store::open(&left.root()).await.unwrap();
+        let told = minimum_of(&left.root()).unwrap();
+        assert!(told.judge(&offered(&store).await).is_ok());
         let ring = ring(&store);
         signer(&ring).publish_root(&store, &next).await.unwrap();
         assert!(opens_from_the_first_root(left, &trusted).await);
         publish(&store, "b", &disk(3, 2)).await.unwrap();
     };
-    // Targets, snapshot, timestamp, root; before and after each.
-    assert_eq!(at_each_change(&scratch, act, check).await, 8);
+    // Targets, snapshot, timestamp, root, least versions; before and after each.
+    assert_eq!(at_each_change(&scratch, act, check).await, 10);
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ struct AddArgs {
     /// Image that was booted
     #[arg(value_name = "NAME[:TAG][@VERSION]")]
     reference: ImageRef,
-    /// Files that `circular-mount --record` wrote; two or three boots are better than one
+    /// Files that `circular-mount --record` or a recorded boot wrote; two or three boots are better than one
     #[arg(value_name = "TRACE", required = true)]
     traces: Vec<PathBuf>,
     /// zstd level of the boot pack, 1 to 22
@@ -63,7 +63,7 @@ struct RemoveArgs {
 
 /// A profile in numbers.
 #[derive(Debug, Serialize)]
-struct Summary {
+pub(super) struct Summary {
     reference: ImageRef,
     revision: u32,
     runs: u32,
@@ -111,15 +111,28 @@ async fn add(store: &Store, args: AddArgs, ui: &Ui) -> anyhow::Result<Summary> {
         }
         traces.push(trace);
     }
+    add_traces(store, &resolved, &traces, args.level, &args.keys, ui).await
+}
+
+/// Merges `traces` into the profile of a version, and builds its boot pack again.
+pub(super) async fn add_traces(
+    store: &Store,
+    resolved: &Resolved,
+    traces: &[Trace],
+    level: i32,
+    keys: &KeyArgs,
+    ui: &Ui,
+) -> anyhow::Result<Summary> {
+    let disk = resolved.manifest.disk;
     let before = match &resolved.manifest.boot_pack {
         Some(pack) => Some(store.profile(pack).await?),
         None => None,
     };
-    let merged = Profile::merge(disk.regions.digest, before.as_ref(), &traces);
+    let merged = Profile::merge(disk.regions.digest, before.as_ref(), traces);
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     ui.note("Packing what these boots read; this may take a minute.");
     let built = store
-        .build_boot_pack(&disk, &merged, args.level, workers)
+        .build_boot_pack(&disk, &merged, level, workers)
         .await?;
     if built.boot_pack.is_none() {
         bail!(
@@ -127,10 +140,10 @@ async fn add(store: &Store, args: AddArgs, ui: &Ui) -> anyhow::Result<Summary> {
             resolved.reference
         );
     }
-    let manifest = revise(store, &args.keys, &resolved, built.boot_pack).await?;
+    let manifest = revise(store, keys, resolved, built.boot_pack).await?;
     Ok(Summary {
         built: Some(CarriedOver::of(&built)),
-        ..summary(&resolved, &manifest, Some(&built.profile))
+        ..summary(resolved, &manifest, Some(&built.profile))
     })
 }
 
@@ -166,7 +179,7 @@ async fn revise(
     Ok(revision.commit(store, &keys.signer(&ring)).await?)
 }
 
-fn read_trace(path: &Path) -> anyhow::Result<Trace> {
+pub(super) fn read_trace(path: &Path) -> anyhow::Result<Trace> {
     let read = || {
         let mut bytes = Vec::new();
         // One byte more than is allowed tells that there are more.
@@ -201,7 +214,7 @@ fn summary(resolved: &Resolved, manifest: &Manifest, profile: Option<&Profile>) 
     }
 }
 
-fn text(summary: &Summary) -> String {
+pub(super) fn text(summary: &Summary) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
     let Some(pack) = &summary.boot_pack else {

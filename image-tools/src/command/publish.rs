@@ -1,5 +1,7 @@
 //! `circular publish`.
 
+mod addresses;
+
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
@@ -88,6 +90,10 @@ struct BootArgs {
     /// Address of the store that boot scripts name, if not their own
     #[arg(long, value_name = "URL")]
     base_url: Option<String>,
+    /// Another server of the same store, asked by booted machines when those before it fail or send
+    /// something wrong; may be given several times. None of them is trusted
+    #[arg(long = "mirror-url", value_name = "URL")]
+    mirror_urls: Vec<String>,
     /// Static circular-mount for the initramfs
     #[arg(long, value_name = "FILE", env = "CIRCULAR_GUEST_CLIENT")]
     guest_client: Option<PathBuf>,
@@ -151,7 +157,7 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
             args.reference
         );
     }
-    check_base_url(args.boot.base_url.as_deref())?;
+    addresses::check(args.boot.base_url.as_deref(), &args.boot.mirror_urls)?;
     boot::check_cmdline(&args.boot.cmdline, args.boot.root.as_deref())?;
     let probe = if args.raw {
         Probe::TakeAsRaw
@@ -391,6 +397,7 @@ async fn make_bootable(
             root: args.root.clone(),
             cmdline: args.cmdline.clone(),
             base_url: args.base_url.clone(),
+            mirrors: args.mirror_urls.clone(),
             programs: paths.find()?,
             trusted_root: root,
         };
@@ -408,21 +415,6 @@ async fn make_bootable(
         }
         Err(error) if asked => Err(error).context("cannot make the image bootable"),
         Err(error) => Ok((None, Some(format!("{:#}", anyhow::Error::from(error))))),
-    }
-}
-
-/// Checks that an address can stand on a kernel command line in a boot script.
-fn check_base_url(url: Option<&str>) -> anyhow::Result<()> {
-    let Some(url) = url else {
-        return Ok(());
-    };
-    let rest = url
-        .strip_prefix("http://")
-        .or_else(|| url.strip_prefix("https://"));
-    let plain = image_format::manifest::is_cmdline(url) && !url.contains([' ', '"', '\'']);
-    match rest {
-        Some(rest) if !rest.is_empty() && plain => Ok(()),
-        _ => bail!("--base-url `{url}` is not an http:// or https:// address without spaces"),
     }
 }
 

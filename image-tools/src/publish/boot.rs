@@ -49,6 +49,8 @@ pub struct BootConfig {
     pub cmdline: String,
     /// Address of the store that boot scripts name.
     pub base_url: Option<String>,
+    /// Addresses of other servers of the same store that boot scripts name.
+    pub mirrors: Vec<String>,
     /// What goes into the initramfs.
     pub programs: GuestPrograms,
     /// The root that the machine shall trust.
@@ -108,7 +110,7 @@ pub async fn build(
         .try_clone()
         .map_err(|source| InsideError::Read { source })?;
     let cmdline = config.cmdline.clone();
-    let base_url = config.base_url.clone();
+    let (base_url, mirrors) = (config.base_url.clone(), config.mirrors.clone());
     let made = tokio::task::spawn_blocking(move || build_blocking(&disk, config))
         .await
         .map_err(|_| BootError::Died)??;
@@ -119,6 +121,7 @@ pub async fn build(
         cmdline,
         root: made.root,
         base_url,
+        mirrors,
     };
     Ok(BootBuilt {
         boot,

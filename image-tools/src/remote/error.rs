@@ -17,6 +17,10 @@ pub enum HttpError {
     Setup(#[source] reqwest::Error),
     #[error("cannot reach `{url}`")]
     Unreachable { url: String, source: reqwest::Error },
+    #[error(
+        "the certificate behind `{url}` is not believed; name the authority that signed it with --ca FILE, and check the clock of this machine"
+    )]
+    Certificate { url: String, source: reqwest::Error },
     #[error("`{url}` broke off")]
     Broken { url: String, source: reqwest::Error },
     #[error("`{url}` made no progress for {} s", .after.as_secs())]
@@ -65,6 +69,36 @@ impl HttpError {
             Self::Broken { .. } | Self::Stalled { .. } => true,
             Self::Status { status, .. } => matches!(status.as_u16(), 408 | 429 | 500 | 502..=504),
             _ => false,
+        }
+    }
+}
+
+/// Tells whether the certificate of the server is the reason. An `io::Error` hides what it wraps
+/// from [`source`](std::error::Error::source), so it is opened.
+fn is_certificate_refused(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+            return true;
+        }
+        cause = match error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+        {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+impl HttpError {
+    /// Why a request got no answer.
+    pub fn of_request(url: String, source: reqwest::Error) -> Self {
+        if is_certificate_refused(&source) {
+            Self::Certificate { url, source }
+        } else {
+            Self::Unreachable { url, source }
         }
     }
 }

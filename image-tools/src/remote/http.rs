@@ -251,7 +251,7 @@ impl Http {
     fn unreachable(&self, path: &str, source: reqwest::Error) -> HttpError {
         let url = self.show(path);
         let source = source.without_url();
-        HttpError::Unreachable { url, source }
+        HttpError::of_request(url, source)
     }
 
     fn broken(&self, path: &str, source: reqwest::Error) -> HttpError {

@@ -3,6 +3,7 @@
 
 mod faults;
 mod publishing;
+mod rollback;
 mod server;
 
 use std::collections::BTreeMap;
@@ -55,6 +56,7 @@ impl Bench {
     async fn with_token(token: Option<&str>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let keys = KeyRing::generate(&directory.path().join("keys")).unwrap();
+        let keys = keys.remembering();
         signer(&keys).keep_first_root().await.unwrap();
         let server = UploadServer::start(&directory.path().join("served"), token).await;
         Self {

@@ -5,10 +5,10 @@
 
 use std::{
     fs,
-    io::{self, Read as _},
+    io::{self, Read as _, Write as _},
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
-        unix::process::CommandExt as _,
+        unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -29,6 +29,7 @@ use super::{
     failure::{self, BootError},
     log::Log,
     mounts, sys,
+    userinfo::Token,
 };
 use crate::layout;
 
@@ -70,6 +71,9 @@ pub(super) fn start(
     settings: &Settings,
     on_failure: OnFailure,
 ) -> Result<Client, BootError> {
+    if let Some(token) = &settings.token {
+        keep_token(log, token).map_err(BootError::Token)?;
+    }
     if let Cache::Memory(size) = &settings.cache {
         mounts::mount_memory(CACHE, size, "0700")?;
     }
@@ -92,6 +96,24 @@ pub(super) fn start(
         ));
         thread::sleep(pause);
         pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Keeps the token that came with the address for the client; one that is there is there on purpose.
+fn keep_token(log: &Log, token: &Token) -> io::Result<()> {
+    let mut options = fs::File::options();
+    match options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(layout::TOKEN)
+    {
+        Ok(mut file) => file.write_all(token.secret().as_bytes()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            log.info("the token of the initrd is used, not that of the address");
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -139,6 +161,12 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
         }
         Cache::Off => command.arg("--no-cache"),
     };
+    for mirror in &settings.mirrors {
+        command.args(["--mirror", mirror]);
+    }
+    if let Some(record) = &settings.record {
+        command.args(record.options(&settings.base_url));
+    }
     command
         .args(["--ready-fd", &ready_fd.to_string()])
         .args([&settings.base_url, &settings.image])

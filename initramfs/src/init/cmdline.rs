@@ -5,12 +5,16 @@
 //! | `circular.image=NAME[:TAG][@VERSION]` | the image to boot |
 //! | `circular.boot=URL` | address of the boot script; the store is where it lies |
 //! | `circular.url=URL` | address of the store, instead |
+//! | `circular.mirror=URL` | another server of the same store; may be given several times |
 //! | `circular.cache=tmpfs[:size=SIZE]`, `none` | where fetched chunks are kept (25 % of memory) |
 //! | `circular.overlay=tmpfs[:size=SIZE]` | room for what the booted system writes (50 % of memory) |
+//! | `circular.record`, `=server`, `=URL`, `=/dev/DEVICE` | record what this boot reads: to a file in /run, and to a server; or to a serial line |
 //! | `circular.debug` | offer a shell when the boot fails |
 //! | `ip=`, `BOOTIF=` | see [`address`](super::address) |
 //! | `root=` | see [`RootSpec`]; asked for only where what the publisher recorded is not right |
 //! | `rootfstype=`, `rootflags=`, `init=`, `panic=` | as for the kernel |
+//!
+//! A password in the address of the store (`http://x:TOKEN@host/`) is its token, see [`userinfo`].
 //!
 //! Parameters that are not ours are passed over in silence: the line is shared with the kernel, systemd
 //! and others. The last of several equal ones counts, as it does for the kernel.
@@ -21,6 +25,8 @@ use super::{
     address::{AddressError, Addressing, MacAddress, MacAddressError},
     base_url::{self, BaseUrlError},
     root::{RootSpec, RootSpecError},
+    trace::Record,
+    userinfo::{self, Token},
 };
 use crate::filesystem::FileSystem;
 
@@ -32,6 +38,10 @@ const IMAGE_BYTES_MAX: usize = 512;
 pub struct Settings {
     /// Where the store is; ends in `/`.
     pub base_url: String,
+    /// Other servers of the same store; each ends in `/`.
+    pub mirrors: Vec<String>,
+    /// The token of a private store, if its address had one.
+    pub token: Option<Token>,
     /// Which image to boot, as the client takes it.
     pub image: String,
     /// Where fetched chunks are kept.
@@ -50,6 +60,8 @@ pub struct Settings {
     pub root_flags: Vec<String>,
     /// The program to become in the end.
     pub init: Option<String>,
+    /// Whether and where to record what the boot reads.
+    pub record: Option<Record>,
 }
 
 /// Where fetched chunks are kept.
@@ -105,6 +117,10 @@ pub enum SettingsError {
     NoStore,
     #[error(transparent)]
     BaseUrl(#[from] BaseUrlError),
+    #[error(
+        "circular.mirror= has a password in it: the token of circular.boot= or circular.url= goes to every mirror"
+    )]
+    MirrorPassword,
     #[error("size `{0}` is neither bytes (as in 512m, 2g) nor percent of memory (as in 50%)")]
     Size(String),
     #[error("{key}={value} is unknown ({known})")]
@@ -165,9 +181,14 @@ impl CommandLine {
 
     /// The value of the last `key=VALUE` that is not empty.
     fn value(&self, key: &str) -> Option<&str> {
-        let named = self.parameters.iter().filter(|(name, _)| name == key);
-        let mut values = named.filter_map(|(_, value)| value.as_deref());
-        values.rfind(|value| !value.is_empty())
+        self.values(key).last()
+    }
+
+    /// The values of all `key=VALUE` that are not empty.
+    fn values(&self, key: &str) -> impl Iterator<Item = &str> {
+        let named = self.parameters.iter().filter(move |(name, _)| name == key);
+        let values = named.filter_map(|(_, value)| value.as_deref());
+        values.filter(|value| !value.is_empty())
     }
 
     fn has(&self, key: &str) -> bool {
@@ -195,8 +216,11 @@ impl CommandLine {
     /// # Errors
     /// Fails if something is missing or makes no sense; the message names the parameter.
     pub fn settings(&self) -> Result<Settings, SettingsError> {
+        let (base_url, token) = self.base_url()?;
         Ok(Settings {
-            base_url: self.base_url()?,
+            base_url,
+            mirrors: self.mirrors()?,
+            token,
             image: self.image()?,
             cache: self.cache()?,
             overlay: self.overlay()?,
@@ -212,15 +236,44 @@ impl CommandLine {
             filesystem: self.filesystem(),
             root_flags: self.root_flags(),
             init: self.value("init").map(str::to_owned),
+            record: self.record(),
         })
     }
 
-    fn base_url(&self) -> Result<String, SettingsError> {
-        if let Some(url) = self.value("circular.url") {
-            return Ok(base_url::given(url)?);
+    /// The store, and the token that is in its address, or in that of the boot script.
+    fn base_url(&self) -> Result<(String, Option<Token>), SettingsError> {
+        let script = self.value("circular.boot").map(userinfo::split);
+        let Some(url) = self.value("circular.url") else {
+            let (script, token) = script.ok_or(SettingsError::NoStore)?;
+            return Ok((base_url::of_boot_script(&script)?, token));
+        };
+        let (url, token) = userinfo::split(url);
+        let base_url = base_url::given(&url)?;
+        Ok((
+            base_url,
+            token.or_else(|| script.and_then(|(_, token)| token)),
+        ))
+    }
+
+    fn mirrors(&self) -> Result<Vec<String>, SettingsError> {
+        let mirror = |url| match userinfo::split(url) {
+            (url, None) => Ok(base_url::given(&url)?),
+            (_, Some(_)) => Err(SettingsError::MirrorPassword),
+        };
+        self.values("circular.mirror").map(mirror).collect()
+    }
+
+    /// A recording that cannot be had is no reason not to boot: what makes no sense is passed on, and
+    /// the client logs it.
+    fn record(&self) -> Option<Record> {
+        match self.value("circular.record") {
+            None => self.has("circular.record").then_some(Record::File),
+            Some("0") => None,
+            Some("1") => Some(Record::File),
+            Some("server") => Some(Record::Server),
+            Some(value) if value.starts_with("/dev/") => Some(Record::Line(value.to_owned())),
+            Some(value) => Some(Record::Url(value.to_owned())),
         }
-        let script = self.value("circular.boot").ok_or(SettingsError::NoStore)?;
-        Ok(base_url::of_boot_script(script)?)
     }
 
     fn image(&self) -> Result<String, SettingsError> {
@@ -331,6 +384,47 @@ mod tests {
     }
 
     #[test]
+    fn a_password_in_an_address_becomes_the_token_and_is_shown_nowhere() {
+        let token = |line: &str| {
+            let line = CommandLine::parse(&format!("circular.image=a {line}"));
+            let settings = line.settings().unwrap();
+            assert!(!format!("{settings:?}").contains("SECRET"));
+            assert!(settings.base_url.ends_with("//h/s/"));
+            settings.token.map(|token| token.secret().to_owned())
+        };
+        let script = "circular.boot=http://x:SECRET@h/s/boot.ipxe";
+        assert_eq!(token(script).as_deref(), Some("SECRET"));
+        let url = "circular.url=https://h/s";
+        assert_eq!(token(&format!("{script} {url}")).as_deref(), Some("SECRET"));
+        let own = "circular.url=https://x:SECRET2@h/s/";
+        assert_eq!(
+            token(&format!("{script} {own}")).as_deref(),
+            Some("SECRET2")
+        );
+        assert_eq!(token(url), None);
+        for line in [
+            "circular.boot=tftp://x:SECRET@h/boot.ipxe",
+            "circular.boot=http://x:SECRET@h/other",
+            "circular.url=x:SECRET@h",
+            "circular.url=http://x:SECRET@/",
+            "circular.url=http://h/ circular.mirror=http://x:SECRET@m/",
+        ] {
+            let line = CommandLine::parse(&format!("circular.image=a {line}"));
+            let error = line.settings().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("SECRET"), "{error}");
+        }
+    }
+
+    #[test]
+    fn mirrors_are_all_taken_in_their_order() {
+        let mirrors = |more: &str| settings(more).map(|settings| settings.mirrors);
+        assert_eq!(mirrors("").unwrap(), [""; 0]);
+        let line = "circular.mirror=http://b circular.mirror= circular.mirror=https://a/s/";
+        assert_eq!(mirrors(line).unwrap(), ["http://b/", "https://a/s/"]);
+        assert!(mirrors("circular.mirror=ftp://b/").is_err());
+    }
+
+    #[test]
     fn the_last_of_equals_counts_and_empty_ones_do_not() {
         let settings =
             settings("circular.image=b circular.image=c circular.image= BOOTIF=").unwrap();
@@ -368,6 +462,21 @@ mod tests {
             let error = settings(more).unwrap_err().to_string();
             assert!(error.contains(named), "{more}: {error}");
         }
+    }
+
+    #[test]
+    fn a_boot_is_recorded_only_when_that_is_asked_for() {
+        let record = |more: &str| settings(more).unwrap().record;
+        assert_eq!(record(""), None);
+        assert_eq!(record("circular.record=0"), None);
+        assert_eq!(record("circular.record"), Some(Record::File));
+        assert_eq!(record("circular.record=1"), Some(Record::File));
+        assert_eq!(record("circular.record=server"), Some(Record::Server));
+        let line = Record::Line("/dev/ttyS1".to_owned());
+        assert_eq!(record("circular.record=/dev/ttyS1"), Some(line));
+        // Whatever it is, the machine boots.
+        let odd = Record::Url("--help".to_owned());
+        assert_eq!(record("circular.record=--help"), Some(odd));
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub enum BootError {
         device: String,
         source: CommandError,
     },
+    #[error("cannot keep the token of the store in {path}", path = layout::TOKEN)]
+    Token(#[source] io::Error),
     #[error("cannot start {path}", path = layout::CLIENT)]
     Client(#[source] io::Error),
     #[error("cannot make a loop device of the image: {step}")]
@@ -85,7 +87,7 @@ impl BootError {
                 "its driver is not in the initramfs: publish with that module; or correct ip= and BOOTIF="
             }
             Self::Interface { .. } => "check ip= on the kernel command line",
-            Self::Client(_) => "the initramfs is damaged: publish the image again",
+            Self::Token(_) | Self::Client(_) => "the initramfs is damaged: publish the image again",
             Self::Loop { .. } | Self::Read { .. } => "look at the client's messages above",
             Self::NoRoot { .. } => "name one of them with root=",
             Self::UnknownRoot { .. } => "name another with root=, or its type with rootfstype=",

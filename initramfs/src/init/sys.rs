@@ -35,6 +35,20 @@ pub(super) fn in_own_session(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from)) }
 }
 
+/// Sets the clock, in seconds since 1970-01-01 00:00 UTC.
+#[expect(
+    unsafe_code,
+    reason = "no wrapper of clock_settime without another feature of nix"
+)]
+pub(super) fn set_clock(seconds: i64) -> io::Result<()> {
+    let time = libc::timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel reads `time` during the call only.
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) })
+}
+
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4c0a;
 const BLKRASET: libc::c_ulong = 0x1262;

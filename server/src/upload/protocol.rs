@@ -6,7 +6,7 @@ use std::error::Error;
 use std::io;
 
 use http::{Method, StatusCode};
-use image_format::{Digest, DigestMismatch};
+use image_format::{DecodeError, Digest, DigestMismatch};
 use image_store::trust::TARGETS_BYTES_MAX;
 use image_store::trust::accept::{AcceptError, Accepted, ProposedFile};
 use serde::Deserialize;
@@ -163,7 +163,7 @@ impl Reply {
 /// Why an upload is refused. Nothing was stored then.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UploadError {
-    #[error("publishing needs a token that the server knows")]
+    #[error("this needs a token that the server knows")]
     Unauthorized,
     #[error("the token is not for publishing")]
     Forbidden,
@@ -191,6 +191,12 @@ pub(crate) enum UploadError {
     Write(#[source] io::Error),
     #[error(transparent)]
     Accept(#[from] AcceptError),
+    #[error("the body is no trace of a boot")]
+    Trace(#[source] DecodeError),
+    #[error("the trace lists nothing")]
+    EmptyTrace,
+    #[error("there are as many traces as may be kept: somebody has to take some away")]
+    TracesFull,
     #[error("a thread of the server stopped")]
     Stopped(#[from] tokio::task::JoinError),
 }
@@ -207,9 +213,12 @@ impl UploadError {
             Self::TooLong { .. } | Self::TooMany => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Gone => StatusCode::BAD_REQUEST,
             Self::Stalled => StatusCode::REQUEST_TIMEOUT,
-            Self::Target { .. } | Self::Json(_) | Self::Digest(_) => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            Self::Target { .. }
+            | Self::Json(_)
+            | Self::Digest(_)
+            | Self::Trace(_)
+            | Self::EmptyTrace => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TracesFull => StatusCode::INSUFFICIENT_STORAGE,
             Self::Accept(AcceptError::Conflict | AcceptError::Taken { .. }) => StatusCode::CONFLICT,
             Self::Accept(AcceptError::Refused(_)) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Write(_) | Self::Accept(AcceptError::Store(_)) | Self::Stopped(_) => {
@@ -226,6 +235,7 @@ impl UploadError {
     /// only that there are some.
     pub(crate) fn render(&self) -> String {
         let message = match self.status() {
+            StatusCode::INSUFFICIENT_STORAGE if matches!(self, Self::TracesFull) => chain(self),
             StatusCode::INSUFFICIENT_STORAGE => "the server's disk is full".to_owned(),
             StatusCode::INTERNAL_SERVER_ERROR => {
                 "the store cannot be read or written, see the server's log".to_owned()

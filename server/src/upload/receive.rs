@@ -55,7 +55,7 @@ pub(super) async fn file<B: HttpBody<Data = Bytes> + Unpin>(
 }
 
 /// Receives a document of at most `max` bytes.
-pub(super) async fn document<B: HttpBody<Data = Bytes> + Unpin>(
+pub(crate) async fn document<B: HttpBody<Data = Bytes> + Unpin>(
     body: &mut B,
     max: u64,
     stall_timeout: Duration,

@@ -120,17 +120,34 @@ async fn connections_over_the_limit_wait_for_their_turn() {
     assert_eq!(second.status, 200);
 }
 
+/// One connection, and the two answers that it has begun and does not take: its own, and the only one
+/// that all share.
+async fn two_answers_begun(site: &Site) -> (reqwest::Client, [reqwest::Response; 2]) {
+    let (path, _) = site.put(noise(32 << 20, 1)).await;
+    let client = reqwest::Client::builder().http2_prior_knowledge();
+    let client = client.build().unwrap();
+    let one = client.get(site.url(&path)).send().await.unwrap();
+    let other = client.get(site.url(&path)).send().await.unwrap();
+    (client, [one, other])
+}
+
 #[tokio::test]
 async fn answers_over_the_limit_wait_for_their_turn() {
     let site = Site::start_with(|config| config.limits.answers = NonZeroUsize::MIN).await;
-    let (path, _) = site.put(noise(32 << 20, 1)).await;
-    let mut stream = TcpStream::connect(site.address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    stream.read_exact(&mut [0; 4096]).await.unwrap();
-    let second = site.ask("GET", "/healthz", &[]);
-    let (second, ()) = tokio::join!(second, async { drop(stream) });
-    assert_eq!(second.status, 200);
+    let (client, [one, other]) = two_answers_begun(&site).await;
+    let third = client.get(site.url("/healthz")).send();
+    let (third, ()) = tokio::join!(third, async { drop(one) });
+    assert_eq!(third.unwrap().status(), 200);
+    drop(other);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_none_of_its_answers_is_in_nobodys_way() {
+    let site = Site::start_with(|config| config.limits.answers = NonZeroUsize::MIN).await;
+    let (_client, _answers) = two_answers_begun(&site).await;
+    for _ in 0..2 {
+        assert_eq!(site.ask("GET", "/healthz", &[]).await.status, 200);
+    }
 }
 
 #[tokio::test]

@@ -10,4 +10,5 @@ mod publisher;
 mod refusals;
 mod support;
 mod tls;
+mod traces;
 mod uploads;

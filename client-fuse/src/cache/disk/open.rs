@@ -1,9 +1,10 @@
-//! Opens a cache file: directory, lock, self-test, and what is already there.
+//! Opens a cache file: directory, lock, self-test. What is in it is not looked at.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::collections::HashMap;
+use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -11,15 +12,16 @@ use image_format::BLOCK_BYTES;
 use image_format::digest::Digest;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_TMPFILE};
-use nix::unistd::{Whence, lseek};
+use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
+use super::budget::Budget;
 use super::{CacheFile, DiskCache, Known};
-use crate::cache::blocks::BlockSet;
+use crate::cache::directory::{Directory, HINTS, Patience, Room};
+use crate::cache::hints::Hints;
+use crate::cache::recency::{RECENCY_BYTES_MAX, Recency};
+use crate::cache::sparse;
 use crate::config::DiskCacheConfig;
-
-/// Files of another layout are in directories of another name.
-const LAYOUT: &str = "disks-v1";
+use crate::trust::read_bounded;
 
 /// Why the disk cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +42,8 @@ pub enum CacheError {
 }
 
 impl DiskCache {
-    /// Opens the cache file of the disk that `disk` names. Blocks on the disk.
+    /// Opens the cache file of the disk that `disk` names. Blocks on the disk, for a number of system
+    /// calls that does not depend on how much is cached.
     ///
     /// # Errors
     ///
@@ -50,8 +53,8 @@ impl DiskCache {
         disk: Digest,
         disk_bytes: u64,
     ) -> Result<Self, CacheError> {
-        let directory = config.directory.join(LAYOUT);
-        let path = directory.join(format!("{disk}.raw"));
+        let path = config.directory.join(Room::Disks.name());
+        let path = path.join(format!("{disk}.raw"));
         let at = |attempt| {
             let path = path.clone();
             move |source| CacheError::Io {
@@ -60,23 +63,20 @@ impl DiskCache {
                 source,
             }
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory)
-            .map_err(at("make the directory of"))?;
-        self_test(&directory)
-            .map_err(at("test the file system of"))?
-            .ok_or_else(|| CacheError::NotSparse {
-                path: directory.clone(),
-            })?;
+        let directory = Directory::open(config).map_err(at("make the directory of"))?;
+        let disks = directory.of(Room::Disks);
+        if !sparse::self_test(&disks).map_err(at("test the file system of"))? {
+            return Err(CacheError::NotSparse { path: disks });
+        }
+        // While somebody makes room nobody can have the file; if that takes long, so be it.
+        let lock = directory.lock(Patience::Long).map_err(at("lock"))?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .custom_flags(O_NOFOLLOW | O_CLOEXEC)
+            .custom_flags(O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK)
             .open(&path)
             .map_err(at("open"))?;
         let metadata = file.metadata().map_err(at("look at"))?;
@@ -88,81 +88,27 @@ impl DiskCache {
                 Errno::EWOULDBLOCK => CacheError::Locked { path: path.clone() },
                 _ => at("lock")(errno.into()),
             })?;
-        let file_bytes = disk_bytes.next_multiple_of(u64::from(BLOCK_BYTES));
-        if metadata.len() != file_bytes {
-            file.set_len(file_bytes).map_err(at("set the length of"))?;
+        drop(lock);
+        let bytes = disk_bytes.next_multiple_of(u64::from(BLOCK_BYTES));
+        if metadata.len() != bytes {
+            file.set_len(bytes).map_err(at("set the length of"))?;
         }
-        let present = find_data(&file, file_bytes).map_err(at("look for data in"))?;
-        let room = room(config, &directory).map_err(at("count the bytes beside"))?;
+        let saved = read_bounded(&directory.recency(&disk), RECENCY_BYTES_MAX).ok();
+        let recency = saved.and_then(|saved| Recency::decode(&saved));
+        let hints = Hints::open(&disks.join(HINTS), directory.disks_max())
+            .inspect_err(|error| tracing::warn!(%error, "chunks of other versions are not found"));
         Ok(Self(Some(CacheFile {
             file,
             path,
+            disk,
+            directory,
             off: AtomicBool::new(false),
-            room: AtomicU64::new(room),
-            full: AtomicBool::new(false),
-            known: Mutex::new(Known {
-                present,
-                verified: BlockSet::default(),
-            }),
+            budget: Mutex::new(Budget::default()),
+            known: Mutex::new(Known::default()),
+            recency: Mutex::new(recency.unwrap_or_else(Recency::new)),
+            touches: AtomicU64::new(0),
+            hints: hints.ok(),
+            others: Mutex::new(HashMap::new()),
         })))
     }
-}
-
-/// Whether a file here has holes, and tells where: write a block amid a hole, find it, read it.
-fn self_test(directory: &Path) -> io::Result<Option<()>> {
-    const AT: u64 = 512 << 10;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .custom_flags(O_TMPFILE | O_CLOEXEC)
-        .open(directory)?;
-    let block = [0xA5; BLOCK_BYTES as usize];
-    file.set_len(1 << 20)?;
-    file.write_all_at(&block, AT)?;
-    let data = lseek(&file, 0, Whence::SeekData)?;
-    let mut back = [0; BLOCK_BYTES as usize];
-    file.read_exact_at(&mut back, AT)?;
-    let sparse = data > 0 && u64::try_from(data).is_ok_and(|data| data <= AT);
-    Ok((sparse && back == block).then_some(()))
-}
-
-/// The blocks that are not in holes: one system call for each run.
-fn find_data(file: &File, file_bytes: u64) -> io::Result<BlockSet> {
-    let seek = |from: u64, whence| match lseek(
-        file,
-        i64::try_from(from).map_err(io::Error::other)?,
-        whence,
-    ) {
-        Ok(found) => u64::try_from(found).map_err(io::Error::other),
-        Err(Errno::ENXIO) => Ok(file_bytes),
-        Err(errno) => Err(errno.into()),
-    };
-    let block = u64::from(BLOCK_BYTES);
-    let mut present = BlockSet::default();
-    let mut position = 0;
-    while position < file_bytes {
-        let data = seek(position, Whence::SeekData)?;
-        let hole = seek(data, Whence::SeekHole)?;
-        present.insert(data / block..hole.div_ceil(block));
-        position = hole.max(position + block);
-    }
-    Ok(present)
-}
-
-/// How many bytes may still be filled in.
-fn room(config: &DiskCacheConfig, directory: &Path) -> io::Result<u64> {
-    let mut used = 0;
-    for entry in std::fs::read_dir(directory)? {
-        used += entry?.metadata()?.blocks() * 512;
-    }
-    let bytes_max = match config.bytes_max {
-        Some(bytes_max) => bytes_max.0,
-        None => {
-            let system = nix::sys::statvfs::statvfs(directory)?;
-            let free = system.blocks_available() * system.fragment_size();
-            (used + free / 2).min(DiskCacheConfig::BYTES_MAX.0)
-        }
-    };
-    Ok(bytes_max.saturating_sub(used))
 }

@@ -52,7 +52,7 @@ impl Whole {
         }
     }
 
-    const fn bytes_max(&self) -> u64 {
+    pub(super) const fn bytes_max(&self) -> u64 {
         match self.expect {
             Expect::Object(object) => object.length,
             Expect::Digest(_, bytes_max)
@@ -113,6 +113,9 @@ impl<S: Source> Fetcher<S> {
     ///
     /// Dropping the future ends the fetch.
     pub async fn whole(&self, whole: &Whole, counter: &Counter) -> Result<Bytes, FetchError> {
+        if let Some(kept) = self.recall(whole).await {
+            return Ok(kept);
+        }
         let mut attempts = self.attempts();
         let mut freshness = whole.freshness();
         loop {
@@ -144,6 +147,9 @@ impl<S: Source> Fetcher<S> {
         whole: &Whole,
         counter: &Counter,
     ) -> Option<Bytes> {
+        if let Some(kept) = self.recall(whole).await {
+            return Some(kept);
+        }
         let hurry = Hurry::new();
         let bytes_max = whole.bytes_max();
         let slot = self.enter(Priority::Guest, bytes_max, &hurry).await;
@@ -208,7 +214,9 @@ impl<S: Source> Fetcher<S> {
         whole
             .verify(&bytes)
             .inspect_err(|error| self.count_damage(error))?;
-        Ok(bytes.freeze())
+        let bytes = bytes.freeze();
+        self.keep(whole, &bytes);
+        Ok(bytes)
     }
 
     fn count_damage(&self, error: &FetchError) {

@@ -14,6 +14,10 @@
 //! | malicious mirrors | the second half of each cell of `tamper`, `mirrors` |
 //! | vulnerability to key compromise | `key_compromise_…`, `fast_forward_…` |
 
+use image_format::digest::Digest;
+use image_format::minimum;
+use tough::schema::{RoleType, Root, Signed};
+
 use super::{
     Arc, MemorySource, Minimum, Release, Store, Trust, TrustError, contents, open_store, refusal,
     store, trust, try_open,
@@ -47,6 +51,20 @@ async fn rollback_of_parts_under_a_new_timestamp_is_refused() {
     assert_rollback(&refusal(&at(5, 4, 6), &trust).await, "snapshot");
     assert_rollback(&refusal(&at(4, 6, 6), &trust).await, "targets");
     open_store(&at(5, 5, 6), &trust).await.unwrap();
+}
+
+/// Whoever tidies up locks takes no memory away.
+#[tokio::test]
+async fn what_was_seen_is_known_without_its_lock() {
+    let state = tempfile::tempdir().unwrap();
+    let old = store();
+    let trust = trust(&old, state.path());
+    let new = old.signed(&old.publisher, Release::number(2));
+    open_store(&new, &trust).await.unwrap();
+    for entry in std::fs::read_dir(state.path()).unwrap() {
+        std::fs::remove_file(entry.unwrap().path().join("lock")).unwrap();
+    }
+    assert_rollback(&refusal(&old, &trust).await, "timestamp");
 }
 
 /// An old snapshot under a new timestamp, and the other way round.
@@ -170,6 +188,8 @@ async fn rollback_below_what_was_told_is_refused() {
         timestamp: 5,
         snapshot: 5,
         targets: 5,
+        keys: None,
+        written: None,
     };
     open_store(&at(5), &trust(minimum)).await.unwrap();
     open_store(&at(6), &trust(minimum)).await.unwrap();
@@ -195,8 +215,57 @@ async fn rollback_below_what_was_told_is_refused() {
     ] {
         let error = refusal(&at(5), &trust(minimum)).await;
         assert!(
-            matches!(error, TrustError::BelowMinimum { role: told, .. } if told == role),
+            matches!(&error, TrustError::BelowMinimum(below) if below.role == role),
             "{error}"
         );
+    }
+}
+
+/// The keys of a root, as a minimum names them.
+fn keys_of(root: &[u8]) -> Digest {
+    let root: Signed<Root> = serde_json::from_slice(root).unwrap();
+    let ids = |role| &root.signed.roles[&role].keyids[..];
+    minimum::keys(ids(RoleType::Timestamp), ids(RoleType::Snapshot))
+}
+
+/// What a machine was told while a thief had used up the numbers, or before keys changed, is not
+/// held against what other keys sign; but no root goes back, and no other number.
+#[tokio::test]
+async fn what_was_told_before_new_keys_locks_no_machine_out() {
+    let honest = store();
+    let trust = |minimum| Trust {
+        state: None,
+        minimum: Some(minimum),
+        ..trust(&honest, "/nowhere".as_ref())
+    };
+    let told = |root, number, bytes: &[u8]| Minimum {
+        root,
+        timestamp: number,
+        snapshot: number,
+        targets: number,
+        keys: Some(keys_of(bytes)),
+        written: None,
+    };
+    let ahead = told(1, u64::MAX - 1, &honest.publisher.roots[0]);
+    let refused = |error: &TrustError, at| {
+        let TrustError::BelowMinimum(below) = error else {
+            panic!("{error}");
+        };
+        assert_eq!(below.role, at);
+    };
+    refused(&refusal(&honest, &trust(ahead)).await, "timestamp");
+    for role in ["timestamp", "snapshot"] {
+        let mut publisher = honest.publisher.clone();
+        publisher.rotate(&["root"]);
+        let renewed = honest.signed(&publisher, Release::number(2));
+        refused(&refusal(&renewed, &trust(ahead)).await, "timestamp");
+        publisher.rotate(&[role]);
+        let mended = honest.signed(&publisher, Release::number(3));
+        open_store(&mended, &trust(ahead)).await.unwrap();
+        let now = told(3, 3, &publisher.roots[2]);
+        open_store(&mended, &trust(now)).await.unwrap();
+        refused(&refusal(&renewed, &trust(now)).await, "root");
+        let back = honest.signed(&publisher, Release::number(2));
+        refused(&refusal(&back, &trust(now)).await, "timestamp");
     }
 }

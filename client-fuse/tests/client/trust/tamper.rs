@@ -37,6 +37,14 @@ enum File {
     Table,
     Page,
     Pack,
+    BootPackHead,
+    BootPackFrame,
+}
+
+impl File {
+    const fn is_boot_pack(self) -> bool {
+        matches!(self, Self::BootPackHead | Self::BootPackFrame)
+    }
 }
 
 /// What comes of it where there is no other server.
@@ -56,11 +64,16 @@ fn outcome(file: File, damage: Damage) -> Outcome {
         Endless, Extend, Flip, GzipBomb, Old, RedirectLoop, Swap, Truncate, Whole, WrongRange,
         ZstdBomb,
     };
-    use File::{Catalogue, Hint, Manifest, Pack, Page, Root, Snapshot, Table, Targets, Timestamp};
+    use File::{
+        BootPackFrame, BootPackHead, Catalogue, Hint, Manifest, Pack, Page, Root, Snapshot, Table,
+        Targets, Timestamp,
+    };
     use Outcome::{NotOpened, NotRead, Right};
     match (file, damage) {
         // Nobody believes it.
         (Hint, _) => Right,
+        // Ordinary packs have all of its chunks.
+        (BootPackHead | BootPackFrame, _) => Right,
         // Only parts of packs are asked for; of all else the whole is what was wanted.
         (Pack, Whole) => NotRead("the server ignores range requests"),
         (_, Whole) => Right,
@@ -124,6 +137,9 @@ fn path(store: &Store, file: File, number: u64) -> String {
         File::Table => store.disk_digest.object_path(),
         File::Page => page().object_path(),
         File::Pack => pack().object_path(),
+        File::BootPackHead | File::BootPackFrame => {
+            store.boot_pack.unwrap().object.digest.object_path()
+        }
     }
 }
 
@@ -135,13 +151,17 @@ struct Stores {
 }
 
 impl Stores {
-    fn new() -> Self {
+    fn new(file: File) -> Self {
         let (mut publisher, mut stranger) = (Publisher::new(), Publisher::new());
         let published = |publisher: &Publisher, number, shift: usize| {
             // Packs longer than what is taken whole where a part was asked for.
             let mut disk = mixed_disk(900, 0);
             disk.rotate_left(shift * 4096);
-            Store::of(disk).signed(publisher, Release::number(number))
+            let store = match file.is_boot_pack() {
+                true => Store::booting(disk, 3),
+                false => Store::of(disk),
+            };
+            store.signed(publisher, Release::number(number))
         };
         let old = published(&publisher, 1, 11);
         publisher.rotate(&[]);
@@ -157,6 +177,12 @@ impl Stores {
         let of = |store: &Store, number| store.files[&path(store, file, number)].clone();
         Plot {
             path: path(&self.honest, file, 2),
+            from: match file {
+                File::BootPackFrame => {
+                    usize::try_from(self.honest.boot_pack.unwrap().head.length).unwrap()
+                }
+                _ => 0,
+            },
             damage,
             foreign: of(&self.foreign, 2),
             old: of(&self.old, 1),
@@ -202,12 +228,24 @@ async fn mount(
     let (base, reference) = (servers[0].parse().unwrap(), "lab/debian:12".parse());
     let opened = open(&fetcher, &base, &reference.unwrap(), trust).await;
     let taken = stats.fetched.metadata_bytes.count() + stats.fetched.table_bytes.count();
-    let mounted = opened.map(|image| Mounted {
-        disk: Disk::new(image.table, fetcher, caches, &Handle::current(), None),
-        stats,
+    let mounted = opened.map(|image| {
+        let disk = Disk::new(image.table, fetcher, caches, &Handle::current(), None);
+        if let Some(pack) = image.manifest.boot_pack {
+            disk.prefetch(pack);
+        }
+        Mounted { disk, stats }
     });
     let mounted = mounted.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
     (mounted, taken)
+}
+
+/// Waits until the boot pack was of use, or seen to be of none.
+async fn wait_for_boot_pack(mounted: &Mounted) {
+    let stats = &mounted.stats.boot_pack;
+    let seen = || stats.frames.count() + stats.frames_by_ranges.count() + stats.damaged.count();
+    while seen() == 0 {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Reads all of the disk; what reads, reads right. Returns what was told of what does not.
@@ -231,7 +269,7 @@ async fn read(mounted: &Mounted, store: &Store) -> Vec<String> {
 
 /// One row of the matrix.
 async fn row(file: File) {
-    let stores = Stores::new();
+    let stores = Stores::new(file);
     let files = |store: &Store| -> Arc<HashMap<String, Bytes>> { Arc::new(store.files.clone()) };
     let honest = files(&stores.honest);
     let good = serve(&honest, None);
@@ -261,6 +299,9 @@ async fn row(file: File) {
                 );
             }
             (Ok(mounted), Outcome::Right) => {
+                if file.is_boot_pack() {
+                    wait_for_boot_pack(&mounted).await;
+                }
                 assert_eq!(read(&mounted, &stores.honest).await, [""; 0], "{cell}");
                 let page_bytes = mounted.stats.fetched.page_bytes.count();
                 assert!(page_bytes < TAKEN_BYTES_MAX, "{cell}: {page_bytes} bytes");
@@ -296,15 +337,20 @@ rows! {
     a_tampered_region_table_is_refused: Table,
     a_tampered_page_is_never_read: Page,
     a_tampered_pack_is_never_read: Pack,
+    a_tampered_head_of_a_boot_pack_harms_nobody: BootPackHead,
+    a_tampered_frame_of_a_boot_pack_harms_nobody: BootPackFrame,
 }
 
 /// Disks of a store and of another one differ where the matrix swaps them.
 #[test]
 fn what_is_swapped_is_another() {
-    let stores = Stores::new();
+    let stores = Stores::new(File::BootPackHead);
     let digest = |store: &Store| -> Digest { store.disk_digest };
     assert_ne!(digest(&stores.honest), digest(&stores.old));
     assert_ne!(digest(&stores.honest), digest(&stores.foreign));
+    let boot_pack = |store: &Store| store.boot_pack.unwrap().object.digest;
+    assert_ne!(boot_pack(&stores.honest), boot_pack(&stores.old));
+    assert_ne!(boot_pack(&stores.honest), boot_pack(&stores.foreign));
     let pack = &stores.honest.files[&path(&stores.honest, File::Pack, 2)];
     assert!(ObjectRef::of(pack).length > 1 << 20);
 }

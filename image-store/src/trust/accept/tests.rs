@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::SystemRandom;
+use image_format::minimum::MINIMUM_PATH;
 use tough::editor::signed::SignedRole;
 use tough::schema::{KeyHolder, RoleType};
 
@@ -142,6 +143,14 @@ async fn a_new_root_and_what_its_keys_sign_are_taken_together() {
     assert_eq!(accepted.timestamp, 2);
     let current = pair.store.current(&pair.root()).await.unwrap();
     assert_eq!(current.root.signed.version.get(), 2);
+    // Machines that boot from here are told, though no catalogue changed.
+    let initrd = std::fs::read(pair.store.root().join(MINIMUM_PATH)).unwrap();
+    let initrd = String::from_utf8(initrd).unwrap();
+    assert!(
+        initrd.contains("\"root\": 2,\n  \"timestamp\": 2,"),
+        "{initrd}"
+    );
+    assert!(initrd.contains(&format!("\"written\": {NOW}")), "{initrd}");
 }
 
 #[tokio::test]

@@ -1,0 +1,135 @@
+//! `circular-mount fetch`: fills the cache with a whole image, and ends.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::runtime::Handle;
+
+use super::{caches, mirrors, open_documents, open_image};
+use crate::config::{ByteSize, Config};
+use crate::disk::Disk;
+use crate::fetch::fetcher::Fetcher;
+use crate::log;
+use crate::mount::signals::Signals;
+use crate::stats::Stats;
+
+/// Longest wait for what is still being written at the end.
+const SAVING_MAX: Duration = Duration::from_secs(5);
+
+/// Fetches as told.
+///
+/// # Errors
+///
+/// Says which step failed, on what, and why.
+pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    log::init(&config.process)?;
+    let runtime = super::runtime()?;
+    let outcome = runtime.block_on(fetch(config));
+    // Documents are written in the background.
+    runtime.shutdown_timeout(SAVING_MAX);
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+async fn fetch(config: &Config) -> anyhow::Result<()> {
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    let mirrors = Arc::new(mirrors(config)?);
+    let stats = Arc::new(Stats::default());
+    let documents = Arc::new(open_documents(config).await);
+    let image = open_image(config, &mirrors, &documents, &stats).await?;
+    let caches = Arc::new(caches(config, &image).await);
+    let network = &config.network;
+    let fetcher = Fetcher::over(
+        mirrors,
+        network.connections,
+        network.retry,
+        Arc::clone(&caches),
+        stats,
+    )
+    .with_documents(documents);
+    let disk = Disk::new(
+        image.table.clone(),
+        Arc::new(fetcher),
+        Arc::clone(&caches),
+        &Handle::current(),
+        None,
+    );
+    let data = image.manifest.disk.data_bytes;
+    let mut bar = Bar::new(data);
+    let filled = tokio::select! {
+        filled = disk.fill(data, |done| bar.show(done)) => filled,
+        signal = signals.next() => anyhow::bail!("ended by {signal}; what came stays in the cache"),
+    };
+    bar.end();
+    filled.with_context(|| format!("`{}` is not in the cache as a whole", image.reference))?;
+    let saving = tokio::task::spawn_blocking(move || caches.disk.save());
+    saving.await.context("what was used when is not saved")?;
+    let line = format!(
+        "{}: all of {} bytes are in the cache\n",
+        image.reference, data
+    );
+    // A reader that went away has seen enough.
+    let _ = std::io::stdout().write_all(line.as_bytes());
+    Ok(())
+}
+
+/// A bar on a terminal; nothing elsewhere.
+struct Bar {
+    data: u64,
+    percent: Option<u64>,
+    shown: bool,
+}
+
+impl Bar {
+    const WIDTH: u64 = 40;
+
+    fn new(data: u64) -> Self {
+        Self {
+            data,
+            percent: None,
+            shown: std::io::stderr().is_terminal(),
+        }
+    }
+
+    fn show(&mut self, done: u64) {
+        let percent = (done * 100)
+            .checked_div(self.data)
+            .map_or(100, |it| it.min(100));
+        if !self.shown || self.percent == Some(percent) {
+            return;
+        }
+        self.percent = Some(percent);
+        let line = format!(
+            "\r{} {percent:3} % of {}",
+            bar(percent),
+            ByteSize(self.data >> 20 << 20)
+        );
+        let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+
+    fn end(&self) {
+        if self.percent.is_some() {
+            let _ = std::io::stderr().write_all(b"\n");
+        }
+    }
+}
+
+fn bar(percent: u64) -> String {
+    let full = percent * Bar::WIDTH / 100;
+    let cell = |at| if at < full { '#' } else { '.' };
+    (0..Bar::WIDTH).map(cell).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_is_full_at_the_end() {
+        assert_eq!(bar(0), ".".repeat(40));
+        assert_eq!(bar(50), format!("{}{}", "#".repeat(20), ".".repeat(20)));
+        assert_eq!(bar(100), "#".repeat(40));
+    }
+}

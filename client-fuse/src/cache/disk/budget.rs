@@ -1,0 +1,152 @@
+//! How much may be filled in: granted in steps, counted anew for each.
+//!
+//! Invariant: what all files of the directory occupy and what all mounts were granted is at most the
+//! bound, whenever nobody holds the lock of the directory. Each mount fills in no more than it was
+//! granted. What counts is what the file system says that files occupy.
+
+use std::io;
+use std::sync::{MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+
+use super::CacheFile;
+use crate::cache::directory::{Grant, Patience, Used};
+
+/// Granted at once, at most: some hundred chunks.
+const STEP_BYTES_MAX: u64 = 16 << 20;
+
+/// Freed at once, at most: looking for what may go takes some milliseconds.
+const FREE_BYTES_MAX: u64 = 256 << 20;
+
+/// Fills that are passed over after there was no room, before it is looked for again.
+const PAUSE: u32 = 255;
+
+/// What a mount may fill in.
+#[derive(Debug, Default)]
+pub(super) struct Budget {
+    left: u64,
+    /// What others know of it; made when it is first needed.
+    grant: Option<Grant>,
+    /// Fills to pass over.
+    pause: u32,
+    /// Whether the log already says that there is no room.
+    told: bool,
+}
+
+/// How looking for room ended.
+enum Found {
+    Room(u64),
+    Nothing,
+    /// Somebody else is looking.
+    Busy,
+}
+
+impl CacheFile {
+    /// Takes `bytes` of what may be filled in, making room if there is none.
+    pub(super) fn reserve(&self, bytes: u64) -> bool {
+        let mut budget = self.budget();
+        if budget.left < bytes {
+            if budget.pause > 0 {
+                budget.pause -= 1;
+                return false;
+            }
+            match self.refill(&mut budget, bytes) {
+                Ok(Found::Room(granted)) => budget.left = granted,
+                Ok(Found::Busy) => return false,
+                Ok(Found::Nothing) => {
+                    budget.pause = PAUSE;
+                    if !std::mem::replace(&mut budget.told, true) {
+                        tracing::info!(cache = %self.path.display(), "the disk cache is full, and nothing in it can go; it serves what it has (see --cache-size)");
+                    }
+                    return false;
+                }
+                Err(error) => {
+                    drop(budget);
+                    self.stop_filling(&error);
+                    return false;
+                }
+            }
+        }
+        budget.left -= bytes;
+        true
+    }
+
+    /// What may be filled in without pushing out what was filled in last.
+    pub(super) fn room_bytes(&self) -> u64 {
+        let budget = self.budget();
+        if budget.pause > 0 {
+            return budget.left;
+        }
+        budget.left.max(self.directory.disks_max() / 2)
+    }
+
+    /// Ends filling for a long while; what is there is served.
+    pub(super) fn stop_filling(&self, error: &io::Error) {
+        let mut budget = self.budget();
+        budget.left = 0;
+        budget.pause = u32::MAX;
+        if is_full(error) {
+            // Others may make room.
+            budget.pause = PAUSE;
+        }
+        if !std::mem::replace(&mut budget.told, true) {
+            tracing::warn!(cache = %self.path.display(), %error, "cannot keep more in the disk cache; it serves what it has");
+        }
+    }
+
+    /// Makes room on a file system that is full though the bound is not reached.
+    pub(super) fn make_room(&self, bytes: u64) -> bool {
+        let made = || -> io::Result<bool> {
+            let Some(lock) = self.directory.lock(Patience::Short)? else {
+                return Ok(false);
+            };
+            Ok(self.evict(&lock, bytes)? >= bytes)
+        };
+        made().unwrap_or(false)
+    }
+
+    /// Counts what there is, makes room if need be, and takes a part of it.
+    fn refill(&self, budget: &mut Budget, bytes: u64) -> io::Result<Found> {
+        let Some(lock) = self.directory.lock(Patience::Short)? else {
+            return Ok(Found::Busy);
+        };
+        // From here on the old grant says nothing.
+        budget.left = 0;
+        let bytes_max = self.directory.disks_max();
+        let step = bytes.max(STEP_BYTES_MAX.min(bytes_max / 64));
+        let grant = match budget.grant.take() {
+            Some(grant) => grant,
+            None => self.directory.grant()?,
+        };
+        let count = || self.directory.used(Some(grant.path()));
+        let free = |used: Used| bytes_max.saturating_sub(used.disks + used.granted);
+        let mut room = free(count()?);
+        if room < step {
+            let need = FREE_BYTES_MAX.min(bytes_max / 32).max(step);
+            self.evict(&lock, need - room.min(need))?;
+            room = free(count()?);
+        }
+        let granted = room.min(step);
+        let found = if granted < bytes {
+            Found::Nothing
+        } else {
+            Found::Room(granted)
+        };
+        grant.say(match found {
+            Found::Room(granted) => granted,
+            Found::Nothing | Found::Busy => 0,
+        })?;
+        budget.grant = Some(grant);
+        Ok(found)
+    }
+
+    fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a write failed for want of room only.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    code == Some(Errno::ENOSPC as i32) || code == Some(Errno::EDQUOT as i32)
+}

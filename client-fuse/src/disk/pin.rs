@@ -1,0 +1,116 @@
+//! Brings all of a disk into the cache file: behind a mount that is used, or for a later one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Disk, Parts, ReadError};
+use crate::fetch::{FetchError, Source};
+use crate::place::Place;
+
+/// Asked for at once; a guest that comes meanwhile waits for no more than this on a slow line.
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// Between two looks whether guests still wait.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What came late, or went again, is looked for this often; the last time finds all there.
+const ROUNDS_MAX: usize = 5;
+
+/// Why a disk is not in the cache as a whole.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum PinError {
+    #[error("there is no disk cache to fill")]
+    NoCache,
+    #[error(
+        "the disk has {data} bytes of data, but the cache holds {room} at most (see --cache-size)"
+    )]
+    NoRoom { data: u64, room: u64 },
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(
+        "{bytes} bytes of the disk are not in the cache: the file system is full, or other mounts hold the rest of the cache"
+    )]
+    Incomplete { bytes: u64 },
+}
+
+impl<S: Source> Disk<S> {
+    /// Brings all of the disk, of which `data` bytes are no holes, into the cache; `progress` learns
+    /// how many are there.
+    ///
+    /// # Errors
+    ///
+    /// When they do not fit, or cannot be had.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends it; what came stays.
+    pub async fn fill(&self, data: u64, progress: impl FnMut(u64) + Send) -> Result<(), PinError> {
+        self.parts.fill(data, progress).await
+    }
+
+    /// Does so in the background, whenever no guest waits; how it ends is logged.
+    pub fn pin(&self, data: u64) {
+        let parts = Arc::clone(&self.parts);
+        self.tasks.spawn(async move {
+            match parts.fill(data, |_| {}).await {
+                Ok(()) => tracing::info!("all of the disk is in the cache"),
+                Err(error) => {
+                    let cause: &dyn std::error::Error = &error;
+                    tracing::warn!(error = cause, "not all of the disk is in the cache");
+                }
+            }
+        });
+    }
+}
+
+impl<S: Source> Parts<S> {
+    async fn fill(&self, data: u64, mut progress: impl FnMut(u64) + Send) -> Result<(), PinError> {
+        let room = self.chunks.pin_room().ok_or(PinError::NoCache)?;
+        if room < data {
+            return Err(PinError::NoRoom { data, room });
+        }
+        let mut lacking = 0;
+        for _ in 0..ROUNDS_MAX {
+            lacking = self.round(&mut progress).await?;
+            if lacking == 0 {
+                return Ok(());
+            }
+        }
+        Err(PinError::Incomplete { bytes: lacking })
+    }
+
+    /// Goes over the disk once; returns how many bytes were lacking when they were come to. None were
+    /// only if nothing came, and so nothing was pushed out either.
+    async fn round(&self, progress: &mut (impl FnMut(u64) + Send)) -> Result<u64, ReadError> {
+        let (mut done, mut lacking) = (0, 0);
+        for region in 0..self.pages.n_regions() {
+            let Some(page) = self.pages.page(region).await? else {
+                continue;
+            };
+            let mut batch: Vec<Place> = Vec::new();
+            let mut bytes = 0;
+            for (number, entry) in page.entries().iter().enumerate() {
+                let place = Place::new(region, *entry, page.pack(entry));
+                bytes += place.plain_bytes();
+                batch.push(place);
+                if bytes < BATCH_BYTES && number + 1 < page.entries().len() {
+                    continue;
+                }
+                lacking += self.batch(std::mem::take(&mut batch)).await?;
+                done += std::mem::take(&mut bytes);
+                progress(done);
+            }
+        }
+        Ok(lacking)
+    }
+
+    async fn batch(&self, places: Vec<Place>) -> Result<u64, FetchError> {
+        while self.chunks.has_guests() {
+            tokio::time::sleep(PAUSE).await;
+        }
+        let (places, bytes) = self.chunks.unpinned(places).await;
+        self.chunks.fetch_all(places).await?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,61 @@
+//! Files of the store that a former run kept: asked before the network where a digest names them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Expect, Fetcher, Whole};
+use crate::cache::documents::{Documents, Name};
+use crate::fetch::Source;
+
+impl<S: Source> Fetcher<S> {
+    /// The same, with documents that were kept before.
+    #[must_use]
+    pub fn with_documents(self, documents: Arc<Documents>) -> Self {
+        Self { documents, ..self }
+    }
+
+    /// What was kept.
+    pub(crate) const fn documents(&self) -> &Arc<Documents> {
+        &self.documents
+    }
+
+    /// The file, verified, if it was kept.
+    pub(super) async fn recall(&self, whole: &Whole) -> Option<Bytes> {
+        self.recall_document(name(whole)?, whole.bytes_max()).await
+    }
+
+    /// The document `name`, if it was kept.
+    pub(crate) async fn recall_document(&self, name: Name, bytes_max: u64) -> Option<Bytes> {
+        if !self.documents.is_on() {
+            return None;
+        }
+        let documents = Arc::clone(&self.documents);
+        let finding = tokio::task::spawn_blocking(move || documents.find(name, bytes_max));
+        finding.await.ok()?
+    }
+
+    /// Keeps a file that was fetched and verified.
+    pub(super) fn keep(&self, whole: &Whole, bytes: &Bytes) {
+        if let Some(name) = name(whole) {
+            self.keep_document(name, bytes.clone());
+        }
+    }
+
+    /// Keeps a document, in the background.
+    pub(crate) fn keep_document(&self, name: Name, bytes: Bytes) {
+        if self.documents.is_on() {
+            let documents = Arc::clone(&self.documents);
+            tokio::task::spawn_blocking(move || documents.keep(name, &bytes));
+        }
+    }
+}
+
+/// What a file is kept as: only what a digest names is.
+const fn name(whole: &Whole) -> Option<Name> {
+    match whole.expect {
+        Expect::Object(object) => Some(Name::Whole(object.digest)),
+        Expect::Digest(digest, _) => Some(Name::Whole(digest)),
+        Expect::Fixed(_) | Expect::Bound(_) | Expect::Optional(_) => None,
+    }
+}

@@ -1,0 +1,279 @@
+//! Makes what was written durable: data first, then the batch of the log that points to it.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+
+use image_format::overlay::{Batch, HEADER_BYTES, Kind, Log, RECORDS_MAX, Record};
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::{BLOCK, FLUSH_AFTER, Overlay, OverlayError, Space, blocking};
+
+/// Bytes that nothing points to are given back when there are as many blocks of them: 64 MiB.
+const STALE_MAX: u64 = 16_384;
+
+/// The log takes its place on disk in steps of this, ahead of the batches.
+const RESERVE_BYTES: u64 = 1 << 20;
+
+impl Overlay {
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room for the log: everything stays readable and dirty, and the next sync tries
+    /// again. When the system cannot say what is on disk: the overlay takes no more writes.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun, it ends by itself.
+    pub async fn sync(self: &Arc<Self>) -> Result<(), OverlayError> {
+        let mut log = Arc::clone(&self.log).lock_owned().await;
+        self.check_in_use()?;
+        let mut least = STALE_MAX;
+        if self.ledger().n_dirty() > 0 {
+            let this = Arc::clone(self);
+            let discarded;
+            (log, discarded) = blocking(move || {
+                let outcome = this.commit(&mut log);
+                this.landed.send_replace(());
+                outcome.map(|discarded| (log, discarded))
+            })
+            .await?;
+            if discarded {
+                least = 1;
+            }
+        }
+        self.give_back(least).await?;
+        drop(log);
+        Ok(())
+    }
+
+    /// Syncs for the last time and gives back what the file has too much.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::sync`].
+    pub async fn close(self: &Arc<Self>) -> Result<(), OverlayError> {
+        self.sync().await?;
+        self.give_back(1).await
+    }
+
+    /// Writes a batch of all that is dirty, or a checkpoint where that is better. Returns whether
+    /// something was discarded.
+    fn commit(&self, log: &mut Log) -> Result<bool, OverlayError> {
+        let (records, map) = {
+            let mut ledger = self.ledger();
+            let records = ledger.begin();
+            let least = Batch::encoded_bytes(0) + ledger.n_written() * 16;
+            let too_long = log.end > self.checkpoint_bytes.max(2 * least);
+            let due = too_long || records.len() > RECORDS_MAX;
+            let map = due.then(|| ledger.checkpoint());
+            (records, map)
+        };
+        self.durable()?;
+        if let Some(map) = map {
+            if let Some(next) = self.write_checkpoint(log, &map)? {
+                *log = next;
+                return Ok(self.landed_at(*log));
+            }
+            tracing::warn!(overlay = %self.path.display(), "no room to shorten the log of the overlay; it grows");
+        }
+        let batch = Batch {
+            kind: Kind::Change,
+            generation: log.generation,
+            sequence: log.sequence,
+            records,
+        };
+        let area = self.layout.log(log.generation);
+        if batch.records.len() > RECORDS_MAX
+            || area.start + log.end + Batch::encoded_bytes(batch.records.len()) > area.end
+        {
+            self.ledger().revert();
+            let full = io::Error::from(io::ErrorKind::StorageFull);
+            return Err(self.failed("extend the log of", full));
+        }
+        let bytes = batch.encode(self.seed);
+        if let Err(error) = self.file.write_all_at(&bytes, area.start + log.end) {
+            // A batch that is not all there does not count: it can be written again.
+            self.ledger().revert();
+            return Err(self.failed("write to the log of", error));
+        }
+        self.durable()?;
+        log.sequence += 1;
+        log.end += bytes.len() as u64;
+        Ok(self.landed_at(*log))
+    }
+
+    fn landed_at(&self, log: Log) -> bool {
+        let mut space = self.space();
+        if space.log.generation != log.generation {
+            space.reserved = log.end;
+        }
+        space.log = log;
+        drop(space);
+        self.ledger().finish()
+    }
+
+    /// Writes the whole map to the other log and erases this one; `None` if there was no room.
+    fn write_checkpoint(&self, log: &Log, map: &[Record]) -> Result<Option<Log>, OverlayError> {
+        let generation = log.generation + 1;
+        let area = self.layout.log(generation);
+        let mut next = Log {
+            generation,
+            sequence: 0,
+            end: 0,
+        };
+        for batch in checkpoint_batches(generation, map) {
+            let bytes = batch.encode(self.seed);
+            let fits = area.start + next.end + bytes.len() as u64 <= area.end;
+            let written = fits
+                && self
+                    .file
+                    .write_all_at(&bytes, area.start + next.end)
+                    .is_ok();
+            if !written {
+                self.forget(area);
+                return Ok(None);
+            }
+            next.end += bytes.len() as u64;
+            next.sequence += 1;
+        }
+        self.durable()?;
+        // Only one log may be continued: the older one must never be taken for the newest again.
+        let old = self.layout.log(log.generation);
+        if let Err(error) = erase(&self.file, old.start) {
+            return Err(self.break_off("erase the old log of", error));
+        }
+        self.durable()?;
+        self.forget(old);
+        Ok(Some(next))
+    }
+
+    /// Waits until the file's content is on disk. If the system fails at that, it may have dropped
+    /// what was not written and say nothing of it the next time: nothing may be built on it.
+    fn durable(&self) -> Result<(), OverlayError> {
+        self.file
+            .sync_data()
+            .map_err(|error| self.break_off("sync", error))
+    }
+
+    fn break_off(&self, attempt: &'static str, error: io::Error) -> OverlayError {
+        self.broken.store(true, Ordering::Relaxed);
+        self.ledger().revert();
+        tracing::error!(overlay = %self.path.display(), %error, "cannot {attempt} the overlay; it takes no more writes, and what was not synced may be lost");
+        OverlayError::Io {
+            attempt,
+            path: self.path.clone(),
+            source: error,
+        }
+    }
+
+    /// Makes sure that the log has its place on disk for `n_more` records beside the dirty ones, so
+    /// that a disk which fills up refuses a write, and not the sync of one that it took.
+    pub(super) fn reserve(&self, n_more: usize) -> Result<(), OverlayError> {
+        let n_dirty = self.ledger().n_dirty();
+        let mut space = self.space();
+        // What is in flight moves the end when it lands; it is at most as much as may be dirty.
+        let batch = Batch::encoded_bytes(n_dirty.saturating_add(n_more).min(RECORDS_MAX));
+        let area = self.layout.log(space.log.generation);
+        let until = (space.log.end + 2 * batch)
+            .next_multiple_of(RESERVE_BYTES)
+            .min(area.end - area.start);
+        if until > space.reserved {
+            let place = area.start + space.reserved..area.start + until;
+            allocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, &place)
+                .map_err(|error| self.failed("extend the log of", error))?;
+            space.reserved = until;
+        }
+        Ok(())
+    }
+
+    fn space(&self) -> MutexGuard<'_, Space> {
+        self.space.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the file system back what nothing points to, if that is `least` blocks or more.
+    async fn give_back(self: &Arc<Self>, least: u64) -> Result<(), OverlayError> {
+        if self.ledger().n_stale() < least {
+            return Ok(());
+        }
+        let guard = Arc::clone(&self.io).write_owned().await;
+        let this = Arc::clone(self);
+        blocking(move || {
+            let stale = this.ledger().take_stale();
+            for (side, run) in stale {
+                let start = this.layout.place(side, run.start);
+                this.forget(start..start + (run.end - run.start) * BLOCK);
+            }
+            drop(guard);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes a hole in the file. A file system that cannot costs space, nothing else.
+    fn forget(&self, place: Range<u64>) {
+        if let Err(error) = punch(&self.file, &place) {
+            tracing::debug!(overlay = %self.path.display(), %error, "cannot give space back");
+        }
+    }
+}
+
+/// Syncs now and then, for as long as the overlay is used: that bounds what a killed process loses
+/// when nobody else syncs.
+pub async fn keep_flushed(overlay: Weak<Overlay>) {
+    loop {
+        tokio::time::sleep(FLUSH_AFTER).await;
+        let Some(overlay) = overlay.upgrade() else {
+            return;
+        };
+        if let Err(error) = overlay.sync().await {
+            let cause: &dyn std::error::Error = &error;
+            tracing::warn!(error = cause, "what was written is not durable yet");
+        }
+    }
+}
+
+/// The batches of a checkpoint.
+pub(super) fn checkpoint_batches(generation: u64, map: &[Record]) -> impl Iterator<Item = Batch> {
+    let n_batches = map.len().div_ceil(RECORDS_MAX).max(1);
+    (0..n_batches).map(move |number| Batch {
+        kind: if number + 1 == n_batches {
+            Kind::Checkpoint
+        } else {
+            Kind::Part
+        },
+        generation,
+        sequence: number as u64,
+        records: map
+            .chunks(RECORDS_MAX)
+            .nth(number)
+            .unwrap_or_default()
+            .to_vec(),
+    })
+}
+
+/// Overwrites the start of a log, so that none begins there.
+pub(super) fn erase(file: &File, start: u64) -> io::Result<()> {
+    file.write_all_at(&[0; HEADER_BYTES], start)
+}
+
+/// Makes a hole.
+pub(super) fn punch(file: &File, place: &Range<u64>) -> io::Result<()> {
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    allocate(file, flags, place)
+}
+
+fn allocate(file: &File, flags: FallocateFlags, place: &Range<u64>) -> io::Result<()> {
+    let signed = |number: u64| i64::try_from(number).map_err(io::Error::other);
+    fallocate(
+        file,
+        flags,
+        signed(place.start)?,
+        signed(place.end - place.start)?,
+    )?;
+    Ok(())
+}

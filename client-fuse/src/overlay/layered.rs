@@ -1,0 +1,200 @@
+//! The disk that a mount shows: the image, or the image under an overlay.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use image_format::BLOCK_BYTES;
+
+use super::ledger::{Content, Run};
+use super::{Overlay, OverlayError, Patch};
+use crate::disk::{Disk, ReadError};
+use crate::fetch::Source;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// A disk that can be written to, if it has an overlay.
+#[derive(Debug)]
+pub struct Layered<S> {
+    base: Disk<S>,
+    overlay: Option<Arc<Overlay>>,
+}
+
+/// Why such a disk cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum LayeredError {
+    #[error(transparent)]
+    Base(#[from] ReadError),
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    #[error("the disk is read-only; mount with --overlay FILE to write to it")]
+    ReadOnly,
+    #[error("the disk ends before that")]
+    PastTheEnd,
+}
+
+impl<S: Source> Layered<S> {
+    /// The image itself.
+    #[must_use]
+    pub const fn read_only(base: Disk<S>) -> Self {
+        Self {
+            base,
+            overlay: None,
+        }
+    }
+
+    /// The image under `overlay`.
+    #[must_use]
+    pub const fn writable(base: Disk<S>, overlay: Arc<Overlay>) -> Self {
+        Self {
+            base,
+            overlay: Some(overlay),
+        }
+    }
+
+    /// The length in bytes.
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.base.length()
+    }
+
+    /// Whether it can be written to.
+    #[must_use]
+    pub const fn is_writable(&self) -> bool {
+        self.overlay.is_some()
+    }
+
+    /// When it was last written to, if it can be.
+    #[must_use]
+    pub fn modified(&self) -> Option<SystemTime> {
+        self.overlay.as_ref().map(|overlay| overlay.modified())
+    }
+
+    /// Reads `len` bytes at `offset`, fewer at the end of the disk and none behind it.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be had; never returns a byte that was not checked.
+    pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, LayeredError> {
+        let end = offset.saturating_add(u64::from(len)).min(self.length());
+        let Some(overlay) = self.overlay.as_ref().filter(|_| offset < end) else {
+            return Ok(self.base.read(offset, len).await?);
+        };
+        let runs = overlay.read(offset / BLOCK..end.div_ceil(BLOCK)).await?;
+        if let [(run, _)] = &runs[..]
+            && run.content == Content::Base
+        {
+            return Ok(self.base.read(offset, len).await?);
+        }
+        let parts = runs
+            .into_iter()
+            .map(|(run, bytes)| self.part(run, bytes, offset..end));
+        let parts = futures_util::future::try_join_all(parts).await?;
+        if let [only] = &parts[..] {
+            return Ok(only.clone());
+        }
+        let mut out = BytesMut::new();
+        for part in parts {
+            out.extend_from_slice(&part);
+        }
+        Ok(out.freeze())
+    }
+
+    /// The bytes of `run` that are in `range`.
+    async fn part(&self, run: Run, bytes: Bytes, range: Range<u64>) -> Result<Bytes, LayeredError> {
+        let start = (run.blocks.start * BLOCK).max(range.start);
+        let end = (run.blocks.end * BLOCK).min(range.end);
+        let length = u32::try_from(end - start).unwrap_or(u32::MAX);
+        let skip = usize::try_from(start - run.blocks.start * BLOCK).unwrap_or(usize::MAX);
+        Ok(match run.content {
+            Content::Base => self.base.read(start, length).await?,
+            Content::Zeros => BytesMut::zeroed(length as usize).freeze(),
+            Content::Data { .. } => bytes.slice(skip..skip + length as usize),
+        })
+    }
+
+    /// Writes `bytes` at `offset` and returns how many there was room for. Where blocks are written
+    /// in part, the rest of them may have to be fetched first.
+    ///
+    /// # Errors
+    ///
+    /// When there is no overlay, no room in it, or the rest of a block cannot be had.
+    pub async fn write(&self, offset: u64, mut bytes: Bytes) -> Result<u32, LayeredError> {
+        let overlay = self.overlay()?;
+        let room = self.length().saturating_sub(offset);
+        bytes.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+        let count = u32::try_from(bytes.len()).map_err(|_| LayeredError::PastTheEnd)?;
+        if count == 0 {
+            return Err(LayeredError::PastTheEnd);
+        }
+        let mut patch = Patch {
+            offset,
+            bytes,
+            disk_length: self.length(),
+            base: Vec::new(),
+        };
+        let partial: Vec<u64> = patch.partial().collect();
+        for block in partial {
+            if overlay.needs_base(block) {
+                let bytes = self.base.read(block * BLOCK, BLOCK_BYTES).await?;
+                patch.base.push((block, bytes));
+            }
+        }
+        overlay.write(patch).await?;
+        Ok(count)
+    }
+
+    /// Makes `len` bytes at `offset` read as zeros and gives their space back. What lies behind the
+    /// end of the disk is left alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::write`].
+    pub async fn discard(&self, offset: u64, len: u64) -> Result<(), LayeredError> {
+        let overlay = self.overlay()?;
+        let end = offset.saturating_add(len).min(self.length());
+        if offset >= end {
+            return Ok(());
+        }
+        let last = if end == self.length() {
+            end.div_ceil(BLOCK)
+        } else {
+            end / BLOCK
+        };
+        let whole = offset.div_ceil(BLOCK)..last;
+        if whole.is_empty() {
+            return self.write_zeros(offset..end).await;
+        }
+        self.write_zeros(offset..whole.start * BLOCK).await?;
+        self.write_zeros(whole.end * BLOCK..end).await?;
+        Ok(overlay.discard(whole).await?)
+    }
+
+    /// Writes zeros to less than two blocks.
+    async fn write_zeros(&self, range: Range<u64>) -> Result<(), LayeredError> {
+        let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or_default();
+        if length > 0 {
+            self.write(range.start, BytesMut::zeroed(length).freeze())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be said that it is.
+    pub async fn sync(&self) -> Result<(), LayeredError> {
+        match &self.overlay {
+            Some(overlay) => Ok(overlay.sync().await?),
+            None => Ok(()),
+        }
+    }
+
+    fn overlay(&self) -> Result<&Arc<Overlay>, LayeredError> {
+        self.overlay.as_ref().ok_or(LayeredError::ReadOnly)
+    }
+}

@@ -1,0 +1,273 @@
+//! Opens an overlay file: makes it, or finds out what it has.
+
+use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use image_format::DecodeError;
+use image_format::digest::Digest;
+use image_format::overlay::{
+    HEADER_BYTES, Header, Layout, Log, LogError, SECOND_HEADER, Side, walk,
+};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::libc::O_CLOEXEC;
+use nix::unistd::{Whence, lseek};
+use tokio::sync::{RwLock, watch};
+
+use super::commit::{checkpoint_batches, erase, punch};
+use super::ledger::Ledger;
+use super::{Overlay, OverlayError, Space};
+
+/// The log of a small overlay may get this long before a checkpoint replaces it: a thousand syncs.
+const CHECKPOINT_BYTES: u64 = 4 << 20;
+
+/// What a new file may take on disk: more means that holes are not holes.
+const EMPTY_BYTES_MAX: u64 = 1 << 20;
+
+/// The disk under an overlay.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// Names its content.
+    pub disk: Digest,
+    /// Its length in bytes.
+    pub length: u64,
+    /// Its reference, with the version; for people.
+    pub reference: String,
+}
+
+impl Overlay {
+    /// Opens the overlay of `base` in the file at `path`, which is made if it is missing or empty.
+    /// Blocks on the disk, for as long as reading the log takes.
+    ///
+    /// # Errors
+    ///
+    /// When the file is in use, belongs to another disk, is damaged, or no overlay.
+    pub fn open(path: &Path, base: &Base) -> Result<Arc<Self>, OverlayError> {
+        Self::open_with(path, base, CHECKPOINT_BYTES)
+    }
+
+    /// As [`Self::open`]; a log longer than `checkpoint_bytes` may be replaced.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn open_with(
+        path: &Path,
+        base: &Base,
+        checkpoint_bytes: u64,
+    ) -> Result<Arc<Self>, OverlayError> {
+        let at = |attempt| move |source| OverlayError::io(attempt, path, source);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(O_CLOEXEC)
+            .open(path)
+            .map_err(at("open"))?;
+        if !file.metadata().map_err(at("look at"))?.is_file() {
+            return Err(OverlayError::NotAFile {
+                path: path.to_owned(),
+            });
+        }
+        let file = lock(file, path)?;
+        let layout = Layout::of(base.length);
+        if is_new(&file, &layout).map_err(at("look at"))? {
+            create(&file, path, base, &layout)?;
+        }
+        let header = read_header(&file, path)?;
+        if (header.disk, header.disk_length) != (base.disk, base.length) {
+            return Err(OverlayError::OtherBase {
+                path: path.to_owned(),
+                base: header.base,
+                disk: header.disk.to_string(),
+            });
+        }
+        let length = file.metadata().map_err(at("look at"))?.len();
+        if length < layout.file_bytes() {
+            return Err(OverlayError::Damaged {
+                path: path.to_owned(),
+                reason: "it is shorter than it was",
+            });
+        }
+        let (ledger, log) = recover(&file, path, header.seed, &layout)?;
+        Ok(Arc::new(Self {
+            file,
+            path: path.to_owned(),
+            layout,
+            seed: header.seed,
+            checkpoint_bytes,
+            space: Mutex::new(Space {
+                log,
+                reserved: log.end,
+            }),
+            log: Arc::new(tokio::sync::Mutex::new(log)),
+            io: Arc::new(RwLock::new(())),
+            ledger: Mutex::new(ledger),
+            landed: watch::Sender::new(()),
+            broken: AtomicBool::new(false),
+        }))
+    }
+}
+
+fn lock(file: File, path: &Path) -> Result<Flock<File>, OverlayError> {
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => OverlayError::Locked {
+            path: path.to_owned(),
+        },
+        _ => OverlayError::io("lock", path, errno.into()),
+    })
+}
+
+/// Whether nothing was ever kept in the file: it is empty, or whoever made it did not get as far as
+/// the header, which comes last.
+fn is_new(file: &File, layout: &Layout) -> io::Result<bool> {
+    if file.metadata()?.len() == 0 {
+        return Ok(true);
+    }
+    let mut headers = [0; 2 * HEADER_BYTES];
+    let found = file.read_at(&mut headers, 0)?;
+    if found < headers.len() || headers.iter().any(|byte| *byte != 0) {
+        return Ok(false);
+    }
+    let data = i64::try_from(layout.place(Side::A, 0)).map_err(io::Error::other)?;
+    Ok(matches!(
+        lseek(file, data, Whence::SeekData),
+        Err(Errno::ENXIO)
+    ))
+}
+
+/// Makes an overlay with nothing in it. The header comes last: without it there is none.
+fn create(file: &File, path: &Path, base: &Base, layout: &Layout) -> Result<(), OverlayError> {
+    let at = |attempt| move |source| OverlayError::io(attempt, path, source);
+    let header = Header {
+        disk: base.disk,
+        disk_length: base.length,
+        // Randomly keyed, so its hash of nothing is a random number.
+        seed: RandomState::new().hash_one(()),
+        base: base.reference.clone(),
+    };
+    file.set_len(layout.file_bytes())
+        .map_err(at("set the length of"))?;
+    for generation in [0, 1] {
+        if punch(file, &layout.log(generation)).is_err() {
+            return Err(OverlayError::NotSparse {
+                path: path.to_owned(),
+            });
+        }
+    }
+    for batch in checkpoint_batches(1, &[]) {
+        file.write_all_at(&batch.encode(header.seed), layout.log(1).start)
+            .map_err(at("write to"))?;
+    }
+    file.sync_all().map_err(at("sync"))?;
+    if file.metadata().map_err(at("look at"))?.blocks() * 512 > EMPTY_BYTES_MAX {
+        return Err(OverlayError::NotSparse {
+            path: path.to_owned(),
+        });
+    }
+    write_header(file, &header, &[0, SECOND_HEADER]).map_err(at("write to"))?;
+    let directory = path.parent().filter(|parent| *parent != Path::new(""));
+    File::open(directory.unwrap_or_else(|| Path::new(".")))
+        .and_then(|directory| directory.sync_all())
+        .map_err(at("sync the directory of"))
+}
+
+fn write_header(file: &File, header: &Header, places: &[u64]) -> io::Result<()> {
+    let bytes = header.encode();
+    for place in places {
+        file.write_all_at(&bytes, *place)?;
+        file.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Reads the header, from its second copy if it must be, and mends a copy that is damaged.
+fn read_header(file: &File, path: &Path) -> Result<Header, OverlayError> {
+    let at = |attempt| move |source| OverlayError::io(attempt, path, source);
+    let read = |place| -> io::Result<Result<Header, DecodeError>> {
+        let mut bytes = vec![0; HEADER_BYTES];
+        let found = file.read_at(&mut bytes, place)?;
+        Ok(Header::decode(&bytes[..found]))
+    };
+    let first = read(0).map_err(at("read"))?;
+    let second = read(SECOND_HEADER).map_err(at("read"))?;
+    let (header, bad) = match (first, second) {
+        (Ok(first), Ok(second)) if first == second => return Ok(first),
+        (Ok(_), Ok(_)) => {
+            return Err(OverlayError::Damaged {
+                path: path.to_owned(),
+                reason: "its two headers differ",
+            });
+        }
+        (Ok(header), Err(_)) => (header, SECOND_HEADER),
+        (Err(_), Ok(header)) => (header, 0),
+        (Err(source), Err(_)) => {
+            return Err(OverlayError::Header {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    tracing::warn!(overlay = %path.display(), "a copy of the header is damaged; it is written again from the other one");
+    write_header(file, &header, &[bad]).map_err(at("write to"))?;
+    Ok(header)
+}
+
+/// Reads the newer of the logs, and makes sure that it is the only one.
+fn recover(
+    file: &File,
+    path: &Path,
+    seed: u64,
+    layout: &Layout,
+) -> Result<(Ledger, Log), OverlayError> {
+    let mut found: Option<(Ledger, Log)> = None;
+    for parity in [0, 1] {
+        let area = layout.log(parity);
+        let mut ledger = Ledger::default();
+        let log = walk(
+            seed,
+            layout.n_blocks(),
+            area.end - area.start,
+            |at, bytes| file.read_exact_at(bytes, area.start + at),
+            |records| records.iter().for_each(|record| ledger.replay(record)),
+        );
+        let log = log.map_err(|error| match error {
+            LogError::Read(source) => OverlayError::io("read the log of", path, source),
+            LogError::Damaged(source) => OverlayError::Log {
+                path: path.to_owned(),
+                source,
+            },
+        })?;
+        let newest = found.as_ref().map_or(0, |(_, log)| log.generation);
+        if let Some(log) = log.filter(|log| log.generation % 2 == parity && log.generation > newest)
+        {
+            found = Some((ledger, log));
+        }
+    }
+    let Some((ledger, log)) = found else {
+        return Err(OverlayError::Damaged {
+            path: path.to_owned(),
+            reason: "neither of its logs begins as one",
+        });
+    };
+    clean_up(file, layout, &log).map_err(|error| OverlayError::io("clean up", path, error))?;
+    Ok((ledger, log))
+}
+
+/// Removes what a crash may have left: the log before this one, and a batch that was cut.
+fn clean_up(file: &File, layout: &Layout, log: &Log) -> io::Result<()> {
+    let old = layout.log(log.generation + 1);
+    erase(file, old.start)?;
+    let area = layout.log(log.generation);
+    // The tail first: where a batch was cut, none may seem to follow it.
+    punch(file, &(area.start + log.end..area.end))?;
+    punch(file, &old)?;
+    file.sync_data()
+}

@@ -1,0 +1,307 @@
+//! A machine without a disk: its command line, and how its console is followed.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use image_format::ImageRef;
+use image_format::manifest::Boot;
+
+use super::BootError;
+use super::screen::Screen;
+
+/// What the kernel says when nothing more will come.
+const FATAL: &str = "end Kernel panic";
+
+/// How often to look whether it is over.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long a machine that has come up stays on: the client sends its notes every two seconds.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// Who executes the machine's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Accel {
+    /// The processor, if this user may and this is no virtual machine itself; else an emulator.
+    Auto,
+    /// The processor.
+    Kvm,
+    /// An emulator: slow, and available everywhere.
+    Tcg,
+}
+
+/// A machine that is to be.
+#[derive(Clone, Debug)]
+pub struct Hardware {
+    /// QEMU.
+    pub qemu: PathBuf,
+    /// Who executes it.
+    pub accel: Accel,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Processors.
+    pub cpus: u32,
+}
+
+/// What it starts.
+#[derive(Clone, Debug)]
+pub struct Start<'a> {
+    /// Directory of the store.
+    pub store: &'a Path,
+    /// Port of its server on the loopback of this machine.
+    pub port: u16,
+    /// The image, with its version.
+    pub image: &'a ImageRef,
+    /// How it boots.
+    pub boot: &'a Boot,
+}
+
+/// When a recorded boot is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// When this is on the console; it is given up after the time.
+    Said(String, Duration),
+    /// This long after power-on.
+    Time(Duration),
+}
+
+/// The kernel command line. What it says of the store is as the machine sees it.
+pub fn kernel_line(start: &Start<'_>, record: bool) -> String {
+    let mut line = format!(
+        "circular.url=http://10.0.2.2:{}/ circular.image={} ip=dhcp",
+        start.port, start.image
+    );
+    if let Some(root) = &start.boot.root {
+        line = format!("{line} root={root}");
+    }
+    if !start.boot.cmdline.is_empty() {
+        line = format!("{line} {}", start.boot.cmdline);
+    }
+    // The last console is the one that init talks to.
+    if !start.boot.cmdline.contains("console=ttyS0") {
+        line.push_str(" console=ttyS0");
+    }
+    if record {
+        line.push_str(" circular.record=/dev/ttyS1");
+    }
+    line
+}
+
+impl Hardware {
+    fn command(&self, start: &Start<'_>, record: bool) -> Command {
+        let mut command = Command::new(&self.qemu);
+        let accels: &[&str] = match self.accel {
+            Accel::Kvm => &["kvm"],
+            Accel::Auto if has_kvm() => &["kvm", "tcg,thread=multi"],
+            Accel::Auto | Accel::Tcg => &["tcg,thread=multi"],
+        };
+        for accel in accels {
+            command.args(["-accel", accel]);
+        }
+        let object = |digest: &image_format::Digest| start.store.join(digest.object_path());
+        command
+            .args(["-cpu", "max", "-smp", &self.cpus.to_string()])
+            .args(["-m", &self.memory_mib.to_string()])
+            .args([
+                "-nodefaults",
+                "-no-reboot",
+                "-display",
+                "none",
+                "-vga",
+                "none",
+            ])
+            .args(["-netdev", "user,id=net"])
+            .args(["-device", "virtio-net-pci,netdev=net,romfile="])
+            .arg("-kernel")
+            .arg(object(&start.boot.kernel.digest))
+            .arg("-initrd")
+            .arg(object(&start.boot.initramfs.digest))
+            .args(["-append", &kernel_line(start, record)]);
+        command
+    }
+
+    /// Boots with the machine's console on this terminal, until it is switched off.
+    ///
+    /// # Errors
+    /// QEMU cannot be run.
+    pub fn show(&self, start: &Start<'_>) -> Result<(), BootError> {
+        let mut command = self.command(start, false);
+        command.args(["-serial", "mon:stdio"]);
+        command
+            .status()
+            .map(drop)
+            .map_err(|source| self.cannot_start(source))
+    }
+
+    /// Boots, and writes what the machine reads to `trace` until the boot is over. What it says goes to
+    /// standard error too, where `loud`.
+    ///
+    /// # Errors
+    /// QEMU cannot be run, or the machine ends, panics or takes too long.
+    pub fn record(
+        &self,
+        start: &Start<'_>,
+        trace: &Path,
+        until: &Until,
+        loud: bool,
+    ) -> Result<(), BootError> {
+        let mut command = self.command(start, true);
+        command
+            .args(["-chardev", "stdio,id=console,signal=off"])
+            .args(["-serial", "chardev:console", "-serial"])
+            .arg(format!("file:{}", trace.display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let child = command
+            .spawn()
+            .map_err(|source| self.cannot_start(source))?;
+        let mut machine = Running::new(child);
+        machine.follow(until, loud)
+    }
+
+    fn cannot_start(&self, source: io::Error) -> BootError {
+        BootError::Start {
+            program: self.qemu.clone(),
+            source,
+        }
+    }
+}
+
+/// Tells whether the processor can be used. In a virtual machine /dev/kvm may be there and work, or be
+/// there and hang: only who knows better asks for it.
+fn has_kvm() -> bool {
+    let is_virtual = fs::read_to_string("/proc/cpuinfo")
+        .is_ok_and(|cpus| cpus.split_whitespace().any(|flag| flag == "hypervisor"));
+    let mut kvm = File::options();
+    !is_virtual && kvm.read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// A machine that is on; switched off with this.
+struct Running {
+    child: Child,
+    console: Receiver<Vec<u8>>,
+    screen: Screen,
+}
+
+impl Running {
+    fn new(mut child: Child) -> Self {
+        let (sender, console) = mpsc::channel();
+        if let Some(mut stream) = child.stdout.take() {
+            thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                    if sender.send(buffer[..length].to_vec()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Self {
+            child,
+            console,
+            screen: Screen::default(),
+        }
+    }
+
+    fn follow(&mut self, until: &Until, loud: bool) -> Result<(), BootError> {
+        let (began, mut up) = (Instant::now(), None::<Instant>);
+        loop {
+            let has_ended = match self.console.recv_timeout(LOOK_EVERY) {
+                Ok(bytes) => {
+                    self.screen.take(&bytes);
+                    if loud {
+                        // Who does not see the console still gets the trace.
+                        let _ = io::stderr().write_all(&bytes);
+                    }
+                    false
+                }
+                Err(RecvTimeoutError::Timeout) => false,
+                Err(RecvTimeoutError::Disconnected) => true,
+            };
+            let passed = began.elapsed();
+            match until {
+                Until::Time(time) if passed >= *time => return Ok(()),
+                Until::Said(words, _) if up.is_none() && self.screen.shows(words) => {
+                    up = Some(Instant::now());
+                }
+                Until::Said(words, longest) if up.is_none() && passed > *longest => {
+                    let what = format!("the machine did not say `{words}` in {longest:?}");
+                    return Err(self.failed(what));
+                }
+                Until::Time(_) | Until::Said(..) => {}
+            }
+            if up.is_some_and(|up| up.elapsed() >= SETTLE) {
+                return Ok(());
+            }
+            if self.screen.shows(FATAL) {
+                return Err(self.failed("the machine's kernel panicked".to_owned()));
+            }
+            if has_ended {
+                let status = self.child.wait().map_err(BootError::Follow)?;
+                return Err(self.failed(format!("QEMU ended too early ({status})")));
+            }
+        }
+    }
+
+    fn failed(&self, what: String) -> BootError {
+        let said = self.screen.last_lines();
+        BootError::Machine { what, said }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has no disk that could suffer.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image_format::ObjectRef;
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_line_says_what_to_boot_and_where_to_talk() {
+        let mut boot = Boot {
+            mirrors: Vec::new(),
+            kernel: ObjectRef::of(b"kernel"),
+            initramfs: ObjectRef::of(b"initramfs"),
+            kernel_release: "6.1.0".to_owned(),
+            cmdline: String::new(),
+            root: None,
+            base_url: None,
+        };
+        let image: ImageRef = "lab/debian:12@3".parse().unwrap();
+        let line = |boot: &Boot, record| {
+            let store = Path::new("store");
+            let port = 41_234;
+            let image = &image;
+            kernel_line(
+                &Start {
+                    store,
+                    port,
+                    image,
+                    boot,
+                },
+                record,
+            )
+        };
+        assert_eq!(
+            line(&boot, false),
+            "circular.url=http://10.0.2.2:41234/ circular.image=lab/debian:12@3 ip=dhcp console=ttyS0"
+        );
+        boot.cmdline = "quiet console=ttyS0,115200 console=tty0".to_owned();
+        boot.root = Some("PARTUUID=1".to_owned());
+        assert!(line(&boot, true).ends_with(
+            "root=PARTUUID=1 quiet console=ttyS0,115200 console=tty0 circular.record=/dev/ttyS1"
+        ));
+    }
+}

@@ -1,0 +1,228 @@
+//! What is served: an image, a store with it, and the boot that is replayed.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use super::disks::Shown;
+use super::{Options, say};
+use crate::replay::{self, Plan, Read, record};
+use crate::server::Server;
+use crate::store::TestStore;
+use crate::{binaries, images};
+
+/// Where what is served lies: memory.
+const MEMORY: &str = "/dev/shm";
+
+/// Begins the name of the directory there; the ID of the process follows.
+const PREFIX: &str = "circular-bench-";
+
+/// Bytes of the file that a plain download takes its bytes from.
+pub const NOISE_BYTES: usize = 256 << 20;
+
+/// The same with `--quick`.
+const NOISE_BYTES_QUICK: usize = 32 << 20;
+
+/// All of it; gone when this is dropped.
+#[derive(Debug)]
+pub struct Site {
+    /// The store that our server serves.
+    pub store: TestStore,
+    /// Bytes of the disk.
+    pub length: u64,
+    /// The reads that are replayed.
+    pub reads: Vec<Read>,
+    /// Whether the boot pack was made from the very reads that are replayed.
+    pub knows_the_reads: bool,
+    memory: TempDir,
+}
+
+impl Site {
+    /// The image with a boot pack.
+    pub const PACKED: &'static str = "packed:1";
+
+    /// The same disk without one.
+    pub const PLAIN: &'static str = "plain:1";
+
+    /// The version that follows [`Self::PACKED`], once somebody has published it.
+    pub const UPDATED: &'static str = "packed:2";
+
+    /// Copies the image to memory, publishes it, and has a boot of it recorded.
+    ///
+    /// # Errors
+    /// There is no such image, too little memory, or no QEMU to record with.
+    pub fn new(options: &Options) -> Result<Self> {
+        let parent = Some(PathBuf::from(MEMORY)).filter(|memory| memory.is_dir());
+        let parent = parent.unwrap_or_else(std::env::temp_dir);
+        sweep(&parent);
+        let memory = TempDir::with_prefix_in(format!("{PREFIX}{}-", std::process::id()), parent)
+            .context("cannot make a directory")?;
+        let store = TestStore::new_in(memory.path())?;
+        let length = fs::metadata(&options.image)
+            .with_context(|| format!("cannot read {}", options.image.display()))?
+            .len();
+        let [learned, reads] = reads_of(&options.image, options.reads.as_ref())?;
+        let site = Self {
+            store,
+            length,
+            knows_the_reads: learned == reads,
+            reads,
+            memory,
+        };
+        say(&format!("== publish {}", options.image.display()));
+        fs::create_dir(site.www())?;
+        let noise = match options.quick {
+            true => NOISE_BYTES_QUICK,
+            false => NOISE_BYTES,
+        };
+        fs::write(site.www().join("noise"), images::noise(1, noise))?;
+        copy_sparse(&options.image, &site.image())?;
+        for reference in [Self::PACKED, Self::PLAIN] {
+            site.store.publish(&site.image(), reference)?;
+        }
+        site.learn(&learned)?;
+        Ok(site)
+    }
+
+    /// Returns the directory that nginx serves.
+    pub fn www(&self) -> PathBuf {
+        self.memory.path().join("www")
+    }
+
+    /// Returns the name of the image on nginx.
+    pub fn raw_name(&self) -> &'static str {
+        "disk.raw"
+    }
+
+    /// Returns the image, in memory.
+    pub fn image(&self) -> PathBuf {
+        self.www().join(self.raw_name())
+    }
+
+    /// Returns a new, empty directory in memory.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn scratch(&self) -> Result<TempDir> {
+        TempDir::with_prefix_in("scratch-", self.memory.path()).context("cannot make a directory")
+    }
+
+    /// Makes the boot pack from a mount that is read as the first boot did.
+    fn learn(&self, reads: &[Read]) -> Result<()> {
+        let server = Server::start(&self.store.path())?;
+        let scratch = self.scratch()?;
+        let (mount, trace) = (scratch.path().join("mnt"), scratch.path().join("trace"));
+        fs::create_dir(&mount)?;
+        let mut command = Command::new(binaries::host("circular-mount")?);
+        command
+            .args(["--foreground", "--no-state", "--no-cache", "--root"])
+            .arg(self.store.trusted_root())
+            .arg("--record")
+            .arg(&trace)
+            .args([server.url(), Self::PACKED])
+            .arg(&mount);
+        let shown = Shown::start(&mut command, &mount.join("disk.raw"), self.length, None)?;
+        let plan = Plan {
+            reads,
+            in_flight: 1,
+            since: Instant::now(),
+            stall: Duration::from_secs(1),
+            cpu: None,
+        };
+        replay::replay(shown.disk(), &self.image(), &plan)?;
+        drop(shown);
+        let trace = trace.to_str().context("temporary files have plain names")?;
+        self.store.json(&["profile", "add", Self::PACKED, trace])?;
+        Ok(())
+    }
+}
+
+/// Returns the reads of two boots of an image: those that are `given`, or those in `build/bench`, recorded now if they
+/// are missing or of another image.
+///
+/// # Errors
+/// A list cannot be read, or the image does not boot.
+pub fn reads_of(image: &Path, given: Option<&[PathBuf; 2]>) -> Result<[Vec<Read>; 2]> {
+    let lists = match given {
+        Some(lists) => lists.clone(),
+        None => {
+            let directory = binaries::checkout().join("build/bench");
+            fs::create_dir_all(&directory)?;
+            let stem = stem_of(image)?;
+            [1, 2].map(|boot| directory.join(format!("{stem}-{boot}.reads")))
+        }
+    };
+    let mut boots = Vec::new();
+    for list in lists {
+        if given.is_none() && !list.is_file() {
+            say(&format!("== boot {} and record its reads", image.display()));
+            let reads = record::boot(image)?;
+            fs::write(&list, replay::format(&reads))?;
+        }
+        let text =
+            fs::read_to_string(&list).with_context(|| format!("cannot read {}", list.display()))?;
+        let reads = replay::parse(&text)?;
+        ensure!(!reads.is_empty(), "{} is empty", list.display());
+        boots.push(reads);
+    }
+    boots
+        .try_into()
+        .map_err(|_| anyhow::anyhow!("there are two boots"))
+}
+
+/// Removes what runs have left that were killed: it would stay in memory.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name
+            .strip_prefix(PREFIX)
+            .and_then(|rest| rest.split('-').next());
+        let Some(process) = process.and_then(|id| id.parse::<u32>().ok()) else {
+            continue;
+        };
+        if !Path::new("/proc").join(process.to_string()).exists() {
+            // Another run may do the same now.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Returns a name for an image that changes when it does.
+fn stem_of(image: &Path) -> Result<String> {
+    let data = fs::metadata(image).with_context(|| format!("cannot read {}", image.display()))?;
+    let seconds = data.modified()?.duration_since(UNIX_EPOCH)?.as_secs();
+    let name = image.file_stem().unwrap_or_default().to_string_lossy();
+    Ok(format!("{name}-{seconds:x}"))
+}
+
+/// Copies a file with its holes.
+///
+/// # Errors
+/// There is no room.
+pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp")
+        .arg("--sparse=always")
+        .args([from, to])
+        .status()
+        .context("cannot run cp")?;
+    ensure!(status.success(), "cannot copy {}", from.display());
+    Ok(())
+}
+
+/// Has the kernel forget what it has read of disks.
+///
+/// # Errors
+/// Not root.
+pub fn drop_caches() -> Result<()> {
+    nix::unistd::sync();
+    File::options()
+        .write(true)
+        .open("/proc/sys/vm/drop_caches")
+        .and_then(|mut file| file.write_all(b"3"))
+        .context("cannot drop the caches")
+}

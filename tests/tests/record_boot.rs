@@ -1,0 +1,104 @@
+//! `circular boot --record`: one command from a published image to its boot pack.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use circular_tests::images;
+use circular_tests::mount::{Mount, Options};
+use circular_tests::require::{self, Need};
+use circular_tests::server::Server;
+use circular_tests::store::TestStore;
+use image_format::trace::{Origin, Trace};
+
+/// Longest wait for a trace before the test counts as hung.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[test]
+fn machine_is_recorded_by_one_command_and_its_boot_explained() -> Result<()> {
+    if require::missing(&[Need::Qemu, Need::Debian, Need::Guest])? {
+        return Ok(());
+    }
+    let store = TestStore::new()?;
+    store.publish_bootable(&images::debian("debian.raw")?, "debian:12")?;
+    let trace = store.beside("boot.trace");
+    let trace = trace.to_str().context("test paths are plain")?;
+    // When the root is mounted and its init has begun to talk: a boot to the login takes longer, and
+    // nothing else happens in it.
+    let recorded = store.json(&[
+        "boot",
+        "debian:12",
+        "--record",
+        "--output",
+        trace,
+        "--accel",
+        "tcg",
+        "--until",
+        "Welcome to",
+    ])?;
+    let chunks = recorded["chunks"].as_u64().context("it counts chunks")?;
+    ensure!(chunks > 20, "{recorded}");
+    let added = store.json(&["profile", "add", "debian:12", trace])?;
+    ensure!(added["always"].as_u64() == Some(chunks), "{added}");
+    let explained = store.json(&["explain", trace, "debian:12", "--least", "0"])?;
+    let names = explained["by_file"].to_string();
+    for name in ["/usr/lib/systemd/systemd", "superblock", "directory"] {
+        ensure!(names.contains(name), "no {name} in {names}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_mount_sends_its_trace_when_nothing_new_is_read() -> Result<()> {
+    if require::missing(&[Need::Fuse])? {
+        return Ok(());
+    }
+    let store = TestStore::new()?;
+    let image = store.beside("disk.raw");
+    images::sparse(&image, 8 << 20, &[(0, images::noise(1, 1 << 20))])?;
+    store.publish(&image, "a")?;
+    let traces = store.beside("traces");
+    let arguments = ["--traces".as_ref(), traces.as_os_str()];
+    let server = Server::start_with(&store.path(), &arguments as &[&OsStr])?;
+    let file = store.beside("trace");
+    let file = file.to_str().context("test paths are plain")?;
+    let options = Options {
+        arguments: ["--record", file, "--record-quiet", "1", "--record-to"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([format!("{}traces", server.url())])
+            .collect(),
+        ..Options::default()
+    };
+    let mount = Mount::start_with(&store, server.url(), "a", &options)?;
+    images::read_alone(&mount.disk(), 4096, 4096)?;
+    let until = Instant::now() + DEADLINE;
+    let sent = loop {
+        let sent = fs::read_dir(&traces)?.next().transpose()?;
+        match sent.filter(|sent| sent.file_name().to_string_lossy().ends_with(".trace")) {
+            Some(sent) => break sent,
+            None => ensure!(Instant::now() < until, "no trace came"),
+        }
+    };
+    let name = sent.file_name().to_string_lossy().into_owned();
+    ensure!(
+        name.starts_with("a=latest@1.") || name.starts_with("a@1."),
+        "{name}"
+    );
+    let trace = Trace::decode(&fs::read(sent.path())?)?;
+    let first = trace.touches.first().and_then(|touch| touch.read);
+    let first = first.context("something was read")?;
+    ensure!(
+        matches!(first.from, Origin::Demand | Origin::Index) && first.block <= 1,
+        "{first:?}"
+    );
+    // What is read after that is noted no more.
+    images::read_alone(&mount.disk(), 900_000, 4096)?;
+    ensure!(mount.stop()?.success(), "it ends as ever");
+    ensure!(
+        Trace::decode(&fs::read(file)?)?.touches == trace.touches,
+        "it was over"
+    );
+    Ok(())
+}
