@@ -128,10 +128,7 @@ async fn serve(
         &Handle::current(),
         recorder.clone(),
     );
-    match image.manifest.boot_pack {
-        Some(pack) => disk.prefetch(pack),
-        None => disk.prefetch_index(),
-    }
+    disk.prefetch(image.manifest.boot_pack);
     if config.purpose == Purpose::MountAndPin {
         disk.pin(image.manifest.disk.data_bytes);
     }
