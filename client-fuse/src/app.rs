@@ -111,16 +111,7 @@ async fn serve(
         Arc::clone(&stats),
     )
     .with_documents(documents);
-    let recorder = match trace.map(|file| record(config, file, &image)).transpose() {
-        Ok(recorder) => recorder,
-        Err(error) if config.process.role == Role::RootDisk => {
-            let cause: &dyn std::error::Error = error.as_ref();
-            tracing::warn!(error = cause, "this boot is not recorded");
-            None
-        }
-        Err(error) => return Err(error),
-    };
-    let recorder = recorder.map(Arc::new);
+    let recorder = record_if_asked(config, trace, &image)?;
     let disk = Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
@@ -128,10 +119,7 @@ async fn serve(
         &Handle::current(),
         recorder.clone(),
     );
-    match image.manifest.boot_pack {
-        Some(pack) => disk.prefetch(pack),
-        None => disk.prefetch_index(),
-    }
+    disk.prefetch(image.manifest.boot_pack);
     if config.purpose == Purpose::MountAndPin {
         disk.pin(image.manifest.disk.data_bytes);
     }
@@ -199,6 +187,23 @@ fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
 fn create_trace(record: &RecordConfig) -> anyhow::Result<TraceFile> {
     let path = &record.file;
     TraceFile::create(path).with_context(|| format!("cannot record to {}", path.display()))
+}
+
+/// Begins to record, if that is asked for. A root disk does without rather than not be there.
+fn record_if_asked(
+    config: &Config,
+    trace: Option<TraceFile>,
+    image: &OpenImage,
+) -> anyhow::Result<Option<Arc<Recorder>>> {
+    match trace.map(|file| record(config, file, image)).transpose() {
+        Ok(recorder) => Ok(recorder.map(Arc::new)),
+        Err(error) if config.process.role == Role::RootDisk => {
+            let cause: &dyn std::error::Error = error.as_ref();
+            tracing::warn!(error = cause, "this boot is not recorded");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Begins to record, and sees to it that the trace is sent where it shall go.

@@ -191,7 +191,7 @@ impl<S: Source> Chunks<S> {
 
     /// Those of `places` whose chunks are in no cache, nor can be copied from another version's.
     pub async fn lacking(&self, places: Vec<Place>) -> Vec<Place> {
-        if !self.caches.disk.is_on() {
+        if places.is_empty() || !self.caches.disk.is_on() {
             return places;
         }
         let (caches, asked) = (Arc::clone(&self.caches), places.clone());
@@ -240,7 +240,7 @@ impl<S: Source> Chunks<S> {
                 }
             }
         }
-        self.launch_for_guest(wanted, &hurry, around);
+        self.launch_for_guest(wanted, &hurry, around).await;
         let mut abandoned = Vec::new();
         for (number, part, seat) in seats {
             match seat.wait().await {
@@ -255,8 +255,12 @@ impl<S: Source> Chunks<S> {
     pub fn fetch_ahead(&self, places: impl IntoIterator<Item = Place>) {
         let hurry = Arc::new(Hurry::new());
         let wanted = self.board_ahead(places, Reason::Stream, &hurry);
+        self.launch_all(wanted, Priority::Ahead, &hurry);
+    }
+
+    fn launch_all(&self, wanted: Vec<Wanted>, priority: Priority, hurry: &Arc<Hurry>) {
         for request in coalesce(wanted, self.fetcher.limits()) {
-            self.launch(request, Priority::Ahead, &hurry);
+            self.launch(request, priority, hurry);
         }
     }
 
@@ -289,11 +293,11 @@ impl<S: Source> Chunks<S> {
 
     /// Fetches what a guest waits for. What lies behind it comes in the same answer, after it; what
     /// lies before it comes beside.
-    fn launch_for_guest(
+    async fn launch_for_guest(
         &self,
         mut wanted: Vec<Wanted>,
         hurry: &Arc<Hurry>,
-        around: impl Fn(&Range<u64>) -> Vec<Place>,
+        around: &(impl Fn(&Range<u64>) -> Vec<Place> + Sync),
     ) {
         let Some(missing) = extent(&wanted) else {
             return;
@@ -304,6 +308,7 @@ impl<S: Source> Chunks<S> {
         let stretch = stretch.filter(|stretch| stretch.end - stretch.start <= room);
         tracing::trace!(?missing, ?stretch, ?line, "a miss");
         let places = stretch.map_or_else(Vec::new, |stretch| around(&stretch));
+        let places = self.lacking(places).await;
         let is_behind = |place: &Place| place.disk_offset() >= missing.start;
         let (behind, before): (Vec<_>, Vec<_>) = places.into_iter().partition(is_behind);
         wanted.extend(self.board_ahead(behind, Reason::Neighbour, hurry));
@@ -319,9 +324,7 @@ impl<S: Source> Chunks<S> {
         }
         let calm = Arc::new(Hurry::new());
         let before = self.board_ahead(before, Reason::Neighbour, &calm);
-        for request in coalesce(before, limits) {
-            self.launch(request, Priority::Ahead, &calm);
-        }
+        self.launch_all(before, Priority::Ahead, &calm);
     }
 
     fn launch(&self, request: RangeRequest<Wanted>, priority: Priority, hurry: &Arc<Hurry>) {

@@ -161,7 +161,7 @@ pub struct Args {
         help_heading = "Network"
     )]
     pub token_file: Option<PathBuf>,
-    /// Most requests at once
+    /// Most requests at once; fewer are used where the line needs fewer
     #[arg(long, value_name = "N", default_value_t = NetworkConfig::CONNECTIONS, help_heading = "Network",
           value_parser = clap::value_parser!(u16).range(1..=256))]
     pub connections: u16,

@@ -167,9 +167,17 @@ impl<S: Source> Disk<S> {
         Ok(out.freeze())
     }
 
+    /// Begins to fetch, in the background, what will be read: what `pack` lists, or the index at least.
+    pub fn prefetch(&self, pack: Option<BootPack>) {
+        match pack {
+            Some(pack) => self.prefetch_listed(pack),
+            None => self.prefetch_index(),
+        }
+    }
+
     /// Begins to fetch the index of a small disk, in the background, before it is read: a page that
     /// is not here when it is needed costs its reader a round trip.
-    pub fn prefetch_index(&self) {
+    fn prefetch_index(&self) {
         let parts = Arc::clone(&self.parts);
         self.tasks.spawn(async move {
             let regions = parts.pages.regions(PAGES_SMALL_MAX);
@@ -178,7 +186,7 @@ impl<S: Source> Disk<S> {
     }
 
     /// Begins to fetch what `pack` lists, in the background, before it is read.
-    pub fn prefetch(&self, pack: BootPack) {
+    fn prefetch_listed(&self, pack: BootPack) {
         let (parts, length) = (Arc::clone(&self.parts), self.length);
         let expected = self.parts.chunks.expect_boot_pack();
         self.tasks

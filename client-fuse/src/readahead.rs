@@ -1,7 +1,7 @@
 //! Decides how far to read ahead of sequential readers; fetches nothing itself.
 //!
 //! A stream is a reader that continues where it stopped. Its window doubles each time it is used
-//! up, so that a long run costs few requests, and is never longer than twice what the reader has read,
+//! up, so that a long run costs few requests, and never reaches further ahead than the reader has read,
 //! so that a short one wastes little. Who jumps is trusted half as far: the window shrinks. A random
 //! reader never becomes a stream and gets nothing. Several streams are followed at once; the one unused for
 //! longest is forgotten first.
@@ -125,8 +125,7 @@ impl Stream {
         } else if self.ahead.saturating_sub(self.next) > self.window / 2 {
             return None;
         } else {
-            let trusted = self.read.saturating_mul(2).max(WINDOW_BYTES_FIRST);
-            let trusted = trusted.min(window_max);
+            let trusted = self.read.max(WINDOW_BYTES_FIRST).min(window_max);
             self.window = self.window.saturating_mul(2).min(trusted);
         }
         let start = self.ahead.max(self.next);
@@ -211,12 +210,12 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_followed_further_than_twice_what_he_has_read() {
+    fn nobody_is_followed_further_than_he_has_read() {
         let mut ahead = read_ahead();
         for i in 0..64 {
             let range = ahead.note(i * 131_072, 131_072);
             let read = (i + 1) * 131_072;
-            assert!(range.is_none_or(|range| range.end <= 3 * read.max(WINDOW_BYTES_FIRST)));
+            assert!(range.is_none_or(|range| range.end <= read + read.max(WINDOW_BYTES_FIRST)));
         }
     }
 

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use super::Chunks;
 use crate::fetch::fetcher::Wanted;
 use crate::fetch::lanes::{Hurry, Priority};
-use crate::fetch::plan::coalesce;
 use crate::fetch::{FetchError, Source};
 use crate::flight::Boarding;
 use crate::place::Place;
@@ -67,9 +66,7 @@ impl<S: Source> Chunks<S> {
                 Boarding::Follow(seat) => seats.push(seat),
             }
         }
-        for request in coalesce(wanted, self.fetcher.limits()) {
-            self.launch(request, Priority::Ahead, &hurry);
-        }
+        self.launch_all(wanted, Priority::Ahead, &hurry);
         for seat in seats {
             // What was abandoned the next round looks for again.
             if let Ok(delivery) = seat.wait().await {

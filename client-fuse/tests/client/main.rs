@@ -8,6 +8,7 @@
 mod access;
 mod cache;
 mod counts;
+mod far;
 mod faults;
 mod footprint;
 mod hostile;

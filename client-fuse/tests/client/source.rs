@@ -1,6 +1,7 @@
 //! A source without a network: serves a store from memory, with faults by request number.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use client_fuse::config::Expiry;
@@ -46,6 +47,8 @@ pub(crate) struct MemorySource {
     store: Arc<Store>,
     faults: Faults,
     requests: Arc<Mutex<Vec<Request>>>,
+    /// How long the head of an answer takes.
+    trip: Duration,
 }
 
 impl MemorySource {
@@ -58,7 +61,14 @@ impl MemorySource {
             store: Arc::clone(store),
             faults,
             requests: Arc::default(),
+            trip: Duration::ZERO,
         }
+    }
+
+    /// A source that is a round trip of `trip` away; for clocks that tests move.
+    pub(crate) fn far(store: &Arc<Store>, trip: Duration) -> Self {
+        let near = Self::new(store);
+        Self { trip, ..near }
     }
 
     /// The root of the store, trusted; nothing is remembered.
@@ -104,7 +114,11 @@ impl Source for MemorySource {
             requests.push(request.clone());
             requests.len() - 1
         };
-        tokio::task::yield_now().await;
+        if self.trip.is_zero() {
+            tokio::task::yield_now().await;
+        } else {
+            tokio::time::sleep(self.trip).await;
+        }
         let url = request.path.clone();
         let fault = (self.faults)(number, &request);
         let lost = || "injected".into();
