@@ -3,9 +3,9 @@
 //!
 //! [`plan`] joins wanted chunks into range requests, [`lanes`] lets guest reads go before
 //! read-ahead, [`fetcher`] carries requests out, verifies and delivers, [`retry`] decides what
-//! happens after a failure, [`mirrors`] which server is asked, [`line`] measures the line, [`pace`] how slow an answer may be,
-//! [`split`] cuts a body into chunks while it arrives, and [`http`] is the source that talks to a
-//! server. Nothing leaves this module unverified.
+//! happens after a failure, [`mirrors`] which server is asked, [`mod@line`] measures the line,
+//! [`pace`] how slow an answer may be, [`split`] cuts a body into chunks while it arrives, and
+//! [`http`] is the source that talks to a server. Nothing leaves this module unverified.
 
 use std::future::Future;
 use std::ops::Range;

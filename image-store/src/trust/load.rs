@@ -141,6 +141,8 @@ struct StoreTransport {
     overlay: Overlay,
 }
 
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 #[async_trait]
 impl Transport for StoreTransport {
     async fn fetch(&self, url: Url) -> Result<TransportStream, TransportError> {
@@ -155,26 +157,24 @@ impl Transport for StoreTransport {
             }
             None => {}
         }
-        let failed = |error: object_store::Error| {
-            let kind = match error {
-                object_store::Error::NotFound { .. } => TransportErrorKind::FileNotFound,
-                _ => TransportErrorKind::Other,
-            };
-            TransportError::new_with_cause(kind, url.as_str(), error)
-        };
-        let bytes = match self.backend.get(&path).await {
+        let read = match self.backend.get(&path).await {
             // tough stops reading at its own limit; nothing larger is held here first.
             Ok(result) if result.meta.size > TARGETS_BYTES_MAX => {
-                return Err(TransportError::new_with_cause(
-                    TransportErrorKind::Other,
-                    url.as_str(),
-                    "the file is longer than any metadata",
-                ));
+                Err("the file is longer than any metadata".into())
             }
-            Ok(result) => result.bytes().await.map_err(failed)?,
-            Err(error) => return Err(failed(error)),
+            Ok(result) => result.bytes().await.map_err(Cause::from),
+            Err(error @ object_store::Error::NotFound { .. }) => {
+                let kind = TransportErrorKind::FileNotFound;
+                return Err(TransportError::new_with_cause(kind, url.as_str(), error));
+            }
+            Err(error) => Err(error.into()),
         };
-        Ok(futures_util::stream::iter([Ok(bytes)]).boxed_sync())
+        // To tough, a next root that cannot be asked for is one that is not there. What cannot be
+        // read fails while it is read, so that no root is passed over.
+        let read = read.map_err(|cause| {
+            TransportError::new_with_cause(TransportErrorKind::Other, url.as_str(), cause)
+        });
+        Ok(futures_util::stream::iter([read]).boxed_sync())
     }
 }
 
