@@ -183,7 +183,7 @@ pub(crate) enum UploadError {
     Json(#[source] serde_json::Error),
     #[error("the body ended too early")]
     Gone,
-    #[error("no byte of the body came for too long")]
+    #[error("the body did not come in time")]
     Stalled,
     #[error(transparent)]
     Digest(#[from] DigestMismatch),

@@ -23,6 +23,10 @@ const PIECE_BYTES: usize = 256 << 10;
 const DISCARD_BYTES_MAX: usize = 1 << 20;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// How long a document may take, however steadily it trickles: few are received at once, and the
+/// longest one takes as long at 0.6 Mbit/s.
+const DOCUMENT_TIME_MAX: Duration = Duration::from_secs(120);
+
 /// Receives a file of `length` bytes.
 ///
 /// # Cancel safety
@@ -66,11 +70,11 @@ pub(crate) async fn document<B: HttpBody<Data = Bytes> + Unpin>(
     }
     let mut document = Vec::new();
     let bound = usize::try_from(max).unwrap_or(usize::MAX);
-    while fill(body, &mut document, bound.saturating_add(1), stall_timeout).await? {
-        if document.len() > bound {
-            return Err(too_long);
-        }
-    }
+    let filling = fill(body, &mut document, bound.saturating_add(1), stall_timeout);
+    match timeout(DOCUMENT_TIME_MAX, filling).await {
+        Ok(filled) => filled?,
+        Err(_elapsed) => return Err(UploadError::Stalled),
+    };
     match document.len() > bound {
         true => Err(too_long),
         false => Ok(document),
@@ -117,4 +121,28 @@ async fn fill<B: HttpBody<Data = Bytes> + Unpin>(
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_document_that_trickles_in_is_given_up() {
+        let trickle = stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Some((
+                Ok::<_, UploadError>(Frame::data(Bytes::from_static(b" "))),
+                (),
+            ))
+        });
+        let mut body = StreamBody::new(Box::pin(trickle));
+        let stall_timeout = Duration::from_secs(5);
+        let received = document(&mut body, 1 << 20, stall_timeout).await;
+        assert!(matches!(received, Err(UploadError::Stalled)));
+    }
 }
