@@ -1,5 +1,7 @@
 //! What a read costs: requests and bytes, counted, never seconds.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use circular_tests::images::{self, noise, read_alone, sparse};
 use circular_tests::mount::Mount;
@@ -11,6 +13,16 @@ const MIB: u64 = 1 << 20;
 
 /// No chunk is longer, and noise does not compress: 64 MiB of it are 256 chunks at least.
 const CHUNK_BYTES_MAX: u64 = 256 << 10;
+
+/// Writes a sparse image of so many regions that nobody fetches its index before it is needed: `piece`
+/// in the second one, a block in each of those behind.
+fn large(path: &Path, piece: Vec<u8>) -> Result<()> {
+    let elsewhere = (2..40).map(|region| (region * 64 * MIB, noise(region, 4096)));
+    let pieces: Vec<_> = std::iter::once((64 * MIB, piece))
+        .chain(elsewhere)
+        .collect();
+    sparse(path, 40 * 64 * MIB, &pieces)
+}
 
 /// Of these requests, those for parts of packs.
 fn ranged(exchanges: &[Exchange]) -> usize {
@@ -27,7 +39,7 @@ fn one_cold_block_costs_a_page_and_a_chunk() -> Result<()> {
     }
     let store = TestStore::new()?;
     let image = store.beside("image");
-    sparse(&image, 192 * MIB, &[(64 * MIB, noise(1, 32 << 20))])?;
+    large(&image, noise(1, 32 << 20))?;
     let server = store.publish_and_serve(&image, "test:1")?;
     let proxy = Proxy::start(server.url())?;
     let mount = Mount::start(&store, proxy.url(), "test:1")?;
@@ -75,7 +87,7 @@ fn a_hole_costs_nothing_but_its_page() -> Result<()> {
     }
     let store = TestStore::new()?;
     let image = store.beside("image");
-    sparse(&image, 192 * MIB, &[(64 * MIB, noise(2, 1 << 20))])?;
+    large(&image, noise(2, 1 << 20))?;
     let server = store.publish_and_serve(&image, "test:1")?;
     let proxy = Proxy::start(server.url())?;
     let mount = Mount::start(&store, proxy.url(), "test:1")?;
