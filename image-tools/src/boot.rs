@@ -4,6 +4,7 @@
 //! the version. What the machine reads comes back over its second serial line, as it is noted: that
 //! needs nothing of the machine but its kernel, and whatever becomes of the boot, the trace of it is here.
 
+pub mod files;
 pub mod machine;
 pub mod programs;
 pub mod screen;

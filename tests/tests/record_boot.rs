@@ -24,6 +24,7 @@ fn machine_is_recorded_by_one_command_and_its_boot_explained() -> Result<()> {
     store.publish_bootable(&images::debian("debian.raw")?, "debian:12")?;
     let trace = store.beside("boot.trace");
     let trace = trace.to_str().context("test paths are plain")?;
+    kernel_is_verified(&store)?;
     // When the root is mounted and its init has begun to talk: a boot to the login takes longer, and
     // nothing else happens in it.
     let recorded = store.json(&[
@@ -46,6 +47,24 @@ fn machine_is_recorded_by_one_command_and_its_boot_explained() -> Result<()> {
     for name in ["/usr/lib/systemd/systemd", "superblock", "directory"] {
         ensure!(names.contains(name), "no {name} in {names}");
     }
+    Ok(())
+}
+
+/// A kernel that is not the one that was published never runs.
+fn kernel_is_verified(store: &TestStore) -> Result<()> {
+    let inspected = store.json(&["inspect", "debian:12"])?;
+    let digest = inspected["boot"]["kernel"]["digest"].as_str();
+    let digest = digest.context("inspect names the kernel")?;
+    let path = store.path().join("objects").join(&digest[..2]).join(digest);
+    let good = fs::read(&path)?;
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    fs::write(&path, bad)?;
+    let refused = store.circular(&["boot", "debian:12", "--record", "--accel", "tcg"])?;
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(1), "{told}");
+    ensure!(told.contains("the kernel cannot be taken"), "{told}");
+    fs::write(&path, good)?;
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use image_format::ImageRef;
 use image_format::manifest::Boot;
 
 use super::BootError;
+use super::files::BootFiles;
 use super::screen::Screen;
 
 /// What the kernel says when nothing more will come.
@@ -51,9 +52,16 @@ pub struct Hardware {
 /// What it starts.
 #[derive(Clone, Debug)]
 pub struct Start<'a> {
-    /// Directory of the store.
-    pub store: &'a Path,
-    /// Port of its server on the loopback of this machine.
+    /// Kernel and initramfs.
+    pub files: &'a BootFiles,
+    /// What of the rest the machine is told.
+    pub line: Line<'a>,
+}
+
+/// What the kernel command line says.
+#[derive(Clone, Debug)]
+pub struct Line<'a> {
+    /// Port of the server of the store on the loopback of this machine.
     pub port: u16,
     /// The image, with its version.
     pub image: &'a ImageRef,
@@ -71,19 +79,19 @@ pub enum Until {
 }
 
 /// The kernel command line. What it says of the store is as the machine sees it.
-pub fn kernel_line(start: &Start<'_>, record: bool) -> String {
+pub fn kernel_line(told: &Line<'_>, record: bool) -> String {
     let mut line = format!(
         "circular.url=http://10.0.2.2:{}/ circular.image={} ip=dhcp",
-        start.port, start.image
+        told.port, told.image
     );
-    if let Some(root) = &start.boot.root {
+    if let Some(root) = &told.boot.root {
         line = format!("{line} root={root}");
     }
-    if !start.boot.cmdline.is_empty() {
-        line = format!("{line} {}", start.boot.cmdline);
+    if !told.boot.cmdline.is_empty() {
+        line = format!("{line} {}", told.boot.cmdline);
     }
     // The last console is the one that init talks to.
-    if !start.boot.cmdline.contains("console=ttyS0") {
+    if !told.boot.cmdline.contains("console=ttyS0") {
         line.push_str(" console=ttyS0");
     }
     if record {
@@ -103,7 +111,6 @@ impl Hardware {
         for accel in accels {
             command.args(["-accel", accel]);
         }
-        let object = |digest: &image_format::Digest| start.store.join(digest.object_path());
         command
             .args(["-cpu", "max", "-smp", &self.cpus.to_string()])
             .args(["-m", &self.memory_mib.to_string()])
@@ -118,10 +125,10 @@ impl Hardware {
             .args(["-netdev", "user,id=net"])
             .args(["-device", "virtio-net-pci,netdev=net,romfile="])
             .arg("-kernel")
-            .arg(object(&start.boot.kernel.digest))
+            .arg(start.files.kernel())
             .arg("-initrd")
-            .arg(object(&start.boot.initramfs.digest))
-            .args(["-append", &kernel_line(start, record)]);
+            .arg(start.files.initramfs())
+            .args(["-append", &kernel_line(&start.line, record)]);
         command
     }
 
@@ -281,18 +288,9 @@ mod tests {
         };
         let image: ImageRef = "lab/debian:12@3".parse().unwrap();
         let line = |boot: &Boot, record| {
-            let store = Path::new("store");
             let port = 41_234;
             let image = &image;
-            kernel_line(
-                &Start {
-                    store,
-                    port,
-                    image,
-                    boot,
-                },
-                record,
-            )
+            kernel_line(&Line { port, image, boot }, record)
         };
         assert_eq!(
             line(&boot, false),

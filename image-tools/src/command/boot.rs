@@ -11,7 +11,8 @@ use serde::Serialize;
 use tokio::task::block_in_place;
 
 use super::profile::{self, add_traces, read_trace};
-use crate::boot::machine::{Accel, Hardware, Start, Until};
+use crate::boot::files::BootFiles;
+use crate::boot::machine::{Accel, Hardware, Line, Start, Until};
 use crate::boot::programs::Programs;
 use crate::boot::server::Server;
 use crate::cli::Common;
@@ -110,13 +111,16 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         memory_mib: args.memory,
         cpus: args.cpus,
     };
+    let files = BootFiles::copy(&store, boot).await?;
     let began = Instant::now();
     let server = block_in_place(|| Server::start(&programs.server, &common.store))?;
     let start = Start {
-        store: &common.store,
-        port: server.port(),
-        image: &resolved.reference,
-        boot,
+        files: &files,
+        line: Line {
+            port: server.port(),
+            image: &resolved.reference,
+            boot,
+        },
     };
     if !args.record {
         ui.note("Ctrl-A X switches the machine off.");
@@ -151,7 +155,10 @@ fn record(args: &Args, hardware: &Hardware, start: &Start<'_>, ui: &Ui) -> anyho
     };
     let directory = tempfile::tempdir().context("cannot make a directory for the trace")?;
     let path = directory.path().join("trace");
-    ui.note(&format!("Booting {}; this takes a while.", start.image));
+    ui.note(&format!(
+        "Booting {}; this takes a while.",
+        start.line.image
+    ));
     block_in_place(|| hardware.record(start, &path, &until, ui.shows_progress()))?;
     let trace = read_trace(&path)
         .context("the machine sent no trace: its initramfs may be of before recording; publish the version again")?;
