@@ -53,7 +53,7 @@ fn machine_is_recorded_by_one_command_and_its_boot_explained() -> Result<()> {
 /// A kernel that is not the one that was published never runs.
 fn kernel_is_verified(store: &TestStore) -> Result<()> {
     let inspected = store.json(&["inspect", "debian:12"])?;
-    let digest = inspected["boot"]["kernel"]["digest"].as_str();
+    let digest = inspected["manifest"]["boot"]["kernel"]["digest"].as_str();
     let digest = digest.context("inspect names the kernel")?;
     let path = store.path().join("objects").join(&digest[..2]).join(digest);
     let good = fs::read(&path)?;
