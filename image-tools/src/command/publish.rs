@@ -191,10 +191,11 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         remote: remote.as_ref(),
         place,
     };
+    let published = publish(target, &source, &args, &ring, ui).await?;
     let summary = Summary {
         seconds: begun.elapsed().as_secs_f64(),
         new_keys,
-        ..publish(target, &source, &args, &ring, ui).await?
+        ..published
     };
     ui.result(&summary, text)?;
     Ok(())
