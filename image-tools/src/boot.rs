@@ -9,6 +9,7 @@ pub mod machine;
 pub mod programs;
 pub mod screen;
 pub mod server;
+pub mod stop;
 
 use std::io;
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub enum BootError {
     Start { program: PathBuf, source: io::Error },
     #[error("circular-server ended before it served the store: {said}")]
     Server { said: String },
+    #[error("ended by a signal; the machine is off")]
+    Stopped,
     #[error("cannot follow the machine")]
     Follow(#[source] io::Error),
     #[error("{what}; the last that the machine said:\n{said}")]

@@ -64,12 +64,21 @@ impl TestStore {
     /// # Errors
     /// The program cannot be started.
     pub fn circular(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.command(arguments)?;
+        command.output().context("cannot run circular")
+    }
+
+    /// Returns what runs `circular` with `arguments` on this store.
+    ///
+    /// # Errors
+    /// The program is not built.
+    pub fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = Command::new(binaries::host("circular")?);
         command
             .args(arguments)
             .env("CIRCULAR_STORE", self.path())
             .env("CIRCULAR_KEYS", self.keys());
-        command.output().context("cannot run circular")
+        Ok(command)
     }
 
     /// Runs `circular` with `--json` and returns what it says.

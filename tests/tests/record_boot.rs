@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,8 @@ use circular_tests::require::{self, Need};
 use circular_tests::server::Server;
 use circular_tests::store::TestStore;
 use image_format::trace::{Origin, Trace};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Longest wait for a trace before the test counts as hung.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -25,6 +28,7 @@ fn machine_is_recorded_by_one_command_and_its_boot_explained() -> Result<()> {
     let trace = store.beside("boot.trace");
     let trace = trace.to_str().context("test paths are plain")?;
     kernel_is_verified(&store)?;
+    a_signal_ends_all_of_it(&store)?;
     // When the root is mounted and its init has begun to talk: a boot to the login takes longer, and
     // nothing else happens in it.
     let recorded = store.json(&[
@@ -48,6 +52,55 @@ fn machine_is_recorded_by_one_command_and_its_boot_explained() -> Result<()> {
         ensure!(names.contains(name), "no {name} in {names}");
     }
     Ok(())
+}
+
+/// A signal takes the machine and the server along.
+fn a_signal_ends_all_of_it(store: &TestStore) -> Result<()> {
+    let mut boot = store.command(&["boot", "debian:12", "--record", "--accel", "tcg"])?;
+    let boot = boot.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let since = Instant::now();
+    let children = loop {
+        let children = children(boot.id())?;
+        if children.len() == 2 {
+            break children;
+        }
+        ensure!(
+            since.elapsed() < DEADLINE,
+            "no server and no machine: {children:?}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    kill(Pid::from_raw(boot.id().cast_signed()), Signal::SIGTERM)?;
+    let told = boot.wait_with_output()?;
+    let said = String::from_utf8_lossy(&told.stderr);
+    ensure!(
+        told.status.code() == Some(1) && said.contains("ended by a signal"),
+        "{said}"
+    );
+    for child in children {
+        ensure!(!fs::exists(format!("/proc/{child}"))?, "{child} lives on");
+    }
+    Ok(())
+}
+
+/// The processes that `parent` started and that run.
+fn children(parent: u32) -> Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for process in fs::read_dir("/proc")? {
+        let Ok(id) = process?.file_name().to_string_lossy().parse() else {
+            continue;
+        };
+        // One that has ended meanwhile is nobody's child.
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        let of = stat
+            .rsplit(')')
+            .next()
+            .and_then(|it| it.split_whitespace().nth(1));
+        if of.is_some_and(|of| of.parse() == Ok(parent)) {
+            children.push(id);
+        }
+    }
+    Ok(children)
 }
 
 /// A kernel that is not the one that was published never runs.

@@ -15,6 +15,7 @@ use image_format::manifest::Boot;
 use super::BootError;
 use super::files::BootFiles;
 use super::screen::Screen;
+use super::stop::Stop;
 
 /// What the kernel says when nothing more will come.
 const FATAL: &str = "end Kernel panic";
@@ -132,29 +133,33 @@ impl Hardware {
         command
     }
 
-    /// Boots with the machine's console on this terminal, until it is switched off.
+    /// Boots with the machine's console on this terminal, until it is switched off or `stop` says so.
     ///
     /// # Errors
-    /// QEMU cannot be run.
-    pub fn show(&self, start: &Start<'_>) -> Result<(), BootError> {
+    /// QEMU cannot be run, or was to stop.
+    pub fn show(&self, start: &Start<'_>, stop: &Stop) -> Result<(), BootError> {
         let mut command = self.command(start, false);
         command.args(["-serial", "mon:stdio"]);
-        command
-            .status()
-            .map(drop)
-            .map_err(|source| self.cannot_start(source))
+        let child = command.spawn();
+        let mut machine = On(child.map_err(|source| self.cannot_start(source))?);
+        while machine.0.try_wait().map_err(BootError::Follow)?.is_none() {
+            stop.check()?;
+            thread::sleep(LOOK_EVERY);
+        }
+        Ok(())
     }
 
     /// Boots, and writes what the machine reads to `trace` until the boot is over. What it says goes to
     /// standard error too, where `loud`.
     ///
     /// # Errors
-    /// QEMU cannot be run, or the machine ends, panics or takes too long.
+    /// QEMU cannot be run, the machine ends, panics or takes too long, or `stop` says so.
     pub fn record(
         &self,
         start: &Start<'_>,
         trace: &Path,
         until: &Until,
+        stop: &Stop,
         loud: bool,
     ) -> Result<(), BootError> {
         let mut command = self.command(start, true);
@@ -168,7 +173,7 @@ impl Hardware {
             .spawn()
             .map_err(|source| self.cannot_start(source))?;
         let mut machine = Running::new(child);
-        machine.follow(until, loud)
+        machine.follow(until, stop, loud)
     }
 
     fn cannot_start(&self, source: io::Error) -> BootError {
@@ -189,8 +194,19 @@ fn has_kvm() -> bool {
 }
 
 /// A machine that is on; switched off with this.
+struct On(Child);
+
+impl Drop for On {
+    fn drop(&mut self) {
+        // It has no disk that could suffer; either fails only where it is off already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A machine whose console is read.
 struct Running {
-    child: Child,
+    machine: On,
     console: Receiver<Vec<u8>>,
     screen: Screen,
 }
@@ -209,15 +225,16 @@ impl Running {
             });
         }
         Self {
-            child,
+            machine: On(child),
             console,
             screen: Screen::default(),
         }
     }
 
-    fn follow(&mut self, until: &Until, loud: bool) -> Result<(), BootError> {
+    fn follow(&mut self, until: &Until, stop: &Stop, loud: bool) -> Result<(), BootError> {
         let (began, mut up) = (Instant::now(), None::<Instant>);
         loop {
+            stop.check()?;
             let has_ended = match self.console.recv_timeout(LOOK_EVERY) {
                 Ok(bytes) => {
                     self.screen.take(&bytes);
@@ -249,7 +266,7 @@ impl Running {
                 return Err(self.failed("the machine's kernel panicked".to_owned()));
             }
             if has_ended {
-                let status = self.child.wait().map_err(BootError::Follow)?;
+                let status = self.machine.0.wait().map_err(BootError::Follow)?;
                 return Err(self.failed(format!("QEMU ended too early ({status})")));
             }
         }
@@ -258,14 +275,6 @@ impl Running {
     fn failed(&self, what: String) -> BootError {
         let said = self.screen.last_lines();
         BootError::Machine { what, said }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It has no disk that could suffer.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -11,10 +11,12 @@ use serde::Serialize;
 use tokio::task::block_in_place;
 
 use super::profile::{self, add_traces, read_trace};
+use crate::boot::BootError;
 use crate::boot::files::BootFiles;
 use crate::boot::machine::{Accel, Hardware, Line, Start, Until};
 use crate::boot::programs::Programs;
 use crate::boot::server::Server;
+use crate::boot::stop::Stop;
 use crate::cli::Common;
 use crate::keys::KeyArgs;
 use crate::ui::{self, Ui};
@@ -112,6 +114,7 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         cpus: args.cpus,
     };
     let files = BootFiles::copy(&store, boot).await?;
+    let stop = Stop::listen().context("cannot catch signals")?;
     let began = Instant::now();
     let server = block_in_place(|| Server::start(&programs.server, &common.store))?;
     let start = Start {
@@ -124,9 +127,9 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     };
     if !args.record {
         ui.note("Ctrl-A X switches the machine off.");
-        return Ok(block_in_place(|| hardware.show(&start))?);
+        return Ok(block_in_place(|| hardware.show(&start, &stop))?);
     }
-    let trace = record(&args, &hardware, &start, ui)?;
+    let trace = record(&args, &hardware, &start, &stop, ui)?;
     let mut recorded = Recorded {
         image: resolved.reference.clone(),
         seconds: began.elapsed().as_secs_f64(),
@@ -141,14 +144,23 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     if recorded.output.is_none() {
         let traces = [trace];
         let added = add_traces(&store, &resolved, &traces, args.level, &args.keys, ui);
-        recorded.profile = Some(added.await?);
+        recorded.profile = tokio::select! {
+            added = added => Some(added?),
+            () = stop.asked() => return Err(BootError::Stopped.into()),
+        };
     }
     ui.result(&recorded, text)?;
     Ok(())
 }
 
 /// Boots and records; where a file was asked for, the trace is there, too.
-fn record(args: &Args, hardware: &Hardware, start: &Start<'_>, ui: &Ui) -> anyhow::Result<Trace> {
+fn record(
+    args: &Args,
+    hardware: &Hardware,
+    start: &Start<'_>,
+    stop: &Stop,
+    ui: &Ui,
+) -> anyhow::Result<Trace> {
     let until = match args.seconds {
         Some(seconds) => Until::Time(Duration::from_secs(seconds)),
         None => Until::Said(args.until.clone(), Duration::from_secs(args.timeout)),
@@ -159,7 +171,7 @@ fn record(args: &Args, hardware: &Hardware, start: &Start<'_>, ui: &Ui) -> anyho
         "Booting {}; this takes a while.",
         start.line.image
     ));
-    block_in_place(|| hardware.record(start, &path, &until, ui.shows_progress()))?;
+    block_in_place(|| hardware.record(start, &path, &until, stop, ui.shows_progress()))?;
     let trace = read_trace(&path)
         .context("the machine sent no trace: its initramfs may be of before recording; publish the version again")?;
     if let Some(output) = &args.output {
