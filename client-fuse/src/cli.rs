@@ -137,8 +137,8 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
 
-    /// Another server of the same store, asked when those before it fail or send something wrong;
-    /// may be given several times. None of them is trusted
+    /// Another server of the same store, asked when those before it fail, send something wrong or are
+    /// slower; may be given several times. None of them is trusted
     #[arg(long = "mirror", value_name = "URL", help_heading = "Network")]
     pub mirrors: Vec<BaseUrl>,
     /// Certificate authorities for https, in PEM, beside those of the system

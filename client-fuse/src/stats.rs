@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+pub mod mirrors;
+
 /// A number of something that happened.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -80,6 +82,10 @@ pub struct Stats {
     pub boot_pack: BootPackStats,
     /// Objects and chunks that did not match their digest.
     pub verify_failures: Counter,
+    /// What was done where an answer did not come.
+    pub faults: mirrors::FaultStats,
+    /// What each server did.
+    pub mirrors: mirrors::ByMirror,
 }
 
 /// Plain bytes that were asked for ahead of any reader.
@@ -126,4 +132,19 @@ pub struct Fetched {
     pub boot_pack_bytes: Counter,
     /// Ranges of packs: chunks as stored, and the small gaps between them.
     pub chunk_bytes: Counter,
+}
+
+impl Fetched {
+    /// Bytes of all bodies.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let all = [
+            &self.metadata_bytes,
+            &self.table_bytes,
+            &self.page_bytes,
+            &self.boot_pack_bytes,
+            &self.chunk_bytes,
+        ];
+        all.into_iter().map(Counter::count).sum()
+    }
 }

@@ -1,6 +1,7 @@
 //! The tries of one fetch: when they began, how many there were, and which mirrors were asked.
 
 use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -31,13 +32,13 @@ impl Attempts {
         self.tries = 0;
     }
 
-    /// What to do after a try that failed.
-    pub(super) fn failed(&mut self, fault: Fault) -> Next {
+    /// What to do after a try that failed; `told`: how long the server wants to be left alone.
+    pub(super) fn failed(&mut self, fault: Fault, told: Option<Duration>) -> Next {
         self.tries = self.tries.saturating_add(1);
         // The seed of a hasher is random; back-off needs no better chance than that.
         let random =
             u32::try_from(RandomState::new().hash_one(self.tries) >> 32).unwrap_or_default();
-        self.policy
-            .next(self.tries, fault, self.began.elapsed(), random)
+        let elapsed = self.began.elapsed();
+        self.policy.next(self.tries, fault, elapsed, told, random)
     }
 }

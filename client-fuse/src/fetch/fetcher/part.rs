@@ -10,8 +10,8 @@ use bytes::{Bytes, BytesMut};
 use image_format::ObjectRef;
 
 use super::Fetcher;
+use super::race::{Terms, Try};
 use crate::fetch::lanes::{Hurry, Priority};
-use crate::fetch::mirrors::MirrorId;
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
 
 /// Bytes of an object, and what they unpack to.
@@ -63,20 +63,27 @@ impl<S: Source> Fetcher<S> {
         let mut freshness = Freshness::Any;
         let bytes = part.range.end - part.range.start + part.plain_bytes;
         loop {
-            let mirror = self.choose(&attempts);
+            let first = self.choose(&attempts);
             let slot = self.enter(priority, bytes, hurry).await;
-            let seen = self.outage.seen();
-            let tried = self.try_part(mirror, part, freshness, decode.clone());
-            let error = match tried.await {
-                Ok(decoded) => {
-                    self.outage.ended(seen);
-                    self.mirrors.answered(mirror);
-                    return Ok(decoded);
-                }
+            let terms = Terms {
+                first,
+                elsewhere: true,
+                bytes: part.range.end - part.range.start,
+                priority,
+                hurry,
+            };
+            let start = |attempt| self.try_part(attempt, part, freshness, decode.clone());
+            let raced = self.race(terms, start).await;
+            drop(slot);
+            self.note(&raced, |_| false);
+            if let Some((mirror, error)) = raced.before {
+                attempts.round.add(mirror, error);
+            }
+            let mirror = raced.mirror;
+            let error = match raced.outcome {
+                Ok(decoded) => return Ok(decoded),
                 Err(error) => error,
             };
-            drop(slot);
-            self.mirrors.failed(mirror, error.blame(), &error);
             if error.is_outage() && patience == Patience::Policy {
                 self.turn_or_wait(&mut attempts, mirror, error).await?;
                 continue;
@@ -93,7 +100,7 @@ impl<S: Source> Fetcher<S> {
 
     async fn try_part<T, E, D>(
         &self,
-        mirror: MirrorId,
+        attempt: Try,
         part: &ObjectPart,
         freshness: Freshness,
         decode: D,
@@ -104,7 +111,7 @@ impl<S: Source> Fetcher<S> {
         D: FnOnce(&[u8]) -> Result<T, E> + Send + 'static,
     {
         let path = part.object.digest.object_path();
-        let bytes = self.receive_part(mirror, part, &path, freshness).await?;
+        let bytes = self.receive_part(&attempt, part, &path, freshness).await?;
         let decoded = tokio::task::spawn_blocking(move || decode(&bytes)).await;
         let useless = |source| FetchError::Useless {
             path: path.clone(),
@@ -120,7 +127,7 @@ impl<S: Source> Fetcher<S> {
 
     async fn receive_part(
         &self,
-        mirror: MirrorId,
+        attempt: &Try,
         part: &ObjectPart,
         path: &str,
         freshness: Freshness,
@@ -134,7 +141,7 @@ impl<S: Source> Fetcher<S> {
             freshness,
         };
         let want = part.range.end - part.range.start;
-        let mut incoming = self.open(mirror, request).await?;
+        let mut incoming = self.open(attempt, request).await?;
         let mut bytes = BytesMut::new();
         while let Some(more) = incoming.next().await? {
             self.stats.fetched.boot_pack_bytes.add(more.len() as u64);
