@@ -175,6 +175,14 @@ fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
     if identity.has_token() && bases().any(|base| base.as_url().scheme() == "http") {
         tracing::warn!("over http everybody on the way can read the token; https hides it");
     }
+    let proxies = &config.network.proxies;
+    for (scheme, proxy) in [("http", &proxies.http), ("https", &proxies.https)] {
+        if let Some(proxy) = proxy
+            && bases().any(|base| base.as_url().scheme() == scheme)
+        {
+            tracing::info!(%proxy, except = proxies.except, "going through a proxy");
+        }
+    }
     let first = HttpSource::with(config.base.clone(), &config.network, &identity)?;
     let others = config.mirrors.iter().map(|base| {
         let source = first.mirror(base.clone());

@@ -10,6 +10,7 @@ use image_format::reference::ImageRef;
 use tracing::level_filters::LevelFilter;
 
 use crate::app;
+use crate::config::proxies::{Proxies, ProxyUrl};
 use crate::config::{
     Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
     MountConfig, NetworkConfig, ProcessConfig, Purpose, RecordConfig, Role, RootConfig, Style,
@@ -141,6 +142,11 @@ pub struct Args {
     /// slower; may be given several times. None of them is trusted
     #[arg(long = "mirror", value_name = "URL", help_heading = "Network")]
     pub mirrors: Vec<BaseUrl>,
+    /// HTTP proxy on the way to all servers [default: what http_proxy, https_proxy and all_proxy say in
+    /// the environment]; hosts that no_proxy lists there are reached without. A proxy sees what an http
+    /// store is asked and shows, the token too; of https it sees the names. It is trusted with nothing else
+    #[arg(long, value_name = "URL", help_heading = "Network")]
+    pub proxy: Option<ProxyUrl>,
     /// Certificate authorities for https, in PEM, beside those of the system
     #[arg(
         long,
@@ -224,8 +230,13 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let defaults = Directories::of_user();
-    app::run(&args.into_config(defaults)).unwrap_or_else(|error| failed(&error))
+    let proxies = Proxies::of(args.proxy.clone(), |name| std::env::var(name).ok());
+    let mut config = args.into_config(Directories::of_user());
+    config.network.proxies = match proxies {
+        Ok(proxies) => proxies,
+        Err(error) => return failed(&error.into()),
+    };
+    app::run(&config).unwrap_or_else(|error| failed(&error))
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
@@ -285,6 +296,7 @@ impl Args {
                 timeout: Duration::from_secs(self.timeout),
                 retry,
                 retry_open,
+                proxies: Proxies::default(),
             },
             disk_cache: cache.map(|directory| DiskCacheConfig {
                 directory,

@@ -11,6 +11,10 @@ use url::Url;
 
 use crate::fetch::retry::RetryPolicy;
 
+pub mod proxies;
+
+use proxies::Proxies;
+
 /// All of a run.
 #[derive(Debug)]
 pub struct Config {
@@ -136,7 +140,7 @@ impl FromStr for Expiry {
 pub struct ExpiryError;
 
 /// How to talk to the server.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NetworkConfig {
     /// Most requests under way at once, half of them for what nobody waits for yet. As many are used
     /// as the line needs; 32 fill 100 Mbit/s at 50 ms with ranges of 20 KB.
@@ -147,6 +151,8 @@ pub struct NetworkConfig {
     pub retry: RetryPolicy,
     /// The same while opening the image: whoever types a wrong address wants to know soon.
     pub retry_open: RetryPolicy,
+    /// Proxies on the way.
+    pub proxies: Proxies,
 }
 
 impl NetworkConfig {

@@ -137,6 +137,10 @@ pub enum SourceError {
         host: String,
     },
     #[error(
+        "the proxy on the way to {url} wants a password; give it as http://USER:PASSWORD@PROXY in http_proxy or https_proxy"
+    )]
+    ProxyPassword { url: String },
+    #[error(
         "the server ignores range requests for {url}; serve the store with circular-server, nginx or S3"
     )]
     NoRanges { url: String },
@@ -173,6 +177,7 @@ impl SourceError {
             | Self::NoToken { .. }
             | Self::BadToken { .. }
             | Self::TokenNotTaken { .. }
+            | Self::ProxyPassword { .. }
             | Self::Unaskable { .. }
             | Self::NoRanges { .. } => Fault::Permanent,
         }

@@ -21,9 +21,10 @@ use reqwest::header::{
     HeaderMap, HeaderName, HeaderValue, PRAGMA, RANGE, RETRY_AFTER,
 };
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Client, ClientBuilder, Response, StatusCode};
+use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Response, StatusCode};
 use url::Url;
 
+use crate::config::proxies::Proxies;
 use crate::config::{BaseUrl, NetworkConfig};
 use crate::fetch::resolve::Resolver;
 use crate::fetch::{Body, Freshness, Part, Request, Source, SourceError};
@@ -102,11 +103,11 @@ impl HttpSource {
         resolver: &Resolver,
     ) -> Result<Self, SetupError> {
         let builder = || builder(network, resolver);
-        let client = || match identity.apply(builder()).build() {
+        let client = || match identity.apply(builder()?).build() {
             // An initramfs without certificates can still use an http store.
             Err(error) if base.as_url().scheme() == "http" => {
                 tracing::debug!(%error, "no certificates; https redirects will fail");
-                builder().tls_certs_only([]).build()
+                builder()?.tls_certs_only([]).build()
             }
             outcome => outcome,
         };
@@ -129,8 +130,8 @@ impl HttpSource {
     }
 }
 
-fn builder(network: &NetworkConfig, resolver: &Resolver) -> ClientBuilder {
-    Client::builder()
+fn builder(network: &NetworkConfig, resolver: &Resolver) -> reqwest::Result<ClientBuilder> {
+    let builder = Client::builder()
         .user_agent(concat!("circular-mount/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(network.timeout)
         .read_timeout(network.timeout)
@@ -145,6 +146,20 @@ fn builder(network: &NetworkConfig, resolver: &Resolver) -> ClientBuilder {
         .referer(false)
         .redirect(Policy::custom(follow))
         .dns_resolver(resolver.clone())
+        // The environment was read before.
+        .no_proxy();
+    let Proxies {
+        http,
+        https,
+        except,
+    } = &network.proxies;
+    let except = NoProxy::from_string(except);
+    let http = http.as_ref().map(|url| Proxy::http(url.as_url().clone()));
+    let https = https.as_ref().map(|url| Proxy::https(url.as_url().clone()));
+    let mut proxies = [http, https].into_iter().flatten();
+    proxies.try_fold(builder, |builder, proxy| {
+        Ok(builder.proxy(proxy?.no_proxy(except.clone())))
+    })
 }
 
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
@@ -280,6 +295,9 @@ fn check(url: &str, part: &Part, response: &Response) -> Result<Option<Range<u64
         StatusCode::OK | StatusCode::PARTIAL_CONTENT => {}
         StatusCode::NOT_FOUND | StatusCode::GONE => {
             return Err(SourceError::Missing { url: url() });
+        }
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            return Err(SourceError::ProxyPassword { url: url() });
         }
         status => {
             return Err(SourceError::Status {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_fuse::config::NetworkConfig;
+use client_fuse::config::proxies::Proxies;
 use client_fuse::fetch::http::HttpSource;
 use client_fuse::fetch::http::identity::Identity;
 use client_fuse::fetch::resolve::{Lookup, Resolver};
@@ -27,6 +28,7 @@ pub(crate) fn network() -> NetworkConfig {
         timeout: Duration::from_secs(10),
         retry: IMPATIENT,
         retry_open: IMPATIENT,
+        proxies: Proxies::default(),
     }
 }
 

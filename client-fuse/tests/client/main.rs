@@ -21,6 +21,7 @@ mod offline;
 mod open;
 mod overlay;
 mod prefetch;
+mod proxies;
 mod publisher;
 mod record;
 mod rounds;

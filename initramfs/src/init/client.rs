@@ -164,6 +164,9 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
     for mirror in &settings.mirrors {
         command.args(["--mirror", mirror]);
     }
+    if let Some(proxy) = &settings.proxy {
+        command.args(["--proxy", proxy]);
+    }
     if let Some(record) = &settings.record {
         command.args(record.options(&settings.base_url));
     }

@@ -6,6 +6,7 @@
 //! | `circular.boot=URL` | address of the boot script; the store is where it lies |
 //! | `circular.url=URL` | address of the store, instead |
 //! | `circular.mirror=URL` | another server of the same store; may be given several times |
+//! | `circular.proxy=URL` | HTTP proxy on the way to all of them |
 //! | `circular.cache=tmpfs[:size=SIZE]`, `none` | where fetched chunks are kept (25 % of memory) |
 //! | `circular.overlay=tmpfs[:size=SIZE]` | room for what the booted system writes (50 % of memory) |
 //! | `circular.record`, `=server`, `=URL`, `=/dev/DEVICE` | record what this boot reads: to a file in /run, and to a server; or to a serial line |
@@ -40,6 +41,8 @@ pub struct Settings {
     pub base_url: String,
     /// Other servers of the same store; each ends in `/`.
     pub mirrors: Vec<String>,
+    /// HTTP proxy on the way to all of them.
+    pub proxy: Option<String>,
     /// The token of a private store, if its address had one.
     pub token: Option<Token>,
     /// Which image to boot, as the client takes it.
@@ -121,6 +124,8 @@ pub enum SettingsError {
         "circular.mirror= has a password in it: the token of circular.boot= or circular.url= goes to every mirror"
     )]
     MirrorPassword,
+    #[error("circular.proxy= has a password in it, which every user of this machine could read")]
+    ProxyPassword,
     #[error("size `{0}` is neither bytes (as in 512m, 2g) nor percent of memory (as in 50%)")]
     Size(String),
     #[error("{key}={value} is unknown ({known})")]
@@ -220,6 +225,7 @@ impl CommandLine {
         Ok(Settings {
             base_url,
             mirrors: self.mirrors()?,
+            proxy: self.proxy()?,
             token,
             image: self.image()?,
             cache: self.cache()?,
@@ -261,6 +267,14 @@ impl CommandLine {
             (_, Some(_)) => Err(SettingsError::MirrorPassword),
         };
         self.values("circular.mirror").map(mirror).collect()
+    }
+
+    fn proxy(&self) -> Result<Option<String>, SettingsError> {
+        let proxy = |url| match userinfo::split(url) {
+            (shown, None) if shown == url => Ok(base_url::given(url)?),
+            _ => Err(SettingsError::ProxyPassword),
+        };
+        self.value("circular.proxy").map(proxy).transpose()
     }
 
     /// A recording that cannot be had is no reason not to boot: what makes no sense is passed on, and
@@ -422,6 +436,19 @@ mod tests {
         let line = "circular.mirror=http://b circular.mirror= circular.mirror=https://a/s/";
         assert_eq!(mirrors(line).unwrap(), ["http://b/", "https://a/s/"]);
         assert!(mirrors("circular.mirror=ftp://b/").is_err());
+    }
+
+    #[test]
+    fn a_proxy_is_taken_without_a_password() {
+        let proxy = |more: &str| settings(more).map(|settings| settings.proxy);
+        assert_eq!(proxy("").unwrap(), None);
+        let wanted = Some("http://p:3128/".to_owned());
+        assert_eq!(proxy("circular.proxy=http://p:3128").unwrap(), wanted);
+        assert!(proxy("circular.proxy=socks5://p").is_err());
+        for secret in ["http://me:SECRET@p:3128", "http://SECRET@p", "me:SECRET@p"] {
+            let error = proxy(&format!("circular.proxy={secret}")).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("SECRET"), "{error}");
+        }
     }
 
     #[test]
