@@ -25,4 +25,5 @@ pub mod python;
 pub mod replay;
 pub mod require;
 pub mod server;
+pub mod squid;
 pub mod store;

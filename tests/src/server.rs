@@ -54,6 +54,22 @@ impl Server {
         &self.url
     }
 
+    /// Stops the server where it is: connections stay, and nothing comes over them any more.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.daemon.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.daemon.signal(Signal::SIGCONT)
+    }
+
     /// Asks the server to stop and returns how it ended.
     ///
     /// # Errors
