@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+pub mod histogram;
+
 /// A number of something that happened.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
