@@ -24,6 +24,7 @@ use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
 use crate::overlay::{Base, Overlay, keep_flushed};
+use crate::panics;
 use crate::process::{self, Readiness, Side};
 use crate::record::send::Sender;
 use crate::record::{Recorder, TraceFile};
@@ -62,6 +63,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         Side::Mounting(readiness) => readiness,
     };
     log::init(&config.process)?;
+    panics::watch();
     process::bound_heap();
     if config.process.role == Role::RootDisk {
         process::harden();

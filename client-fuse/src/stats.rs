@@ -14,6 +14,12 @@ pub mod histogram;
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    /// Nothing happened yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
     /// Counts `n` more.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);

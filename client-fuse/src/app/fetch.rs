@@ -14,6 +14,7 @@ use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
 use crate::log;
 use crate::mount::signals::Signals;
+use crate::panics;
 use crate::stats::Stats;
 
 /// Longest wait for what is still being written at the end.
@@ -26,6 +27,7 @@ const SAVING_MAX: Duration = Duration::from_secs(5);
 /// Says which step failed, on what, and why.
 pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
     log::init(&config.process)?;
+    panics::watch();
     let runtime = super::runtime()?;
     let outcome = runtime.block_on(fetch(config));
     // Documents are written in the background.
