@@ -33,6 +33,7 @@ use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 mod fetch;
+mod inside;
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
 const BLOCKING_THREADS_EXTRA: usize = 4;
@@ -95,6 +96,7 @@ async fn serve(
     readiness: Readiness,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
+    let inside = inside::Inside::begin(config).await?;
     let mirrors = Arc::new(mirrors(config)?);
     let stats = Arc::new(Stats::default());
     let documents = Arc::new(open_documents(config).await);
@@ -129,7 +131,8 @@ async fn serve(
         Some(overlay) => Layered::writable(disk, Arc::clone(overlay)),
         None => Layered::read_only(disk),
     };
-    let fs = ImageFs::new(disk, &image, &config.base, stats);
+    let fs = Arc::new(ImageFs::new(disk, &image, &config.base, stats));
+    let _metrics = inside.show(&fs);
     let name = format!("{}{}", config.base, image.reference);
     let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
     tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");

@@ -17,6 +17,7 @@ use crate::config::{
 };
 use crate::fetch::retry::RetryPolicy;
 use crate::fstab::{self, Call};
+use crate::inside::serve::Address;
 
 pub mod cache;
 
@@ -131,7 +132,7 @@ pub struct Args {
     pub pin: bool,
     /// Fetch all of the image into the disk cache and end, without mounting; `circular-mount fetch` is
     /// the same
-    #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "overlay", "initramfs"])]
+    #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "overlay", "initramfs", "metrics"])]
     pub fetch: bool,
     /// Most bytes of chunks kept in memory
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
@@ -190,6 +191,14 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 20, help_heading = "Logging",
           value_parser = clap::value_parser!(u64).range(1..=600))]
     pub record_quiet: u64,
+    /// Serve metrics to Prometheus at /metrics (HTTP) on this TCP port of this machine, this address, or
+    /// this Unix socket; nobody is asked who he is
+    #[arg(
+        long,
+        value_name = "PORT|ADDRESS:PORT|unix:PATH",
+        help_heading = "Logging"
+    )]
+    pub metrics: Option<Address>,
     /// Least important lines to log
     #[arg(long, value_name = "off|error|warn|info|debug|trace", env = "CIRCULAR_LOG",
           default_value_t = LevelFilter::INFO, help_heading = "Logging")]
@@ -293,6 +302,7 @@ impl Args {
             memory_cache: self.memory_cache,
             overlay: self.overlay,
             record,
+            metrics: self.metrics,
             process: ProcessConfig {
                 style: style(self.foreground),
                 role,
@@ -419,6 +429,14 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn metrics_are_served_nowhere_unless_that_is_said() {
+        assert_eq!(config(&[]).metrics, None);
+        assert_eq!(config(&["--initramfs"]).metrics, None);
+        let local = config(&["--metrics", "9184"]).metrics.unwrap();
+        assert_eq!(local.to_string(), "127.0.0.1:9184");
     }
 
     #[test]

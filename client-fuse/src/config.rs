@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 use url::Url;
 
 use crate::fetch::retry::RetryPolicy;
+use crate::inside::serve::Address;
 
 /// All of a run.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub struct Config {
     pub overlay: Option<PathBuf>,
     /// What to do with a trace of first touches.
     pub record: Option<RecordConfig>,
+    /// Where to serve metrics; `None`: nowhere.
+    pub metrics: Option<Address>,
     /// The life of the process.
     pub process: ProcessConfig,
 }

@@ -110,6 +110,11 @@ impl<S: Source> Disk<S> {
         }
     }
 
+    /// All chunks of it.
+    pub(crate) fn chunks(&self) -> &Chunks<S> {
+        &self.parts.chunks
+    }
+
     /// The length in bytes.
     #[must_use]
     pub const fn length(&self) -> u64 {

@@ -29,6 +29,7 @@ pub mod plan;
 pub mod resolve;
 pub mod retry;
 pub mod split;
+pub(crate) mod underway;
 
 /// Serves the files of a store.
 ///

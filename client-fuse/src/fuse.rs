@@ -242,9 +242,14 @@ impl<S: Source> Filesystem for Adapter<S> {
             return reply.error(Errno::ENOENT);
         };
         let fs = Arc::clone(&self.fs);
+        let reading = fs.watch(node, offset, size);
         self.tasks.spawn(async move {
-            match fs.read(node, fh.0, offset, size).await {
-                Ok(bytes) => reply.data(&bytes),
+            match reading.of(fs.read(node, fh.0, offset, size)).await {
+                Ok(bytes) => {
+                    // First, so that whoever has the bytes finds them counted.
+                    reading.answered();
+                    reply.data(&bytes);
+                }
                 Err(error) => {
                     let cause: &dyn std::error::Error = &error;
                     tracing::error!(offset, size, error = cause, "a read fails");

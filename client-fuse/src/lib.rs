@@ -13,7 +13,7 @@
 //! requests), [`fetch::retry`], [`readahead`], [`prefetch::planner`]. What acts is kept at the edge: [`fuse`] is the only
 //! file that knows the kernel's interface, [`fetch::http`] the only one that talks to a server,
 //! [`cache::disk`], [`trust`] and [`record`] the only ones that keep files. [`app`] nests them; [`open`] is where
-//! a reference becomes a disk, [`trust`] decides what of a store is believed.
+//! a reference becomes a disk, [`trust`] decides what of a store is believed, [`inside`] is what can be seen from outside.
 
 pub mod app;
 pub mod cache;
@@ -26,6 +26,7 @@ pub mod flight;
 pub mod fs;
 pub mod fstab;
 pub mod fuse;
+pub mod inside;
 pub mod log;
 pub mod mount;
 pub mod open;
@@ -39,3 +40,4 @@ pub mod record;
 pub mod stats;
 pub mod tasks;
 pub mod trust;
+pub mod waits;

@@ -13,6 +13,7 @@ use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{ProcessConfig, Role};
+use crate::inside::dump;
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -68,11 +69,16 @@ pub fn init(config: &ProcessConfig) -> Result<(), LogError> {
         .try_init()?)
 }
 
-/// Our own lines at `level`; of the libraries only what is wrong.
+/// Our own lines at `level`; of the libraries only what is wrong; what somebody asked for in any case.
 fn filter(level: LevelFilter) -> Targets {
+    let asked = match level {
+        LevelFilter::OFF => level,
+        _ => level.max(LevelFilter::INFO),
+    };
     Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("client_fuse", level)
+        .with_target(dump::TARGET, asked)
 }
 
 /// Writes each line as a record of the kernel's log.

@@ -105,7 +105,7 @@ impl Mount {
     pub async fn start<S: Source>(
         mountpoint: Mountpoint,
         config: &MountConfig,
-        fs: ImageFs<S>,
+        fs: Arc<ImageFs<S>>,
         source: &str,
     ) -> Result<Self, MountError> {
         let Mountpoint { path, root } = mountpoint;
@@ -115,7 +115,7 @@ impl Mount {
         );
         let length = fs.length(Node::Disk);
         let runtime = tokio::runtime::Handle::current();
-        let adapter = Adapter::new(Arc::new(fs), runtime, owner, config.access, root);
+        let adapter = Adapter::new(fs, runtime, owner, config.access, root);
         let refused = |source| MountError::Refused {
             path: path.clone(),
             source,

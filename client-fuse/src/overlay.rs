@@ -48,6 +48,7 @@ pub use counters::{OverlayNow, OverlayStats};
 pub use error::OverlayError;
 pub use open::Base;
 
+use crate::waits::{self, Layer};
 use error::Attempt;
 use ledger::{Content, Ledger, Run};
 
@@ -158,6 +159,7 @@ impl Overlay {
         if !runs.iter().any(Run::is_data) {
             return Ok(runs.into_iter().map(|run| (run, Bytes::new())).collect());
         }
+        waits::note(Layer::Overlay);
         let guard = Arc::clone(&self.io).read_owned().await;
         let this = Arc::clone(self);
         blocking(move || {

@@ -92,6 +92,12 @@ impl<S: Source> Chunks<S> {
         let _ = tokio::time::timeout(HEAD_WAIT, expected.wait_for(|heads| *heads == 0)).await;
     }
 
+    /// How many frames the boot pack has, and how many of them are on their way or still to come.
+    #[must_use]
+    pub fn boot_pack_frames(&self) -> (usize, usize) {
+        self.boot.get().map_or((0, 0), |boot| boot.frames())
+    }
+
     /// Whether there are parts, and the boot pack lists all of them.
     pub fn are_foreseen(&self, parts: &[Part]) -> bool {
         let listed = |boot: &Arc<BootStream>| parts.iter().all(|part| boot.lists(&part.place.id()));

@@ -15,6 +15,7 @@ use crate::fetch::line::Estimate;
 use crate::fetch::mirrors::{MirrorId, Mirrors};
 use crate::fetch::plan::PlanLimits;
 use crate::fetch::retry::{Fault, Next, RetryPolicy};
+use crate::fetch::underway::Underway;
 use crate::fetch::{FetchError, Request, Source};
 use crate::stats::Stats;
 
@@ -42,6 +43,7 @@ pub struct Fetcher<S> {
     policy: RetryPolicy,
     outage: Outage,
     documents: Arc<Documents>,
+    underway: Arc<Underway>,
     stats: Arc<Stats>,
 }
 
@@ -75,6 +77,7 @@ impl<S: Source> Fetcher<S> {
             policy,
             outage: Outage::new(),
             documents: Arc::default(),
+            underway: Arc::default(),
             stats,
         }
     }
@@ -92,6 +95,11 @@ impl<S: Source> Fetcher<S> {
     /// The tries of something that begins now.
     pub(crate) fn attempts(&self) -> Attempts {
         Attempts::begin(self.policy)
+    }
+
+    /// The requests under way.
+    pub(crate) const fn underway(&self) -> &Arc<Underway> {
+        &self.underway
     }
 
     /// What is known of the line.
@@ -115,7 +123,9 @@ impl<S: Source> Fetcher<S> {
     /// Asks a mirror, and waits for the head of its answer as long as for any part of it.
     async fn open(&self, mirror: MirrorId, request: Request) -> Result<Incoming, FetchError> {
         self.stats.requests.increment();
-        Incoming::open(&self.mirrors, mirror, request).await
+        let name = self.mirrors.name(mirror);
+        let asking = self.underway.ask(name, &request, &self.stats);
+        Incoming::open(&self.mirrors, mirror, request, asking).await
     }
 
     /// The mirror for the next try.

@@ -133,6 +133,15 @@ impl<S> Mirrors<S> {
             .map_or("the server", |(name, _)| name)
     }
 
+    /// What each mirror is called and how it did so far, the one to ask first at the front.
+    pub(crate) fn standings(&self) -> Vec<(String, Standing)> {
+        let ranking = self.ranking();
+        let order = ranking.order().into_iter();
+        let standings =
+            order.map(|mirror| (self.name(mirror).to_owned(), ranking.standing(mirror)));
+        standings.collect()
+    }
+
     /// Notes that a mirror failed, and says so where that changes its place.
     pub(crate) fn failed(
         &self,

@@ -13,6 +13,7 @@ mod faults;
 mod footprint;
 mod hostile;
 mod http;
+mod inside;
 mod model;
 mod mount;
 mod mount_ways;

@@ -12,7 +12,9 @@ use client_fuse::config::DiskCacheConfig;
 use client_fuse::disk::Disk;
 use client_fuse::fetch::fetcher::Fetcher;
 use client_fuse::fetch::retry::RetryPolicy;
+use client_fuse::fs::ImageFs;
 use client_fuse::open::{OpenError, OpenImage, open};
+use client_fuse::overlay::layered::Layered;
 use client_fuse::record::{Recorder, TraceFile};
 use client_fuse::stats::Stats;
 use client_fuse::trust::Trust;
@@ -64,6 +66,27 @@ pub(crate) async fn try_start(
     setup: Setup<'_>,
     trust: &Trust,
 ) -> Result<Stack, OpenError> {
+    let (disk, _, stats) = nest(source, setup, trust).await?;
+    let disk = Arc::new(disk);
+    Ok(Stack { disk, stats })
+}
+
+/// The directory that a mount of `lab/debian:12` shows.
+pub(crate) async fn show(source: &MemorySource, setup: Setup<'_>) -> Arc<ImageFs<MemorySource>> {
+    let (disk, image, stats) = nest(source, setup, &source.trust()).await.unwrap();
+    if image.manifest.boot_pack.is_some() {
+        disk.prefetch(image.manifest.boot_pack);
+    }
+    let base = "http://store/".parse().unwrap();
+    let disk = Layered::read_only(disk);
+    Arc::new(ImageFs::new(disk, &image, &base, stats))
+}
+
+async fn nest(
+    source: &MemorySource,
+    setup: Setup<'_>,
+    trust: &Trust,
+) -> Result<(Disk<MemorySource>, OpenImage, Arc<Stats>), OpenError> {
     let stats = Arc::new(Stats::default());
     let directory = setup.cache.map(|path| DiskCacheConfig {
         directory: path.to_owned(),
@@ -90,14 +113,14 @@ pub(crate) async fn try_start(
         Arc::clone(&stats),
     )
     .with_documents(documents);
-    let disk = Arc::new(Disk::new(
+    let disk = Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
         caches,
         &Handle::current(),
         setup.record.map(|path| recorder(path, &image)),
-    ));
-    Ok(Stack { disk, stats })
+    );
+    Ok((disk, image, stats))
 }
 
 /// Caches that keep nothing.

@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::time::Instant;
 
 use crate::fetch::line::Body as Measured;
 use crate::fetch::mirrors::{MirrorId, Mirrors};
 use crate::fetch::pace::Pace;
+use crate::fetch::underway::Asking;
 use crate::fetch::{Body, FetchError, Request, Source};
 
 /// An answer whose head is here.
@@ -16,6 +16,7 @@ pub(super) struct Incoming {
     body: Body,
     got: u64,
     measured: Measured,
+    asking: Asking,
 }
 
 impl Incoming {
@@ -24,18 +25,21 @@ impl Incoming {
         mirrors: &Mirrors<S>,
         mirror: MirrorId,
         request: Request,
+        asking: Asking,
     ) -> Result<Self, FetchError> {
-        let (path, pace, asked) = (request.path.clone(), Pace::begin(), Instant::now());
+        let (path, pace) = (request.path.clone(), Pace::begin());
         let opened = tokio::time::timeout_at(pace.until(0), mirrors.open(mirror, request));
         let Ok(body) = opened.await else {
             return Err(pace.too_slow(path, 0));
         };
+        let body = body?;
         Ok(Self {
             path,
             pace,
-            body: body?,
+            body,
             got: 0,
-            measured: mirrors.meter().answered(asked.elapsed()),
+            measured: mirrors.meter().answered(asking.answered()),
+            asking,
         })
     }
 
@@ -49,6 +53,9 @@ impl Incoming {
         if let Some(part) = &part {
             self.got += part.len() as u64;
             self.measured.received(part.len() as u64);
+            self.asking.received(part.len() as u64);
+        } else {
+            self.asking.ended();
         }
         Ok(part)
     }
