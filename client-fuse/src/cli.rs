@@ -20,12 +20,14 @@ use crate::fstab::{self, Call};
 use crate::inside::serve::Address;
 
 pub mod cache;
+pub mod top;
 
 const EXAMPLES: &str = "\
 Examples:
   circular-mount --root root.json http://host:8080/ debian:12 /mnt
   circular-mount fetch --root root.json http://host:8080/ debian:12
   circular-mount cache stat        (also: verify, clear)
+  circular-mount top               (what the mounts of this machine do)
   losetup --find --show --partscan --read-only /mnt/disk.raw
   umount /mnt        (or, not being root: fusermount3 -u /mnt)
   circular-mount --root root.json --overlay mine.overlay http://host:8080/ debian:12 /mnt
@@ -222,6 +224,7 @@ pub fn main() -> ExitCode {
     };
     match typed.get(1).and_then(|word| word.to_str()) {
         Some("cache") => return cache::main(&typed[1..]),
+        Some("top") => return top::main(&typed[1..]),
         Some("fetch") => typed[1] = "--fetch".into(),
         _ => {}
     }

@@ -39,5 +39,6 @@ pub mod readahead;
 pub mod record;
 pub mod stats;
 pub mod tasks;
+pub mod top;
 pub mod trust;
 pub mod waits;

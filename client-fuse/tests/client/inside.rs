@@ -17,6 +17,7 @@ use crate::stack::{Setup, show};
 use crate::store::{Store, mixed_disk};
 
 mod format;
+mod mounted;
 mod panics;
 
 use format::{Kind, parse};
