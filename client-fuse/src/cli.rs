@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use image_format::reference::ImageRef;
 use tracing::level_filters::LevelFilter;
 
@@ -215,6 +215,15 @@ pub struct Args {
     pub log_file: Option<PathBuf>,
 }
 
+/// All that may be typed, for manual pages and completion.
+#[must_use]
+pub fn command() -> clap::Command {
+    Args::command()
+        .subcommand(cache::CacheArgs::command())
+        .subcommand(top::TopArgs::command())
+        .subcommand_negates_reqs(true)
+}
+
 /// Parses, runs, and says what went wrong.
 pub fn main() -> ExitCode {
     let mut typed = match fstab::translate(std::env::args_os().collect()) {
@@ -411,8 +420,6 @@ impl Directories {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn config(extra: &[&str]) -> Config {
@@ -432,6 +439,7 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Args::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
