@@ -96,7 +96,7 @@ async fn serve(
     let mirrors = Arc::new(mirrors(config)?);
     let stats = Arc::new(Stats::default());
     let documents = Arc::new(open_documents(config).await);
-    let image = tokio::select! {
+    let mut image = tokio::select! {
         image = open_image(config, &mirrors, &documents, &stats) => image?,
         signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
     };
@@ -119,7 +119,7 @@ async fn serve(
         &Handle::current(),
         recorder.clone(),
     );
-    disk.prefetch(image.manifest.boot_pack);
+    disk.prefetch(image.manifest.boot_pack, image.early_head.take());
     if config.purpose == Purpose::MountAndPin {
         disk.pin(image.manifest.disk.data_bytes);
     }

@@ -1,7 +1,7 @@
 //! The whole client but FUSE, on a source in memory.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use client_fuse::cache::Caches;
@@ -12,10 +12,11 @@ use client_fuse::config::DiskCacheConfig;
 use client_fuse::disk::Disk;
 use client_fuse::fetch::fetcher::Fetcher;
 use client_fuse::fetch::retry::RetryPolicy;
-use client_fuse::open::{OpenError, OpenImage, open};
+use client_fuse::open::{EarlyHead, OpenError, OpenImage, open};
 use client_fuse::record::{Recorder, TraceFile};
 use client_fuse::stats::Stats;
 use client_fuse::trust::Trust;
+use image_format::manifest::BootPack;
 use image_format::trace::Header;
 use tokio::runtime::Handle;
 
@@ -25,6 +26,15 @@ use crate::source::MemorySource;
 pub(crate) struct Stack {
     pub(crate) disk: Arc<Disk<MemorySource>>,
     pub(crate) stats: Arc<Stats>,
+    early_head: Mutex<Option<EarlyHead>>,
+}
+
+impl Stack {
+    /// Begins to fetch what `pack` lists, or the index.
+    pub(crate) fn prefetch(&self, pack: Option<BootPack>) {
+        let early = self.early_head.lock().unwrap().take();
+        self.disk.prefetch(pack, early);
+    }
 }
 
 /// Waits of a thousandth, so that tests with faults are quick.
@@ -97,7 +107,11 @@ pub(crate) async fn try_start(
         &Handle::current(),
         setup.record.map(|path| recorder(path, &image)),
     ));
-    Ok(Stack { disk, stats })
+    Ok(Stack {
+        disk,
+        stats,
+        early_head: Mutex::new(image.early_head),
+    })
 }
 
 /// Caches that keep nothing.

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use image_format::ObjectRef;
+use image_format::manifest::BootPack;
 
 use super::Fetcher;
+use crate::cache::documents::Name;
 use crate::fetch::lanes::{Hurry, Priority};
 use crate::fetch::mirrors::MirrorId;
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
@@ -89,6 +91,37 @@ impl<S: Source> Fetcher<S> {
             self.stats.retries.increment();
             freshness = Freshness::Revalidate;
         }
+    }
+
+    /// Fetches the head of a boot pack, verified, once, on the chance that it will be wanted. `None` where that
+    /// fails, and where it was kept: then nothing has to be fetched.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the fetch.
+    pub(crate) async fn glance_head(&self, pack: &BootPack) -> Option<Bytes> {
+        let head = pack.head;
+        let name = Name::Head(pack.object.digest);
+        if self.recall_document(name, head.length).await.is_some() {
+            return None;
+        }
+        let part = ObjectPart {
+            object: pack.object,
+            range: 0..head.length,
+            plain_bytes: 0,
+        };
+        let mirror = self.choose(&self.attempts());
+        let _slot = self
+            .enter(Priority::Guest, head.length, &Hurry::new())
+            .await;
+        let decode = move |bytes: &[u8]| {
+            let verified = head.verify(bytes);
+            verified.map(|()| Bytes::copy_from_slice(bytes))
+        };
+        self.try_part(mirror, &part, Freshness::Any, decode)
+            .await
+            .inspect_err(|error| tracing::debug!(%error, "no head at a glance"))
+            .ok()
     }
 
     async fn try_part<T, E, D>(

@@ -231,7 +231,7 @@ async fn mount(
     let mounted = opened.map(|image| {
         let disk = Disk::new(image.table, fetcher, caches, &Handle::current(), None);
         if let Some(pack) = image.manifest.boot_pack {
-            disk.prefetch(Some(pack));
+            disk.prefetch(Some(pack), image.early_head);
         }
         Mounted { disk, stats }
     });
