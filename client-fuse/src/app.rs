@@ -33,6 +33,9 @@ use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 mod fetch;
 
+/// Connections that are opened ahead. An opening asks for three files at once, then for six (see [`crate::open`]).
+const DIALED_EARLY: usize = 3;
+
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
 const BLOCKING_THREADS_EXTRA: usize = 4;
 
@@ -176,6 +179,8 @@ fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
         tracing::warn!("over http everybody on the way can read the token; https hides it");
     }
     let first = HttpSource::with(config.base.clone(), &config.network, &identity)?;
+    let early = first.clone();
+    tokio::spawn(async move { early.dial(DIALED_EARLY).await });
     let others = config.mirrors.iter().map(|base| {
         let source = first.mirror(base.clone());
         (base.to_string(), source)

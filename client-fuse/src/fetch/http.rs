@@ -26,6 +26,7 @@ use crate::config::{BaseUrl, NetworkConfig};
 use crate::fetch::resolve::Resolver;
 use crate::fetch::{Body, Freshness, Part, Request, Source, SourceError};
 
+mod dial;
 pub mod identity;
 mod post;
 pub mod redirect;

@@ -1,6 +1,9 @@
 //! What is taken from an HTTP server and what is not.
 
-use std::sync::Arc;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +12,7 @@ use client_fuse::fetch::http::HttpSource;
 use client_fuse::fetch::retry::Fault;
 use client_fuse::fetch::{Freshness, Part, Request, Source, SourceError};
 use futures_util::TryStreamExt;
+use futures_util::future::join_all;
 use image_format::digest::ObjectRef;
 
 use crate::server::{Manner, serve};
@@ -132,10 +136,59 @@ async fn a_redirect_is_followed() {
 
 #[tokio::test]
 async fn a_server_that_is_not_there_is_unreachable() {
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap();
     let base = format!("http://{}/", gone.local_addr().unwrap());
     drop(gone);
     let error = get(&base, "circular.json", Part::Whole).await.unwrap_err();
     assert!(matches!(error, SourceError::Unreachable { .. }), "{error}");
     assert_eq!(error.fault(), Fault::Transient);
+}
+
+/// A server that says yes to everything, and the number of connections that it has taken.
+fn counting() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}/", listener.local_addr().unwrap());
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&taken);
+    // Nobody has an answer before as many have asked: each has a connection of its own.
+    let all_asked = Arc::new(Barrier::new(DIALED));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map(Result::unwrap) {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let all_asked = Arc::clone(&all_asked);
+            std::thread::spawn(move || {
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                while let Some(Ok(line)) = lines.next() {
+                    if line.is_empty() {
+                        all_asked.wait();
+                        let yes = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                        (&stream).write_all(yes).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    (base, taken)
+}
+
+const DIALED: usize = 3;
+
+#[tokio::test]
+async fn connections_opened_ahead_carry_what_is_asked_next() {
+    let (base, taken) = counting();
+    let source = HttpSource::new(base.parse().unwrap(), &network()).unwrap();
+    source.dial(DIALED).await;
+    assert_eq!(taken.load(Ordering::SeqCst), DIALED);
+    let asked = (0..DIALED).map(|_| {
+        source.open(Request {
+            path: "file".to_owned(),
+            part: Part::Whole,
+            freshness: Freshness::Any,
+        })
+    });
+    for body in join_all(asked).await {
+        let parts: Vec<Bytes> = body.unwrap().try_collect().await.unwrap();
+        assert!(parts.is_empty());
+    }
+    assert_eq!(taken.load(Ordering::SeqCst), DIALED, "none was opened anew");
 }
