@@ -53,6 +53,7 @@ pub struct HttpSource {
     client: Client,
     base: BaseUrl,
     authorization: Option<HeaderValue>,
+    resolver: Resolver,
 }
 
 /// Why there can be no HTTP client.
@@ -81,11 +82,12 @@ impl HttpSource {
         network: &NetworkConfig,
         identity: &Identity,
     ) -> Result<Self, SetupError> {
-        let client = match identity.apply(builder(network)).build() {
+        let resolver = Resolver::default();
+        let client = match identity.apply(builder(network, &resolver)).build() {
             // An initramfs without certificates can still use an http store.
             Err(error) if base.as_url().scheme() == "http" => {
                 tracing::debug!(%error, "no certificates; https redirects will fail");
-                builder(network).tls_certs_only([]).build()?
+                builder(network, &resolver).tls_certs_only([]).build()?
             }
             outcome => outcome?,
         };
@@ -93,7 +95,14 @@ impl HttpSource {
             client,
             base,
             authorization: identity.authorization(),
+            resolver,
         })
+    }
+
+    /// What remembers where its servers and those of its mirrors are.
+    #[must_use]
+    pub const fn resolver(&self) -> &Resolver {
+        &self.resolver
     }
 
     /// A source for a mirror at `base`, which is shown the same token.
@@ -106,7 +115,7 @@ impl HttpSource {
     }
 }
 
-fn builder(network: &NetworkConfig) -> ClientBuilder {
+fn builder(network: &NetworkConfig, resolver: &Resolver) -> ClientBuilder {
     Client::builder()
         .user_agent(concat!("circular-mount/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(network.timeout)
@@ -119,7 +128,7 @@ fn builder(network: &NetworkConfig) -> ClientBuilder {
         .http2_initial_connection_window_size(HTTP2_CONNECTION_BYTES)
         .referer(false)
         .redirect(Policy::custom(follow))
-        .dns_resolver(Resolver::default())
+        .dns_resolver(resolver.clone())
 }
 
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {

@@ -20,6 +20,24 @@ impl Resolver {
     /// Most names remembered: base address and redirects.
     const NAMES_MAX: usize = 16;
 
+    /// All that is remembered.
+    #[must_use]
+    pub fn known(&self) -> Vec<(String, Vec<SocketAddr>)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.iter();
+        known
+            .map(|(name, found)| (name.clone(), found.clone()))
+            .collect()
+    }
+
+    /// Remembers what another process found.
+    pub fn remember(&self, found: Vec<(String, Vec<SocketAddr>)>) {
+        for (name, addresses) in found {
+            // A memory that is full or told nothing is as it was.
+            let _ = self.settle(&name, Ok(addresses));
+        }
+    }
+
     /// The addresses for `name` after the system resolver said `found`.
     fn settle(
         &self,
@@ -69,6 +87,15 @@ mod tests {
         assert_eq!(resolver.settle("boot", Ok(good.clone())).unwrap(), good);
         assert_eq!(resolver.settle("boot", lost()).unwrap(), good);
         assert_eq!(resolver.settle("boot", Ok(Vec::new())).unwrap(), good);
+    }
+
+    #[test]
+    fn another_process_knows_what_this_one_found() {
+        let (one, other) = (Resolver::default(), Resolver::default());
+        let good: Vec<SocketAddr> = vec!["192.0.2.1:0".parse().unwrap()];
+        one.settle("boot", Ok(good.clone())).unwrap();
+        other.remember(one.known());
+        assert_eq!(other.settle("boot", lost()).unwrap(), good);
     }
 
     #[test]
