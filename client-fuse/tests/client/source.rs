@@ -36,6 +36,8 @@ pub(crate) enum Fault {
     NoRanges,
     /// The body has more bytes than were asked for, without end.
     Endless,
+    /// Whoever asks panics.
+    Panic,
 }
 
 /// Decides what happens to a request, by its number from 0.
@@ -129,6 +131,7 @@ impl Source for MemorySource {
                     source: lost(),
                 });
             }
+            Fault::Panic => panic!("injected"),
             Fault::Unavailable => return Err(SourceError::Status { url, status: 503 }),
             Fault::Missing => return Err(SourceError::Missing { url }),
             Fault::NoRanges => return Err(SourceError::NoRanges { url }),
