@@ -13,7 +13,7 @@ use crate::app;
 use crate::config::{
     Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
     MountConfig, NetworkConfig, ProcessConfig, Purpose, RecordConfig, Role, RootConfig, Style,
-    TrustConfig,
+    Supervision, TrustConfig,
 };
 use crate::fetch::retry::RetryPolicy;
 use crate::fstab::{self, Call};
@@ -64,6 +64,14 @@ pub struct Args {
     /// Write "READY" to this open descriptor when the mount serves
     #[arg(long, value_name = "N")]
     pub ready_fd: Option<i32>,
+    /// Have a second process hold the mount, so that another one takes over when the process that serves
+    /// it dies: readers wait, and see no error. On SIGUSR2 it hands the mount over to the program that
+    /// lies where this one lay. `relay`: pass all requests through that process, as is done anyway where
+    /// the kernel is older than 6.9. Not for disks that are written to
+    /// [default: off; with --initramfs: auto]
+    #[arg(long, value_name = "auto|relay|off", num_args = 0..=1, require_equals = true,
+          default_missing_value = "auto", conflicts_with = "overlay")]
+    pub supervise: Option<Supervision>,
     /// Carry the root disk of this machine: never give up, never be killed, log to the kernel
     #[arg(long)]
     pub initramfs: bool,
@@ -131,7 +139,7 @@ pub struct Args {
     pub pin: bool,
     /// Fetch all of the image into the disk cache and end, without mounting; `circular-mount fetch` is
     /// the same
-    #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "overlay", "initramfs"])]
+    #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "overlay", "initramfs", "supervise"])]
     pub fetch: bool,
     /// Most bytes of chunks kept in memory
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
@@ -253,6 +261,7 @@ impl Args {
         };
         let cache = self.cache.or(defaults.cache).filter(|_| !self.no_cache);
         let state = self.state.or(defaults.state).filter(|_| !self.no_state);
+        let supervision = supervision(self.supervise, role, self.overlay.is_some());
         let record = recording(self.record, self.record_to, self.record_quiet);
         Config {
             base: self.url,
@@ -296,6 +305,7 @@ impl Args {
             process: ProcessConfig {
                 style: style(self.foreground),
                 role,
+                supervision,
                 ready_fd: self.ready_fd,
                 log_file: self.log_file,
                 log_level: self.log_level,
@@ -310,6 +320,15 @@ const fn role(initramfs: bool) -> Role {
     } else {
         Role::Plain
     }
+}
+
+/// A root disk outlives the process that serves it, unless it is written to.
+fn supervision(asked: Option<Supervision>, role: Role, is_written: bool) -> Supervision {
+    let default = match (role, is_written) {
+        (Role::RootDisk, false) => Supervision::Auto,
+        _ => Supervision::Off,
+    };
+    asked.unwrap_or(default)
 }
 
 const fn style(foreground: bool) -> Style {
@@ -433,6 +452,19 @@ mod tests {
     }
 
     #[test]
+    fn a_root_disk_is_supervised_and_one_that_is_written_to_never() {
+        let supervision = |extra: &[&str]| config(extra).process.supervision;
+        assert_eq!(supervision(&[]), Supervision::Off);
+        assert_eq!(supervision(&["--supervise"]), Supervision::Auto);
+        assert_eq!(supervision(&["--supervise=relay"]), Supervision::Relay);
+        assert_eq!(supervision(&["--initramfs"]), Supervision::Auto);
+        let off = supervision(&["--initramfs", "--supervise=off"]);
+        assert_eq!(off, Supervision::Off);
+        let written = supervision(&["--initramfs", "--overlay", "o"]);
+        assert_eq!(written, Supervision::Off);
+    }
+
+    #[test]
     fn the_cache_has_a_default_that_can_be_refused() {
         assert!(config(&[]).disk_cache.is_some());
         assert!(config(&["--no-cache"]).disk_cache.is_none());
@@ -501,6 +533,8 @@ mod tests {
         assert!(trust(&["--no-state", "--state", "/s"]));
         assert!(trust(&["--expiry", "never"]));
         assert!(trust(&["--ca-only"]));
+        assert!(trust(&["--supervise", "--overlay", "o"]));
+        assert!(trust(&["--supervise=now"]));
         assert!(trust(&["--mirror", "file:///store"]));
         assert!(parse(&[
             "http://host/",

@@ -201,6 +201,8 @@ pub struct ProcessConfig {
     pub style: Style,
     /// Whether the mount is to carry a root file system.
     pub role: Role,
+    /// What happens to the mount when the process that serves it dies.
+    pub supervision: Supervision,
     /// Descriptor that gets "READY\n" when the mount serves.
     pub ready_fd: Option<i32>,
     /// Where log lines go when not to the standard error stream.
@@ -217,6 +219,35 @@ pub enum Style {
     /// Return to the shell when the mount serves.
     Daemon,
 }
+
+/// What happens to the mount when the process that serves it dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supervision {
+    /// It is gone.
+    Off,
+    /// Another process takes over; requests go straight to it where the kernel can send them again.
+    Auto,
+    /// The same, and all requests pass through the supervisor, as they must with older kernels.
+    Relay,
+}
+
+impl FromStr for Supervision {
+    type Err = SupervisionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
+            "relay" => Ok(Self::Relay),
+            _ => Err(SupervisionError),
+        }
+    }
+}
+
+/// Text that does not say how to supervise.
+#[derive(Debug, thiserror::Error)]
+#[error("not one of: auto, relay, off")]
+pub struct SupervisionError;
 
 /// What depends on the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

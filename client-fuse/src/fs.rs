@@ -163,6 +163,8 @@ pub enum FsError {
     IsDirectory,
     #[error("too many open snapshots of the counters")]
     TooManyOpen,
+    #[error("the snapshot of the counters is that of a process that is gone; open the file again")]
+    Stale,
     #[error(transparent)]
     Disk(#[from] LayeredError),
 }
@@ -188,9 +190,10 @@ impl<S: Source> ImageFs<S> {
             created: UNIX_EPOCH
                 .checked_add(Duration::from_secs(image.created))
                 .unwrap_or(UNIX_EPOCH),
+            // None is that of a snapshot of a worker before this one.
+            next_handle: AtomicU64::new(stats.restarts.count() << 32 | 1),
             stats,
             snapshots: Mutex::new(HashMap::new()),
-            next_handle: AtomicU64::new(1),
         }
     }
 
@@ -275,10 +278,25 @@ impl<S: Source> ImageFs<S> {
             Node::Image => Ok(part(&self.image, offset, len)),
             Node::Descriptor => Ok(part(&self.descriptor, offset, len)),
             Node::Stats => {
-                let snapshot = self.snapshots().get(&handle).cloned().unwrap_or_default();
+                let snapshot = self.snapshot(handle, offset)?;
                 Ok(part(&snapshot, offset, len))
             }
         }
+    }
+
+    /// A snapshot that was opened. One that a dead worker opened is taken anew for whoever begins to
+    /// read it; the rest of it is gone.
+    fn snapshot(&self, handle: u64, offset: u64) -> Result<Bytes, FsError> {
+        let mut snapshots = self.snapshots();
+        if let Some(snapshot) = snapshots.get(&handle) {
+            return Ok(snapshot.clone());
+        }
+        if offset > 0 || snapshots.len() >= SNAPSHOTS_MAX {
+            return Err(FsError::Stale);
+        }
+        let snapshot = json(&*self.stats);
+        snapshots.insert(handle, snapshot.clone());
+        Ok(snapshot)
     }
 
     fn snapshots(&self) -> MutexGuard<'_, HashMap<u64, Bytes>> {

@@ -12,7 +12,8 @@
 //! Decisions are pure and stand alone: [`disk::plan`] (bytes to chunks), [`fetch::plan`] (chunks to
 //! requests), [`fetch::retry`], [`readahead`], [`prefetch::planner`]. What acts is kept at the edge: [`fuse`] is the only
 //! file that knows the kernel's interface, [`fetch::http`] the only one that talks to a server,
-//! [`cache::disk`], [`trust`] and [`record`] the only ones that keep files. [`app`] nests them; [`open`] is where
+//! [`cache::disk`], [`trust`] and [`record`] the only ones that keep files. [`supervise`] keeps a mount
+//! through the death of the process that serves it. [`app`] nests them; [`open`] is where
 //! a reference becomes a disk, [`trust`] decides what of a store is believed.
 
 pub mod app;
@@ -36,5 +37,6 @@ pub mod process;
 pub mod readahead;
 pub mod record;
 pub mod stats;
+pub mod supervise;
 pub mod tasks;
 pub mod trust;

@@ -38,6 +38,8 @@ impl Serialize for Counter {
 /// What a mount has done since it began. Serialized as `.circular/stats.json`.
 #[derive(Debug, Default, Serialize)]
 pub struct Stats {
+    /// Processes that served the mount before this one; all else counts what this one did.
+    pub restarts: Counter,
     /// Reads of the disk by the kernel.
     pub reads: Counter,
     /// Bytes that they returned.

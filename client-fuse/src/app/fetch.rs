@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::runtime::Handle;
 
-use super::{caches, mirrors, open_documents, open_image};
+use super::{caches, mirrors, open_documents, open_image, source};
 use crate::config::{ByteSize, Config};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
@@ -35,7 +35,7 @@ pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
 
 async fn fetch(config: &Config) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let mirrors = Arc::new(mirrors(config)?);
+    let mirrors = Arc::new(mirrors(config, source(config)?));
     let stats = Arc::new(Stats::default());
     let documents = Arc::new(open_documents(config).await);
     let image = open_image(config, &mirrors, &documents, &stats).await?;

@@ -27,5 +27,6 @@ mod server;
 mod source;
 mod stack;
 mod store;
+mod supervise;
 mod tls;
 mod trust;
