@@ -66,7 +66,8 @@ impl RetryPolicy {
         }
     }
 
-    /// Decides after try number `tries` (from 1) failed with `fault`, `elapsed` after the start.
+    /// Decides after try number `tries` (from 1) failed with `fault`, `elapsed` after the start. Where the answer
+    /// was wrong, only tries that ended so are counted.
     ///
     /// `random` is any number; the same number gives the same wait.
     #[must_use]
