@@ -15,6 +15,7 @@ pub mod bench;
 pub mod binaries;
 pub mod console;
 pub mod daemon;
+pub mod file_system;
 pub mod images;
 pub mod link;
 pub mod loop_device;
