@@ -8,6 +8,7 @@
 //! | `circular.mirror=URL` | another server of the same store; may be given several times |
 //! | `circular.cache=tmpfs[:size=SIZE]`, `none` | where fetched chunks are kept (25 % of memory) |
 //! | `circular.overlay=tmpfs[:size=SIZE]` | room for what the booted system writes (50 % of memory) |
+//! | `circular.deadline=SECONDS` | how long a read waits for a server that is gone before it fails; 0, the default, is for ever |
 //! | `circular.record`, `=server`, `=URL`, `=/dev/DEVICE` | record what this boot reads: to a file in /run, and to a server; or to a serial line |
 //! | `circular.debug` | offer a shell when the boot fails |
 //! | `ip=`, `BOOTIF=` | see [`address`](super::address) |
@@ -48,6 +49,8 @@ pub struct Settings {
     pub cache: Cache,
     /// How large the writes of the booted system may grow.
     pub overlay: TmpfsSize,
+    /// How many seconds a read waits for a server that is gone; 0: for ever. `None`: as the client likes it.
+    pub deadline: Option<u32>,
     /// How the network is configured.
     pub addressing: Addressing,
     /// The interface that the firmware booted from.
@@ -121,6 +124,8 @@ pub enum SettingsError {
         "circular.mirror= has a password in it: the token of circular.boot= or circular.url= goes to every mirror"
     )]
     MirrorPassword,
+    #[error("circular.deadline={0} is no number of seconds; 0 is for ever")]
+    Deadline(String),
     #[error("size `{0}` is neither bytes (as in 512m, 2g) nor percent of memory (as in 50%)")]
     Size(String),
     #[error("{key}={value} is unknown ({known})")]
@@ -224,6 +229,7 @@ impl CommandLine {
             image: self.image()?,
             cache: self.cache()?,
             overlay: self.overlay()?,
+            deadline: self.deadline()?,
             addressing: match self.value("ip") {
                 Some(text) => text.parse()?,
                 None => Addressing::DEFAULT,
@@ -309,6 +315,14 @@ impl CommandLine {
         Ok(size.unwrap_or_else(|| TmpfsSize::of_memory(50)))
     }
 
+    fn deadline(&self) -> Result<Option<u32>, SettingsError> {
+        let seconds = |text: &str| {
+            text.parse()
+                .map_err(|_| SettingsError::Deadline(text.to_owned()))
+        };
+        self.value("circular.deadline").map(seconds).transpose()
+    }
+
     /// The kernel allows a list; the first that we know counts.
     fn filesystem(&self) -> Option<FileSystem> {
         let names = self.value("rootfstype")?;
@@ -362,6 +376,7 @@ mod tests {
         assert_eq!(settings.image, "debian:12@3");
         assert_eq!(settings.cache, Cache::Memory(TmpfsSize("25%".to_owned())));
         assert_eq!(settings.overlay.as_str(), "50%");
+        assert_eq!(settings.deadline, None);
         assert_eq!(settings.addressing.method, Method::Dhcp);
         assert_eq!(settings.root, None);
     }
@@ -369,13 +384,14 @@ mod tests {
     #[test]
     fn each_parameter_lands_in_its_setting() {
         let settings = settings(
-            "circular.url=http://other/store circular.cache=none circular.overlay=tmpfs:size=2g \
+            "circular.url=http://other/store circular.cache=none circular.overlay=tmpfs:size=2g circular.deadline=90 \
              root=LABEL=r rootfstype=auto,xfs rootflags=ro,subvol=@ init=/bin/sh BOOTIF=01-52-54-00-00-00-01",
         )
         .unwrap();
         assert_eq!(settings.base_url, "http://other/store/");
         assert_eq!(settings.cache, Cache::Off);
         assert_eq!(settings.overlay.as_str(), "2g");
+        assert_eq!(settings.deadline, Some(90));
         assert_eq!(settings.root, Some(RootSpec::Label("r".to_owned())));
         assert_eq!(settings.filesystem, Some(FileSystem::Xfs));
         assert_eq!(settings.root_flags, ["subvol=@"]);
@@ -455,6 +471,8 @@ mod tests {
             ("circular.image=--help", "circular.image"),
             ("circular.cache=/dev/sda", "circular.cache"),
             ("circular.overlay=tmpfs:size=lots", "lots"),
+            ("circular.deadline=soon", "circular.deadline=soon"),
+            ("circular.deadline=-1", "circular.deadline=-1"),
             ("circular.url=ftp://h/", "ftp://h/"),
             ("ip=10.0.0.1.2:", "ip="),
             ("root=/dev/nfs", "root="),
