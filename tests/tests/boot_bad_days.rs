@@ -107,6 +107,7 @@ fn machine_gives_up_on_its_server_when_told_and_is_switched_off() -> Result<()> 
     let mut machine = Machine::boot(server.url(), "boot/debian=12.ipxe", &options)?;
     let console = &mut machine.console;
     log_in(console)?;
+    is_up(console)?;
     server.kill()?;
     // Nothing runs this one in a boot, and one file is enough: each waits.
     let read = console.run("cat /usr/bin/perl > /dev/null", COMMAND)?;
@@ -133,6 +134,13 @@ fn log_in(console: &mut Console) -> Result<()> {
     console.wait_for("root@debian:~# ", BOOT)?;
     let outcome = console.run("dmesg --console-off", COMMAND)?;
     ensure!(outcome.status == 0, "{outcome:?}");
+    Ok(())
+}
+
+/// All that belongs to the boot is done; what a machine needs to be switched off comes last.
+fn is_up(console: &mut Console) -> Result<()> {
+    let up = console.run("systemctl is-system-running --wait", COMMAND)?;
+    ensure!(up.text == "running", "{up:?}");
     Ok(())
 }
 
@@ -183,6 +191,7 @@ fn is_recorded(traces: &Path) -> Result<()> {
 /// The server goes for ever, somebody reads what is not here, and the machine is switched off.
 fn switch_off_without(server: &mut Server, mut machine: Machine) -> Result<()> {
     let console = &mut machine.console;
+    is_up(console)?;
     server.kill()?;
     console.send("(cat /usr/share/*/* > /dev/null 2>&1 &); systemctl poweroff")?;
     console.wait_for("reboot: Power down", BOOT)?;

@@ -27,14 +27,17 @@ const FOR_POWER_OFF: [&str; 8] = [
 pub(super) const POWER_OFF: &str = "circular-power-off.service";
 
 /// For systemd: what the end of the machine takes is read when it has come up, so that it is in the cache, and in
-/// the boot pack, when it is switched off because its server is gone. What an image lacks is passed over.
+/// the boot pack, when it is switched off because its server is gone. What an image lacks is passed over. To be
+/// asked about its units makes systemd read them.
 pub(super) fn power_off() -> String {
     format!(
         "# The root of this machine is on a server, which may be gone when the machine is switched off.\n\
          [Unit]\nDescription=Read what it takes to switch off\n\
          DefaultDependencies=no\nAfter=multi-user.target\n\n\
          [Service]\nType=oneshot\nStandardOutput=null\nStandardError=null\nNice=19\n\
-         ExecStart=-/bin/cat {}\n",
+         ExecStart=-/bin/cat {}\n\
+         ExecStart=-/usr/bin/systemctl show --property=Id poweroff.target reboot.target halt.target \
+         systemd-poweroff.service systemd-reboot.service systemd-halt.service\n",
         FOR_POWER_OFF.join(" ")
     )
 }
