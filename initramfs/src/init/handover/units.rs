@@ -12,7 +12,7 @@ network: {config: disabled}
 pub(super) const SHUTDOWN: &str = "/usr/lib/systemd/systemd-shutdown";
 
 /// What systemd runs when a machine is switched off, and nothing runs before.
-const FOR_POWER_OFF: [&str; 8] = [
+const FOR_POWER_OFF: [&str; 11] = [
     SHUTDOWN,
     "/usr/bin/systemctl",
     "/usr/bin/loginctl",
@@ -21,6 +21,9 @@ const FOR_POWER_OFF: [&str; 8] = [
     "/usr/lib/systemd/systemd-random-seed",
     "/usr/lib/systemd/systemd-update-utmp",
     "/usr/lib/systemd/systemd-user-runtime-dir",
+    "/usr/lib/systemd/user/exit.target",
+    "/usr/lib/systemd/user/shutdown.target",
+    "/usr/lib/systemd/user/systemd-exit.service",
 ];
 
 /// Name of the unit that reads it.
