@@ -43,7 +43,7 @@ const TROUBLE: &[&str] = &[
 ];
 
 #[test]
-fn machine_outlives_its_server_twice_and_is_switched_off_without_one() -> Result<()> {
+fn machine_outlives_its_server_twice_and_is_switched_off() -> Result<()> {
     if require::missing(NEEDS)? {
         return Ok(());
     }
@@ -92,7 +92,7 @@ fn machine_outlives_its_server_twice_and_is_switched_off_without_one() -> Result
     outages_are_told(console)?;
     network_is_left_alone(console)?;
     is_recorded(&traces)?;
-    switch_off_without(&mut server, machine)
+    switch_off(machine)
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn log_in(console: &mut Console) -> Result<()> {
     Ok(())
 }
 
-/// All that belongs to the boot is done; what a machine needs to be switched off comes last.
+/// All that belongs to the boot is done; what a machine needs to be switched off is read last.
 fn is_up(console: &mut Console) -> Result<()> {
     let up = console.run("systemctl is-system-running --wait", COMMAND)?;
     ensure!(up.text == "running", "{up:?}");
@@ -188,12 +188,10 @@ fn is_recorded(traces: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The server goes for ever, somebody reads what is not here, and the machine is switched off.
-fn switch_off_without(server: &mut Server, mut machine: Machine) -> Result<()> {
+/// The machine is switched off, and nothing on its console says that its root was ever anything but slow.
+fn switch_off(mut machine: Machine) -> Result<()> {
     let console = &mut machine.console;
-    is_up(console)?;
-    server.kill()?;
-    console.send("(cat /usr/share/*/* > /dev/null 2>&1 &); systemctl poweroff")?;
+    console.send("systemctl poweroff")?;
     console.wait_for("reboot: Power down", BOOT)?;
     let status = machine.wait_until_off(COMMAND)?;
     ensure!(status.success(), "QEMU ended with {status}");

@@ -68,13 +68,12 @@ fn number(name: &str) -> Result<Option<u64>> {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a run says how it can be had again")]
 fn disk_is_right_whatever_its_server_and_its_client_live_through() -> Result<()> {
     if require::missing(&[Need::Fuse])? {
         return Ok(());
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
-    let seed = number("CIRCULAR_SEED")?.unwrap_or(mix(now.try_into().unwrap_or(1)) >> 32);
+    let seed = number("CIRCULAR_SEED")?.unwrap_or_else(|| mix(now.try_into().unwrap_or(1)) >> 32);
     let seconds = number("CIRCULAR_TORTURE_SECONDS")?.unwrap_or(SECONDS);
     eprintln!("CIRCULAR_SEED={seed}");
     let mut torture = Torture::begin(seed)?;
@@ -145,7 +144,7 @@ impl Torture {
     fn round(&mut self, number: u64) -> Result<()> {
         let chaos = Arc::new(Chaos::new(self.random.next(), ODDS));
         let proxy = Proxy::start_in(&chaos, self.server.url())?;
-        let kill = number % 2 == 0;
+        let kill = number.is_multiple_of(2);
         let mount = self.mount(proxy.url(), number)?;
         let round = Round::new(std::mem::take(&mut self.report));
         chaos.set_loose(true);
@@ -185,7 +184,7 @@ impl Torture {
             "--memory-cache",
             "2M",
         ];
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             arguments.extend(["--cache-size", "8M"]);
         }
         let options = Options {

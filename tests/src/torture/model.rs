@@ -160,8 +160,8 @@ fn compare(at: usize, found: &[u8], expected: &[u8]) -> Result<(), Wrong> {
     let pairs = || found.iter().zip(expected).enumerate();
     let differ = |(_, (found, expected)): &(usize, (&u8, &u8))| found != expected;
     let first = pairs().find(differ);
-    Err(first.map_or(
-        Wrong {
+    Err(first.map_or_else(
+        || Wrong {
             at: at + found.len().min(expected.len()),
             found: 0,
             expected: 0,
