@@ -12,6 +12,7 @@ packages=(
     fuse3 curl nginx-light                   # what the tests compare with
     fio                                      # writes to disks and verifies
     iproute2                                 # the emulated line
+    squid                                    # a proxy on the way to a store
     strace                                   # kills publishers at each system call
     python3-venv                             # a TUF client that is not ours
 )
@@ -29,7 +30,7 @@ done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 echo "installing: ${missing[*]}"
-# nginx is for the tests to start; nothing is to listen on port 80 afterwards.
+# nginx and squid are for the tests to start; nothing is to listen on their ports afterwards.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT

@@ -1,5 +1,6 @@
 //! Wiring: the one place that picks concrete parts and nests them.
 
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -17,21 +18,30 @@ use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
 use crate::fetch::http::identity::Identity;
 use crate::fetch::mirrors::Mirrors;
+use crate::fetch::resolve::Resolver;
 use crate::fs::ImageFs;
 use crate::log;
 use crate::mount::signals::Signals;
-use crate::mount::{Mount, Mountpoint};
+use crate::mount::{Mount, MountError, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
 use crate::overlay::{Base, Overlay, keep_flushed};
-use crate::process::{self, Readiness, Side};
+use crate::panics;
+use crate::process::{self, Side};
 use crate::record::send::Sender;
 use crate::record::{Recorder, TraceFile};
 use crate::stats::Stats;
+use crate::supervise::opened::Opened;
+use crate::supervise::seat::Seat;
+use crate::supervise::{self, Stand};
 use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 mod fetch;
+mod inside;
+
+/// Connections that are opened ahead. An opening asks for three files at once, then for six (see [`crate::open`]).
+const DIALED_EARLY: usize = 3;
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
 const BLOCKING_THREADS_EXTRA: usize = 4;
@@ -49,6 +59,9 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     if config.purpose == Purpose::Fetch {
         return fetch::run(config);
     }
+    if let Some(seat) = Seat::inherited().context("cannot take over from a supervisor")? {
+        return take_over(config, seat);
+    }
     // A relative path or a bad mount point is told at once, while we are where we were called.
     let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
     // A machine whose root this is boots whether or not it can be recorded.
@@ -62,6 +75,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         Side::Mounting(readiness) => readiness,
     };
     log::init(&config.process)?;
+    panics::watch();
     process::bound_heap();
     if config.process.role == Role::RootDisk {
         process::harden();
@@ -71,9 +85,47 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
             None
         });
     }
+    // Whatever comes from files is read before the first worker: later ones may find none.
+    let source = source(config)?;
+    let stand = match supervise::begin(config, &mountpoint, readiness)? {
+        supervise::Side::Done(code) => return Ok(code),
+        supervise::Side::Working(stand) => stand,
+    };
+    if matches!(stand, Stand::Supervised(_)) && config.process.role == Role::RootDisk {
+        process::lock_memory();
+    }
+    work(config, mountpoint, source, trace, stand)
+}
+
+/// Serves what a supervisor of another version of this program holds.
+fn take_over(config: &Config, seat: Seat) -> anyhow::Result<ExitCode> {
+    log::init(&config.process)?;
+    process::bound_heap();
+    if config.process.role == Role::RootDisk {
+        process::harden();
+    }
+    let mountpoint = Mountpoint::taken(&config.mount.mountpoint, seat.is_file());
+    let stand = Stand::Supervised(seat);
+    work(config, mountpoint, source(config)?, None, stand)
+}
+
+fn work(
+    config: &Config,
+    mountpoint: Mountpoint,
+    source: HttpSource,
+    trace: Option<TraceFile>,
+    stand: Stand,
+) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(config, mountpoint, trace, readiness));
-    runtime.shutdown_background();
+    let is_worker = matches!(stand, Stand::Supervised(_));
+    let outcome = runtime.block_on(serve(config, mountpoint, source, trace, stand));
+    if is_worker {
+        // A task that is dropped answers its reader with an error. The next worker would do better:
+        // what is not answered when this process is gone is asked again.
+        std::mem::forget(runtime);
+    } else {
+        runtime.shutdown_background();
+    }
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
@@ -89,17 +141,30 @@ fn runtime() -> anyhow::Result<Runtime> {
 async fn serve(
     config: &Config,
     mountpoint: Mountpoint,
+    source: HttpSource,
     trace: Option<TraceFile>,
-    readiness: Readiness,
+    mut stand: Stand,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let mirrors = Arc::new(mirrors(config)?);
+    let inside = inside::Inside::begin(config).await?;
+    let resolver = source.resolver().clone();
+    let early = source.clone();
+    let mirrors = Arc::new(mirrors(config, source));
     let stats = Arc::new(Stats::default());
     let documents = Arc::new(open_documents(config).await);
-    let image = tokio::select! {
-        image = open_image(config, &mirrors, &documents, &stats) => image?,
-        signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
+    let opened = open_again(&mut stand, &stats, &resolver, trace.is_some())?;
+    let is_first = opened.is_none();
+    let mut image = match opened {
+        Some(image) => image,
+        None => {
+            tokio::spawn(async move { early.dial(DIALED_EARLY).await });
+            tokio::select! {
+                image = open_image(config, &mirrors, &documents, &stats) => image?,
+                signal = signals.next(), if config.process.role == Role::Plain => anyhow::bail!("ended by {signal}"),
+            }
+        }
     };
+    let trace = trace.filter(|_| is_first);
     let overlay = open_overlay(config, &image).await?;
     let caches = Arc::new(caches(config, &image).await);
     let network = &config.network;
@@ -119,7 +184,9 @@ async fn serve(
         &Handle::current(),
         recorder.clone(),
     );
-    disk.prefetch(image.manifest.boot_pack);
+    if is_first {
+        disk.prefetch(image.manifest.boot_pack, image.early_head.take());
+    }
     if config.purpose == Purpose::MountAndPin {
         disk.pin(image.manifest.disk.data_bytes);
     }
@@ -127,17 +194,28 @@ async fn serve(
         Some(overlay) => Layered::writable(disk, Arc::clone(overlay)),
         None => Layered::read_only(disk),
     };
-    let fs = ImageFs::new(disk, &image, &config.base, stats);
-    let name = format!("{}{}", config.base, image.reference);
-    let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
-    tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
-    readiness.announce().context("cannot leave the terminal")?;
-    let served = mount.serve(config.process.role, &mut signals).await;
+    let fs = Arc::new(ImageFs::new(disk, &image, &config.base, stats));
+    let _metrics = inside.show(&fs);
+    let first = match is_first && matches!(stand, Stand::Supervised(_)) {
+        true => Some(
+            Opened::keep(&image, resolver.all_known()).context("cannot keep what was opened")?,
+        ),
+        false => None,
+    };
+    let served = show(config, stand, mountpoint, fs, &image, first, &mut signals).await?;
     if let Some(overlay) = overlay {
         let closed = overlay.close().await;
         closed.context("what was written last may be lost")?;
     }
-    // Tasks that still run hold the disk and the caches, and the process does not wait for them.
+    save(recorder, caches).await?;
+    served?;
+    tracing::info!("unmounted");
+    Ok(())
+}
+
+/// Keeps what was seen in this run. Tasks that still run hold the disk and the caches, and the process
+/// does not wait for them.
+async fn save(recorder: Option<Arc<Recorder>>, caches: Arc<Caches>) -> anyhow::Result<()> {
     let saving = tokio::task::spawn_blocking(move || {
         if let Some(recorder) = recorder {
             recorder.end();
@@ -146,10 +224,60 @@ async fn serve(
     });
     saving
         .await
-        .context("what was seen in this run is not kept")?;
-    served?;
-    tracing::info!("unmounted");
-    Ok(())
+        .context("what was seen in this run is not kept")
+}
+
+/// What the first worker opened, if this is another one.
+fn open_again(
+    stand: &mut Stand,
+    stats: &Stats,
+    resolver: &Resolver,
+    is_recorded: bool,
+) -> anyhow::Result<Option<OpenImage>> {
+    let Stand::Supervised(seat) = stand else {
+        return Ok(None);
+    };
+    stats.restarts.add(seat.restarts());
+    let opened = seat.opened().context("cannot serve the same disk again")?;
+    // A trace says when each chunk was touched first, which only the first worker knows.
+    if opened.is_some() && is_recorded {
+        tracing::warn!("what is read from now on is not recorded: the recording process died");
+    }
+    Ok(opened.map(|opened| {
+        resolver.remember(opened.addresses);
+        opened.image
+    }))
+}
+
+/// Mounts, or gets a mount, and serves until it is gone. The first worker leaves what it opened,
+/// `first`. The outer error says that there was no mount.
+async fn show(
+    config: &Config,
+    stand: Stand,
+    mountpoint: Mountpoint,
+    fs: Arc<ImageFs<HttpSource>>,
+    image: &OpenImage,
+    first: Option<OwnedFd>,
+    signals: &mut Signals,
+) -> anyhow::Result<Result<(), MountError>> {
+    let name = format!("{}{}", config.base, image.reference);
+    let serving = || tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
+    let process = &config.process;
+    Ok(match stand {
+        Stand::Alone(readiness) => {
+            let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
+            serving();
+            readiness.announce().context("cannot leave the terminal")?;
+            mount.serve(process.role, signals).await
+        }
+        Stand::Supervised(seat) => {
+            let first = first.map(|kept| (name, kept));
+            let taken = seat.take(first, mountpoint, &config.mount, fs, process.style);
+            let taken = taken.await?;
+            serving();
+            taken.serve(process.role).await
+        }
+    })
 }
 
 /// Opens the file that keeps what is written, if the disk is to be writable.
@@ -168,20 +296,36 @@ async fn open_overlay(config: &Config, image: &OpenImage) -> anyhow::Result<Opti
     Ok(Some(overlay))
 }
 
-/// The servers of the store; what they need of files is read here.
-fn mirrors(config: &Config) -> anyhow::Result<Mirrors<HttpSource>> {
+/// The server of the store; what it and its mirrors need of files is read here.
+fn source(config: &Config) -> anyhow::Result<HttpSource> {
     let identity = Identity::load(&config.identity)?;
     let bases = || std::iter::once(&config.base).chain(&config.mirrors);
     if identity.has_token() && bases().any(|base| base.as_url().scheme() == "http") {
         tracing::warn!("over http everybody on the way can read the token; https hides it");
     }
-    let first = HttpSource::with(config.base.clone(), &config.network, &identity)?;
+    let proxies = &config.network.proxies;
+    for (scheme, proxy) in [("http", &proxies.http), ("https", &proxies.https)] {
+        if let Some(proxy) = proxy
+            && bases().any(|base| base.as_url().scheme() == scheme)
+        {
+            tracing::info!(%proxy, except = proxies.except, "going through a proxy");
+        }
+    }
+    Ok(HttpSource::with(
+        config.base.clone(),
+        &config.network,
+        &identity,
+    )?)
+}
+
+/// The servers of the store.
+fn mirrors(config: &Config, first: HttpSource) -> Mirrors<HttpSource> {
     let others = config.mirrors.iter().map(|base| {
         let source = first.mirror(base.clone());
         (base.to_string(), source)
     });
     let others = others.collect();
-    Ok(Mirrors::of((config.base.to_string(), first), others))
+    Mirrors::of((config.base.to_string(), first), others)
 }
 
 fn create_trace(record: &RecordConfig) -> anyhow::Result<TraceFile> {

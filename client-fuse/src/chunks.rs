@@ -29,6 +29,7 @@ use crate::prefetch::ledger::{Ledger, Reason};
 use crate::prefetch::neighbours::Neighbours;
 use crate::stats::Stats;
 use crate::tasks::Tasks;
+use crate::waits;
 
 pub mod boot;
 pub mod pin;
@@ -87,6 +88,16 @@ impl<S: Source> Chunks<S> {
             tasks: Tasks::new(runtime),
             stats,
         }
+    }
+
+    /// Who fetches them.
+    pub(crate) const fn fetcher(&self) -> &Arc<Fetcher<S>> {
+        &self.fetcher
+    }
+
+    /// Where they are kept.
+    pub(crate) const fn caches(&self) -> &Arc<Caches> {
+        &self.caches
     }
 
     /// Most bytes that are worth fetching ahead: what is not read soon must not push out what is.
@@ -156,6 +167,7 @@ impl<S: Source> Chunks<S> {
         if missing.is_empty() || !self.caches.disk.is_on() {
             return missing;
         }
+        waits::note(Origin::Disk);
         let (caches, before) = (Arc::clone(&self.caches), missing.len());
         let asked = missing.clone();
         let reading = tokio::task::spawn_blocking(move || {
@@ -243,6 +255,7 @@ impl<S: Source> Chunks<S> {
         self.launch_for_guest(wanted, &hurry, around).await;
         let mut abandoned = Vec::new();
         for (number, part, seat) in seats {
+            waits::note(found[number].from);
             match seat.wait().await {
                 Ok(delivery) => found[number].bytes = delivery?.bytes().slice(part.within),
                 Err(Abandoned) => abandoned.push((number, part)),

@@ -5,26 +5,30 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use image_format::reference::ImageRef;
 use tracing::level_filters::LevelFilter;
 
 use crate::app;
+use crate::config::proxies::{Proxies, ProxyUrl};
 use crate::config::{
     Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
     MountConfig, NetworkConfig, ProcessConfig, Purpose, RecordConfig, Role, RootConfig, Style,
-    TrustConfig,
+    Supervision, TrustConfig,
 };
 use crate::fetch::retry::RetryPolicy;
 use crate::fstab::{self, Call};
+use crate::inside::serve::Address;
 
 pub mod cache;
+pub mod top;
 
 const EXAMPLES: &str = "\
 Examples:
   circular-mount --root root.json http://host:8080/ debian:12 /mnt
   circular-mount fetch --root root.json http://host:8080/ debian:12
   circular-mount cache stat        (also: verify, clear)
+  circular-mount top               (what the mounts of this machine do)
   losetup --find --show --partscan --read-only /mnt/disk.raw
   umount /mnt        (or, not being root: fusermount3 -u /mnt)
   circular-mount --root root.json --overlay mine.overlay http://host:8080/ debian:12 /mnt
@@ -64,6 +68,14 @@ pub struct Args {
     /// Write "READY" to this open descriptor when the mount serves
     #[arg(long, value_name = "N")]
     pub ready_fd: Option<i32>,
+    /// Have a second process hold the mount, so that another one takes over when the process that serves
+    /// it dies: readers wait, and see no error. On SIGUSR2 it hands the mount over to the program that
+    /// lies where this one lay. `relay`: pass all requests through that process, as is done anyway where
+    /// the kernel is older than 6.9. Not for disks that are written to
+    /// [default: off; with --initramfs: auto]
+    #[arg(long, value_name = "auto|relay|off", num_args = 0..=1, require_equals = true,
+          default_missing_value = "auto", conflicts_with = "overlay")]
+    pub supervise: Option<Supervision>,
     /// Carry the root disk of this machine: never give up, never be killed, log to the kernel
     #[arg(long)]
     pub initramfs: bool,
@@ -131,16 +143,21 @@ pub struct Args {
     pub pin: bool,
     /// Fetch all of the image into the disk cache and end, without mounting; `circular-mount fetch` is
     /// the same
-    #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "overlay", "initramfs"])]
+    #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "overlay", "initramfs", "metrics", "supervise"])]
     pub fetch: bool,
     /// Most bytes of chunks kept in memory
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
 
-    /// Another server of the same store, asked when those before it fail or send something wrong;
-    /// may be given several times. None of them is trusted
+    /// Another server of the same store, asked when those before it fail, send something wrong or are
+    /// slower; may be given several times. None of them is trusted
     #[arg(long = "mirror", value_name = "URL", help_heading = "Network")]
     pub mirrors: Vec<BaseUrl>,
+    /// HTTP proxy on the way to all servers [default: what http_proxy, https_proxy and all_proxy say in
+    /// the environment]; hosts that no_proxy lists there are reached without. A proxy sees what an http
+    /// store is asked and shows, the token too; of https it sees the names. It is trusted with nothing else
+    #[arg(long, value_name = "URL", help_heading = "Network")]
+    pub proxy: Option<ProxyUrl>,
     /// Certificate authorities for https, in PEM, beside those of the system
     #[arg(
         long,
@@ -190,6 +207,14 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 20, help_heading = "Logging",
           value_parser = clap::value_parser!(u64).range(1..=600))]
     pub record_quiet: u64,
+    /// Serve metrics to Prometheus at /metrics (HTTP) on this TCP port of this machine, this address, or
+    /// this Unix socket; nobody is asked who he is
+    #[arg(
+        long,
+        value_name = "PORT|ADDRESS:PORT|unix:PATH",
+        help_heading = "Logging"
+    )]
+    pub metrics: Option<Address>,
     /// Least important lines to log
     #[arg(long, value_name = "off|error|warn|info|debug|trace", env = "CIRCULAR_LOG",
           default_value_t = LevelFilter::INFO, help_heading = "Logging")]
@@ -204,6 +229,15 @@ pub struct Args {
     pub log_file: Option<PathBuf>,
 }
 
+/// All that may be typed, for manual pages and completion.
+#[must_use]
+pub fn command() -> clap::Command {
+    Args::command()
+        .subcommand(cache::CacheArgs::command())
+        .subcommand(top::TopArgs::command())
+        .subcommand_negates_reqs(true)
+}
+
 /// Parses, runs, and says what went wrong.
 pub fn main() -> ExitCode {
     let mut typed = match fstab::translate(std::env::args_os().collect()) {
@@ -213,6 +247,7 @@ pub fn main() -> ExitCode {
     };
     match typed.get(1).and_then(|word| word.to_str()) {
         Some("cache") => return cache::main(&typed[1..]),
+        Some("top") => return top::main(&typed[1..]),
         Some("fetch") => typed[1] = "--fetch".into(),
         _ => {}
     }
@@ -224,8 +259,13 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let defaults = Directories::of_user();
-    app::run(&args.into_config(defaults)).unwrap_or_else(|error| failed(&error))
+    let proxies = Proxies::of(args.proxy.clone(), |name| std::env::var(name).ok());
+    let mut config = args.into_config(Directories::of_user());
+    config.network.proxies = match proxies {
+        Ok(proxies) => proxies,
+        Err(error) => return failed(&error.into()),
+    };
+    app::run(&config).unwrap_or_else(|error| failed(&error))
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
@@ -253,6 +293,7 @@ impl Args {
         };
         let cache = self.cache.or(defaults.cache).filter(|_| !self.no_cache);
         let state = self.state.or(defaults.state).filter(|_| !self.no_state);
+        let supervision = supervision(self.supervise, role, self.overlay.is_some());
         let record = recording(self.record, self.record_to, self.record_quiet);
         Config {
             base: self.url,
@@ -285,6 +326,7 @@ impl Args {
                 timeout: Duration::from_secs(self.timeout),
                 retry,
                 retry_open,
+                proxies: Proxies::default(),
             },
             disk_cache: cache.map(|directory| DiskCacheConfig {
                 directory,
@@ -293,9 +335,11 @@ impl Args {
             memory_cache: self.memory_cache,
             overlay: self.overlay,
             record,
+            metrics: self.metrics,
             process: ProcessConfig {
                 style: style(self.foreground),
                 role,
+                supervision,
                 ready_fd: self.ready_fd,
                 log_file: self.log_file,
                 log_level: self.log_level,
@@ -310,6 +354,15 @@ const fn role(initramfs: bool) -> Role {
     } else {
         Role::Plain
     }
+}
+
+/// A root disk outlives the process that serves it, unless it is written to.
+fn supervision(asked: Option<Supervision>, role: Role, is_written: bool) -> Supervision {
+    let default = match (role, is_written) {
+        (Role::RootDisk, false) => Supervision::Auto,
+        _ => Supervision::Off,
+    };
+    asked.unwrap_or(default)
 }
 
 const fn style(foreground: bool) -> Style {
@@ -398,8 +451,6 @@ impl Directories {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn config(extra: &[&str]) -> Config {
@@ -419,6 +470,15 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Args::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn metrics_are_served_nowhere_unless_that_is_said() {
+        assert_eq!(config(&[]).metrics, None);
+        assert_eq!(config(&["--initramfs"]).metrics, None);
+        let local = config(&["--metrics", "9184"]).metrics.unwrap();
+        assert_eq!(local.to_string(), "127.0.0.1:9184");
     }
 
     #[test]
@@ -430,6 +490,19 @@ mod tests {
         assert_eq!(config(&["--deadline", "0"]).network.retry.deadline, None);
         assert_eq!(config(&["--initramfs"]).network.retry.deadline, None);
         assert_eq!(config(&["--initramfs"]).network.retry_open.deadline, None);
+    }
+
+    #[test]
+    fn a_root_disk_is_supervised_and_one_that_is_written_to_never() {
+        let supervision = |extra: &[&str]| config(extra).process.supervision;
+        assert_eq!(supervision(&[]), Supervision::Off);
+        assert_eq!(supervision(&["--supervise"]), Supervision::Auto);
+        assert_eq!(supervision(&["--supervise=relay"]), Supervision::Relay);
+        assert_eq!(supervision(&["--initramfs"]), Supervision::Auto);
+        let off = supervision(&["--initramfs", "--supervise=off"]);
+        assert_eq!(off, Supervision::Off);
+        let written = supervision(&["--initramfs", "--overlay", "o"]);
+        assert_eq!(written, Supervision::Off);
     }
 
     #[test]
@@ -501,6 +574,8 @@ mod tests {
         assert!(trust(&["--no-state", "--state", "/s"]));
         assert!(trust(&["--expiry", "never"]));
         assert!(trust(&["--ca-only"]));
+        assert!(trust(&["--supervise", "--overlay", "o"]));
+        assert!(trust(&["--supervise=now"]));
         assert!(trust(&["--mirror", "file:///store"]));
         assert!(parse(&[
             "http://host/",

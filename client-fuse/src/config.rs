@@ -10,6 +10,11 @@ use tracing::level_filters::LevelFilter;
 use url::Url;
 
 use crate::fetch::retry::RetryPolicy;
+use crate::inside::serve::Address;
+
+pub mod proxies;
+
+use proxies::Proxies;
 
 /// All of a run.
 #[derive(Debug)]
@@ -38,6 +43,8 @@ pub struct Config {
     pub overlay: Option<PathBuf>,
     /// What to do with a trace of first touches.
     pub record: Option<RecordConfig>,
+    /// Where to serve metrics; `None`: nowhere.
+    pub metrics: Option<Address>,
     /// The life of the process.
     pub process: ProcessConfig,
 }
@@ -136,7 +143,7 @@ impl FromStr for Expiry {
 pub struct ExpiryError;
 
 /// How to talk to the server.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct NetworkConfig {
     /// Most requests under way at once, half of them for what nobody waits for yet. As many are used
     /// as the line needs; 32 fill 100 Mbit/s at 50 ms with ranges of 20 KB.
@@ -147,6 +154,8 @@ pub struct NetworkConfig {
     pub retry: RetryPolicy,
     /// The same while opening the image: whoever types a wrong address wants to know soon.
     pub retry_open: RetryPolicy,
+    /// Proxies on the way.
+    pub proxies: Proxies,
 }
 
 impl NetworkConfig {
@@ -201,6 +210,8 @@ pub struct ProcessConfig {
     pub style: Style,
     /// Whether the mount is to carry a root file system.
     pub role: Role,
+    /// What happens to the mount when the process that serves it dies.
+    pub supervision: Supervision,
     /// Descriptor that gets "READY\n" when the mount serves.
     pub ready_fd: Option<i32>,
     /// Where log lines go when not to the standard error stream.
@@ -217,6 +228,35 @@ pub enum Style {
     /// Return to the shell when the mount serves.
     Daemon,
 }
+
+/// What happens to the mount when the process that serves it dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supervision {
+    /// It is gone.
+    Off,
+    /// Another process takes over; requests go straight to it where the kernel can send them again.
+    Auto,
+    /// The same, and all requests pass through the supervisor, as they must with older kernels.
+    Relay,
+}
+
+impl FromStr for Supervision {
+    type Err = SupervisionError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
+            "relay" => Ok(Self::Relay),
+            _ => Err(SupervisionError),
+        }
+    }
+}
+
+/// Text that does not say how to supervise.
+#[derive(Debug, thiserror::Error)]
+#[error("not one of: auto, relay, off")]
+pub struct SupervisionError;
 
 /// What depends on the mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,6 +25,7 @@ use crate::disk::pages::Pages;
 use crate::disk::plan::{Part, Piece};
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::{FetchError, Source};
+use crate::open::EarlyHead;
 use crate::place::Place;
 use crate::readahead::ReadAhead;
 use crate::record::Recorder;
@@ -110,6 +111,11 @@ impl<S: Source> Disk<S> {
         }
     }
 
+    /// All chunks of it.
+    pub(crate) fn chunks(&self) -> &Chunks<S> {
+        &self.parts.chunks
+    }
+
     /// The length in bytes.
     #[must_use]
     pub const fn length(&self) -> u64 {
@@ -168,9 +174,9 @@ impl<S: Source> Disk<S> {
     }
 
     /// Begins to fetch, in the background, what will be read: what `pack` lists, or the index at least.
-    pub fn prefetch(&self, pack: Option<BootPack>) {
+    pub fn prefetch(&self, pack: Option<BootPack>, early: Option<EarlyHead>) {
         match pack {
-            Some(pack) => self.prefetch_listed(pack),
+            Some(pack) => self.prefetch_listed(pack, early),
             None => self.prefetch_index(),
         }
     }
@@ -186,11 +192,11 @@ impl<S: Source> Disk<S> {
     }
 
     /// Begins to fetch what `pack` lists, in the background, before it is read.
-    fn prefetch_listed(&self, pack: BootPack) {
+    fn prefetch_listed(&self, pack: BootPack, early: Option<EarlyHead>) {
         let (parts, length) = (Arc::clone(&self.parts), self.length);
         let expected = self.parts.chunks.expect_boot_pack();
         self.tasks
-            .spawn(async move { parts.prefetch(pack, length, expected).await });
+            .spawn(async move { parts.prefetch(pack, length, early, expected).await });
     }
 
     /// Notes a read and fetches what its reader will probably want next.
@@ -234,8 +240,14 @@ impl<S: Source> Parts<S> {
         places
     }
 
-    async fn prefetch(&self, pack: BootPack, length: u64, expected: Expected) {
-        let opened = self.chunks.open_boot_pack(pack, length).await;
+    async fn prefetch(
+        &self,
+        pack: BootPack,
+        length: u64,
+        early: Option<EarlyHead>,
+        expected: Expected,
+    ) {
+        let opened = self.chunks.open_boot_pack(pack, length, early).await;
         drop(expected);
         let Some(boot) = opened else { return };
         let mut regions: Vec<u32> = Vec::new();

@@ -3,14 +3,15 @@
 //!
 //! [`plan`] joins wanted chunks into range requests, [`lanes`] lets guest reads go before
 //! read-ahead, [`fetcher`] carries requests out, verifies and delivers, [`retry`] decides what
-//! happens after a failure, [`mirrors`] which server is asked, [`mod@line`] measures the line,
-//! [`pace`] how slow an answer may be, [`split`] cuts a body into chunks while it arrives, and
+//! happens after a failure, [`mirrors`] which server is asked, [`hedge`] how often a second one is,
+//! [`mod@line`] measures the line, [`pace`] how slow an answer may be, [`split`] cuts a body into chunks while it arrives, and
 //! [`http`] is the source that talks to a server. Nothing leaves this module unverified.
 
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -20,6 +21,7 @@ use image_format::frame::FrameError;
 use crate::fetch::retry::{Blame, Fault};
 
 pub mod fetcher;
+pub mod hedge;
 pub mod http;
 pub mod lanes;
 pub mod line;
@@ -29,6 +31,7 @@ pub mod plan;
 pub mod resolve;
 pub mod retry;
 pub mod split;
+pub(crate) mod underway;
 
 /// Serves the files of a store.
 ///
@@ -38,6 +41,17 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// Dropping the future or the body ends the request; the source stays usable.
     fn open(&self, request: Request) -> impl Future<Output = Result<Body, SourceError>> + Send;
+
+    /// The same, over none of the connections that `open` uses: they may be dead.
+    fn open_afresh(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Result<Body, SourceError>> + Send {
+        self.open(request)
+    }
+
+    /// Makes the connections of [`Self::open_afresh`] those of `open`, because the others are dead.
+    fn turn(&self) {}
 }
 
 /// The bytes of an answer.
@@ -101,7 +115,12 @@ pub enum SourceError {
     #[error("there is no {url}")]
     Missing { url: String },
     #[error("{url} is answered with HTTP status {status}")]
-    Status { url: String, status: u16 },
+    Status {
+        url: String,
+        status: u16,
+        /// How long the server wants to be left alone.
+        retry_after: Option<Duration>,
+    },
     #[error(
         "{url} is answered with HTTP status {status}: the store is private, and wants a token; give one with --token-file"
     )]
@@ -118,6 +137,10 @@ pub enum SourceError {
         status: u16,
         host: String,
     },
+    #[error(
+        "the proxy on the way to {url} wants a password; give it as http://USER:PASSWORD@PROXY in http_proxy or https_proxy"
+    )]
+    ProxyPassword { url: String },
     #[error(
         "the server ignores range requests for {url}; serve the store with circular-server, nginx or S3"
     )]
@@ -155,6 +178,7 @@ impl SourceError {
             | Self::NoToken { .. }
             | Self::BadToken { .. }
             | Self::TokenNotTaken { .. }
+            | Self::ProxyPassword { .. }
             | Self::Unaskable { .. }
             | Self::NoRanges { .. } => Fault::Permanent,
         }
@@ -227,6 +251,18 @@ impl FetchError {
                 let faults = failures.iter().map(|(_, error)| error.fault());
                 faults.min().unwrap_or(Fault::Permanent)
             }
+        }
+    }
+
+    /// How long the server wants to be left alone, if it said so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Source(error) => match **error {
+                SourceError::Status { retry_after, .. } => retry_after,
+                _ => None,
+            },
+            _ => None,
         }
     }
 

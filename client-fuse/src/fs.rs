@@ -12,16 +12,20 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::Serialize;
 
 use crate::config::BaseUrl;
 use crate::fetch::Source;
+use crate::inside::dump::{Dump, State};
+use crate::inside::serve::Metrics;
+use crate::inside::{Snapshot, exposition};
 use crate::open::OpenImage;
 use crate::overlay::layered::{Layered, LayeredError};
 use crate::stats::Stats;
+use crate::waits::{Reading, Reads};
 
 mod vmdk;
 
@@ -151,6 +155,10 @@ pub struct ImageFs<S> {
     descriptor: Bytes,
     created: SystemTime,
     stats: Arc<Stats>,
+    reads: Arc<Reads>,
+    began: Instant,
+    /// What metrics are of: names and values.
+    labels: Vec<(&'static str, String)>,
     snapshots: Mutex<HashMap<u64, Bytes>>,
     next_handle: AtomicU64,
 }
@@ -163,6 +171,8 @@ pub enum FsError {
     IsDirectory,
     #[error("too many open snapshots of the counters")]
     TooManyOpen,
+    #[error("the snapshot of the counters is that of a process that is gone; open the file again")]
+    Stale,
     #[error(transparent)]
     Disk(#[from] LayeredError),
 }
@@ -181,6 +191,13 @@ impl<S: Source> ImageFs<S> {
             base_url: base.to_string(),
         };
         let descriptor = vmdk::descriptor(disk.length(), image.disk_digest());
+        let labels = vec![
+            ("image", about.reference.clone()),
+            ("name", about.name.to_owned()),
+            ("version", about.version.to_string()),
+            ("disk", about.disk.clone()),
+            ("program_version", env!("CARGO_PKG_VERSION").to_owned()),
+        ];
         Self {
             disk,
             image: json(&about),
@@ -188,9 +205,13 @@ impl<S: Source> ImageFs<S> {
             created: UNIX_EPOCH
                 .checked_add(Duration::from_secs(image.created))
                 .unwrap_or(UNIX_EPOCH),
+            reads: Arc::new(Reads::new(Arc::clone(&stats))),
+            began: Instant::now(),
+            labels,
+            // None is that of a snapshot of a worker before this one.
+            next_handle: AtomicU64::new(stats.restarts.count() << 32 | 1),
             stats,
             snapshots: Mutex::new(HashMap::new()),
-            next_handle: AtomicU64::new(1),
         }
     }
 
@@ -227,7 +248,7 @@ impl<S: Source> ImageFs<S> {
             Node::Disk => self.disk.length(),
             Node::Image => self.image.len() as u64,
             Node::Descriptor => self.descriptor.len() as u64,
-            Node::Stats => json(&*self.stats).len() as u64,
+            Node::Stats => json(&self.snapshot()).len() as u64,
         }
     }
 
@@ -246,9 +267,24 @@ impl<S: Source> ImageFs<S> {
                     return Err(FsError::TooManyOpen);
                 }
                 let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-                snapshots.insert(handle, json(&*self.stats));
+                snapshots.insert(handle, json(&self.snapshot()));
                 Ok(handle)
             }
+        }
+    }
+
+    /// All numbers of the mount, as they are now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot::of(&self.disk, &self.stats, &self.reads, self.began.elapsed())
+    }
+
+    /// Begins to watch a read that the kernel has asked for; only those of the disk count.
+    #[must_use]
+    pub fn watch(&self, node: Node, offset: u64, len: u32) -> Reading {
+        match node {
+            Node::Disk => self.reads.begin(offset, len),
+            _ => Reading::uncounted(),
         }
     }
 
@@ -275,10 +311,25 @@ impl<S: Source> ImageFs<S> {
             Node::Image => Ok(part(&self.image, offset, len)),
             Node::Descriptor => Ok(part(&self.descriptor, offset, len)),
             Node::Stats => {
-                let snapshot = self.snapshots().get(&handle).cloned().unwrap_or_default();
+                let snapshot = self.opened(handle, offset)?;
                 Ok(part(&snapshot, offset, len))
             }
         }
+    }
+
+    /// A snapshot that was opened. One that a dead worker opened is taken anew for whoever begins to
+    /// read it; the rest of it is gone.
+    fn opened(&self, handle: u64, offset: u64) -> Result<Bytes, FsError> {
+        let mut snapshots = self.snapshots();
+        if let Some(snapshot) = snapshots.get(&handle) {
+            return Ok(snapshot.clone());
+        }
+        if offset > 0 || snapshots.len() >= SNAPSHOTS_MAX {
+            return Err(FsError::Stale);
+        }
+        let snapshot = json(&self.snapshot());
+        snapshots.insert(handle, snapshot.clone());
+        Ok(snapshot)
     }
 
     fn snapshots(&self) -> MutexGuard<'_, HashMap<u64, Bytes>> {
@@ -286,6 +337,34 @@ impl<S: Source> ImageFs<S> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl<S: Source> Metrics for ImageFs<S> {
+    fn exposition(&self) -> String {
+        let labels = self.labels.iter().map(|(name, value)| (*name, &**value));
+        let labels: Vec<_> = labels.collect();
+        exposition::text(&numbers(&self.snapshot()), &labels)
+    }
+
+    fn stats(&self) -> String {
+        String::from_utf8_lossy(&json(&self.snapshot())).into_owned()
+    }
+}
+
+impl<S: Source> Dump for ImageFs<S> {
+    fn state(&self, most: usize) -> State {
+        let fetcher = self.disk.base().chunks().fetcher();
+        State {
+            numbers: numbers(&self.snapshot()),
+            reads: self.reads.oldest(most),
+            requests: fetcher.underway().oldest(most),
+            mirrors: fetcher.mirrors().standings(),
+        }
+    }
+}
+
+fn numbers(snapshot: &Snapshot<'_>) -> serde_json::Value {
+    serde_json::to_value(snapshot).expect("plain structs of numbers serialize")
 }
 
 fn json(value: &impl Serialize) -> Bytes {

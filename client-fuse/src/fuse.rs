@@ -6,7 +6,8 @@
 //! those of shared maps.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -24,12 +25,15 @@ use tokio::runtime::Handle;
 use crate::config::Access;
 use crate::fetch::Source;
 use crate::fs::{FsError, ImageFs, Kind, Node};
+use crate::supervise::gate::Gate;
+use crate::supervise::relay::ANSWERED_ITSELF;
+use crate::supervise::wire::{self, NO_NODE};
 use crate::tasks::Tasks;
 
 mod write;
 
 /// Threads that read requests; each has a buffer of 16 MiB, of which it touches only the start.
-const THREADS: usize = 2;
+pub(crate) const THREADS: usize = 2;
 
 /// Requests of read-ahead and direct I/O that the kernel may have under way: at 1 MiB each, as many
 /// bytes as the fetches behind them may have in flight.
@@ -47,6 +51,65 @@ pub struct Adapter<S> {
     access: Access,
     /// What is mounted: the directory, or the disk as a file.
     root: Node,
+    /// What there is between the kernel and us, if something is.
+    behind: Option<Behind>,
+}
+
+/// What stands between the kernel and a worker that is handed a mount.
+#[derive(Debug)]
+pub(crate) struct Behind {
+    /// Holds requests until the mount is handed over.
+    pub(crate) gate: Arc<Gate>,
+    /// Where data goes if requests pass through the supervisor.
+    pub(crate) device: Option<Arc<OwnedFd>>,
+}
+
+/// How sessions read: alike in whoever mounts and in whoever serves.
+///
+/// Without descriptors of their own for the threads: what was read from one is lost when the process
+/// that has it dies.
+pub(crate) fn session_config() -> Config {
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    config
+}
+
+/// Options of the mount that is called `source`.
+pub(crate) fn mount_options(writable: bool, source: &str) -> Vec<MountOption> {
+    vec![
+        if writable {
+            MountOption::RW
+        } else {
+            MountOption::RO
+        },
+        MountOption::NoAtime,
+        MountOption::NoExec,
+        MountOption::DefaultPermissions,
+        // A comma would end the option.
+        MountOption::FSName(source.replace(',', "%2C")),
+        MountOption::Subtype("circular".to_owned()),
+    ]
+}
+
+/// Whose requests are answered.
+pub(crate) const fn acl(access: Access) -> SessionACL {
+    match access {
+        Access::Owner => SessionACL::Owner,
+        Access::Everybody => SessionACL::All,
+    }
+}
+
+/// What we want of the kernel, of what it offers.
+pub(crate) fn negotiate(config: &mut KernelConfig) {
+    // Without it a loop device with direct I/O has one request in flight instead of a dozen.
+    for wish in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
+        if config.add_capabilities(wish).is_err() {
+            tracing::debug!(?wish, "this kernel lacks a FUSE capability");
+        }
+    }
+    if let Err(most) = config.set_max_background(BACKGROUND_MAX) {
+        tracing::debug!(most, "this kernel allows fewer background requests");
+    }
 }
 
 impl<S: Source> Adapter<S> {
@@ -66,7 +129,15 @@ impl<S: Source> Adapter<S> {
             owner,
             access,
             root,
+            behind: None,
         }
+    }
+
+    /// Makes it the file system of a worker that is handed a mount.
+    #[must_use]
+    pub(crate) fn behind(self, behind: Behind) -> Self {
+        let behind = Some(behind);
+        Self { behind, ..self }
     }
 
     /// Mounts. The kernel's requests are answered once the session runs.
@@ -75,25 +146,9 @@ impl<S: Source> Adapter<S> {
     ///
     /// When the kernel or `fusermount3` refuses.
     pub fn mount(self, mountpoint: &Path, source: &str) -> io::Result<Session<Self>> {
-        let mut config = Config::default();
-        config.mount_options = vec![
-            if self.fs.is_writable(Node::Disk) {
-                MountOption::RW
-            } else {
-                MountOption::RO
-            },
-            MountOption::NoAtime,
-            MountOption::NoExec,
-            MountOption::DefaultPermissions,
-            // A comma would end the option.
-            MountOption::FSName(source.replace(',', "%2C")),
-            MountOption::Subtype("circular".to_owned()),
-        ];
-        config.acl = match self.access {
-            Access::Owner => SessionACL::Owner,
-            Access::Everybody => SessionACL::All,
-        };
-        config.n_threads = Some(THREADS);
+        let mut config = session_config();
+        config.mount_options = mount_options(self.fs.is_writable(Node::Disk), source);
+        config.acl = acl(self.access);
         // A descriptor for each thread spares them a common lock; where /dev/fuse cannot be opened
         // again (mounts by fusermount3 in some sandboxes) they share one.
         config.clone_fd = std::fs::File::options()
@@ -169,27 +224,46 @@ impl<S: Source> Adapter<S> {
 ///
 /// - a directory read as a file: `EISDIR`
 /// - too many open snapshots: `EMFILE`
+/// - a snapshot of a process that is gone: `ESTALE`
 /// - the disk cannot be read or written there: as [`write::errno`] says
 fn errno(error: &FsError) -> Errno {
     match error {
         FsError::IsDirectory => Errno::EISDIR,
         FsError::TooManyOpen => Errno::EMFILE,
+        FsError::Stale => Errno::ESTALE,
         FsError::Disk(error) => write::errno(error),
+    }
+}
+
+/// Gives the kernel the data of a read past the supervisor; returns what tells the latter so.
+fn answer_itself(device: &OwnedFd, unique: u64, bytes: &[u8]) -> Errno {
+    let Some(head) = wire::data_head(unique, bytes.len()) else {
+        return Errno::EIO;
+    };
+    let parts = [IoSlice::new(&head), IoSlice::new(bytes)];
+    match nix::sys::uio::writev(device, &parts) {
+        // ENOENT: the worker before us had answered, and died before it said so.
+        Ok(_) | Err(nix::errno::Errno::ENOENT) => Errno::from_i32(ANSWERED_ITSELF),
+        Err(error) => {
+            tracing::error!(%error, "an answer does not reach the kernel");
+            Errno::EIO
+        }
     }
 }
 
 impl<S: Source> Filesystem for Adapter<S> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Without it a loop device with direct I/O has one request in flight instead of a dozen.
-        for wish in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
-            if config.add_capabilities(wish).is_err() {
-                tracing::debug!(?wish, "this kernel lacks a FUSE capability");
-            }
-        }
-        if let Err(most) = config.set_max_background(BACKGROUND_MAX) {
-            tracing::debug!(most, "this kernel allows fewer background requests");
-        }
+        negotiate(config);
         Ok(())
+    }
+
+    /// The kernel forgets what it knew; only the gate, where there is one, wants to know.
+    fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
+        if ino.0 == NO_NODE
+            && let Some(behind) = &self.behind
+        {
+            behind.gate.pass();
+        }
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -229,7 +303,7 @@ impl<S: Source> Filesystem for Adapter<S> {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -242,9 +316,22 @@ impl<S: Source> Filesystem for Adapter<S> {
             return reply.error(Errno::ENOENT);
         };
         let fs = Arc::clone(&self.fs);
+        let reading = fs.watch(node, offset, size);
+        let device = self
+            .behind
+            .as_ref()
+            .and_then(|behind| behind.device.clone());
+        let unique = req.unique().0;
         self.tasks.spawn(async move {
-            match fs.read(node, fh.0, offset, size).await {
-                Ok(bytes) => reply.data(&bytes),
+            match reading.of(fs.read(node, fh.0, offset, size)).await {
+                Ok(bytes) => {
+                    // First, so that whoever has the bytes finds them counted.
+                    reading.answered();
+                    match device {
+                        None => reply.data(&bytes),
+                        Some(device) => reply.error(answer_itself(&device, unique, &bytes)),
+                    }
+                }
                 Err(error) => {
                     let cause: &dyn std::error::Error = &error;
                     tracing::error!(offset, size, error = cause, "a read fails");

@@ -1,18 +1,21 @@
 //! Where log lines go: the standard error stream, a file, or the kernel's log.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::OpenOptions;
+use std::io;
 use std::sync::Arc;
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Level, Metadata};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{ProcessConfig, Role};
+use crate::inside::dump;
+
+mod kernel;
+
+use kernel::KernelLog;
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +56,7 @@ pub fn init(config: &ProcessConfig) -> Result<(), LogError> {
             .with_target(false)
             .with_level(false)
             .without_time();
-        let layer = layer.with_writer(KernelLog(Arc::new(kernel)));
+        let layer = layer.with_writer(KernelLog::to(kernel));
         return Ok(tracing_subscriber::registry()
             .with(layer.with_filter(filter))
             .try_init()?);
@@ -68,60 +71,14 @@ pub fn init(config: &ProcessConfig) -> Result<(), LogError> {
         .try_init()?)
 }
 
-/// Our own lines at `level`; of the libraries only what is wrong.
+/// Our own lines at `level`; of the libraries only what is wrong; what somebody asked for in any case.
 fn filter(level: LevelFilter) -> Targets {
+    let asked = match level {
+        LevelFilter::OFF => level,
+        _ => level.max(LevelFilter::INFO),
+    };
     Targets::new()
         .with_default(level.min(LevelFilter::WARN))
         .with_target("client_fuse", level)
-}
-
-/// Writes each line as a record of the kernel's log.
-#[derive(Clone, Debug)]
-struct KernelLog(Arc<File>);
-
-/// One record: its priority, then the line.
-struct Record {
-    file: Arc<File>,
-    priority: u8,
-}
-
-impl KernelLog {
-    fn record(&self, level: Level) -> Record {
-        let priority = match level {
-            Level::ERROR => 3,
-            Level::WARN => 4,
-            Level::INFO => 6,
-            Level::DEBUG | Level::TRACE => 7,
-        };
-        Record {
-            file: Arc::clone(&self.0),
-            priority,
-        }
-    }
-}
-
-impl<'a> MakeWriter<'a> for KernelLog {
-    type Writer = Record;
-
-    fn make_writer(&'a self) -> Record {
-        self.record(Level::INFO)
-    }
-
-    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Record {
-        self.record(*meta.level())
-    }
-}
-
-impl Write for Record {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // A record is what one write call brings.
-        let mut record = format!("<{}>circular-mount: ", self.priority).into_bytes();
-        record.extend_from_slice(line);
-        (&*self.file).write_all(&record)?;
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+        .with_target(dump::TARGET, asked)
 }

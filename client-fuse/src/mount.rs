@@ -44,6 +44,8 @@ pub enum MountError {
     Silent { path: PathBuf, source: io::Error },
     #[error("the FUSE session of {} failed", path.display())]
     Session { path: PathBuf, source: io::Error },
+    #[error("the mount on {} was not handed over", path.display())]
+    NotHandedOver { path: PathBuf, source: io::Error },
 }
 
 /// An empty directory or file, by its absolute path.
@@ -88,6 +90,51 @@ impl Mountpoint {
     }
 }
 
+impl Mountpoint {
+    /// One that was checked before, and has a mount of ours on it: the disk itself if it `is_file`.
+    #[must_use]
+    pub fn taken(path: &Path, is_file: bool) -> Self {
+        let path = path.to_owned();
+        let root = if is_file { Node::Disk } else { Node::Root };
+        Self { path, root }
+    }
+
+    /// Whether the disk itself appears here.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.root == Node::Disk
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the disk appears.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        match self.root {
+            Node::Disk => self.path.clone(),
+            _ => self.path.join("disk.raw"),
+        }
+    }
+}
+
+/// `fs` as it is mounted there.
+pub(crate) fn adapter<S: Source>(
+    fs: Arc<ImageFs<S>>,
+    config: &MountConfig,
+    mountpoint: &Mountpoint,
+) -> Adapter<S> {
+    let owner = (
+        nix::unistd::getuid().as_raw(),
+        nix::unistd::getgid().as_raw(),
+    );
+    let runtime = tokio::runtime::Handle::current();
+    Adapter::new(fs, runtime, owner, config.access, mountpoint.root)
+}
+
 /// A mount that serves.
 #[derive(Debug)]
 pub struct Mount {
@@ -105,17 +152,13 @@ impl Mount {
     pub async fn start<S: Source>(
         mountpoint: Mountpoint,
         config: &MountConfig,
-        fs: ImageFs<S>,
+        fs: Arc<ImageFs<S>>,
         source: &str,
     ) -> Result<Self, MountError> {
-        let Mountpoint { path, root } = mountpoint;
-        let owner = (
-            nix::unistd::getuid().as_raw(),
-            nix::unistd::getgid().as_raw(),
-        );
         let length = fs.length(Node::Disk);
-        let runtime = tokio::runtime::Handle::current();
-        let adapter = Adapter::new(Arc::new(fs), runtime, owner, config.access, root);
+        let adapter = adapter(fs, config, &mountpoint);
+        let disk = mountpoint.disk();
+        let path = mountpoint.path;
         let refused = |source| MountError::Refused {
             path: path.clone(),
             source,
@@ -128,35 +171,8 @@ impl Mount {
             unmounter,
             ended,
         };
-        let disk = match root {
-            Node::Disk => mount.path.clone(),
-            _ => mount.path.join("disk.raw"),
-        };
-        mount.settle(disk, length).await?;
+        settle(&mount.path, disk, length).await?;
         Ok(mount)
-    }
-
-    /// Waits for a first answer, then raises the kernel's read-ahead where we may.
-    async fn settle(&self, disk: PathBuf, length: u64) -> Result<(), MountError> {
-        let silent = |source| MountError::Silent {
-            path: self.path.clone(),
-            source,
-        };
-        let looked = tokio::task::spawn_blocking(move || {
-            let metadata = fs::metadata(disk)?;
-            raise_read_ahead(metadata.dev());
-            Ok(metadata.len())
-        });
-        let found = looked
-            .await
-            .map_err(|error| silent(io::Error::other(error)))?
-            .map_err(silent)?;
-        if found == length {
-            return Ok(());
-        }
-        Err(silent(io::Error::other(format!(
-            "the disk has {found} bytes, not {length}"
-        ))))
     }
 
     /// Serves until the mount is gone: unmounted from outside, or by a signal.
@@ -171,7 +187,7 @@ impl Mount {
         let mut detached = false;
         loop {
             let signal = tokio::select! {
-                ended = &mut self.ended => return self.outcome(ended),
+                ended = &mut self.ended => return outcome(&self.path, ended),
                 signal = signals.next() => signal,
             };
             if role == Role::RootDisk {
@@ -187,42 +203,68 @@ impl Mount {
                 return Ok(());
             } else {
                 tracing::info!(signal, "unmounting");
-                detached = !self.unmount();
+                detached = !unmount(&mut self.unmounter, &self.path);
             }
         }
-    }
-
-    /// Unmounts, or detaches what is in use. Returns whether the mount is gone.
-    fn unmount(&mut self) -> bool {
-        let Err(error) = self.unmounter.unmount() else {
-            return true;
-        };
-        match umount2(&self.path, MntFlags::MNT_DETACH) {
-            Ok(()) => tracing::warn!(
-                mountpoint = %self.path.display(),
-                "still in use: detached, serving until the last user closes (a second signal ends it now)"
-            ),
-            Err(errno) => {
-                tracing::error!(mountpoint = %self.path.display(), %error, %errno, "cannot unmount");
-            }
-        }
-        false
-    }
-
-    fn outcome(
-        &self,
-        ended: Result<io::Result<()>, oneshot::error::RecvError>,
-    ) -> Result<(), MountError> {
-        let outcome = ended.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
-        outcome.map_err(|source| MountError::Session {
-            path: self.path.clone(),
-            source,
-        })
     }
 }
 
+/// Waits for a first answer, then raises the kernel's read-ahead where we may.
+pub(crate) async fn settle(path: &Path, disk: PathBuf, length: u64) -> Result<(), MountError> {
+    let silent = |source| MountError::Silent {
+        path: path.to_owned(),
+        source,
+    };
+    let looked = tokio::task::spawn_blocking(move || {
+        let metadata = fs::metadata(disk)?;
+        raise_read_ahead(metadata.dev());
+        Ok(metadata.len())
+    });
+    let found = looked
+        .await
+        .map_err(|error| silent(io::Error::other(error)))?
+        .map_err(silent)?;
+    if found == length {
+        return Ok(());
+    }
+    Err(silent(io::Error::other(format!(
+        "the disk has {found} bytes, not {length}"
+    ))))
+}
+
+/// Unmounts, or detaches what is in use. Returns whether the mount is gone.
+pub(crate) fn unmount(unmounter: &mut SessionUnmounter, path: &Path) -> bool {
+    let Err(error) = unmounter.unmount() else {
+        return true;
+    };
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) => tracing::warn!(
+            mountpoint = %path.display(),
+            "still in use: detached, serving until the last user closes (a second signal ends it now)"
+        ),
+        Err(errno) => {
+            tracing::error!(mountpoint = %path.display(), %error, %errno, "cannot unmount");
+        }
+    }
+    false
+}
+
+/// How a session ended.
+pub(crate) fn outcome(
+    path: &Path,
+    ended: Result<io::Result<()>, oneshot::error::RecvError>,
+) -> Result<(), MountError> {
+    let outcome = ended.unwrap_or_else(|_| Err(io::Error::other("its thread panicked")));
+    outcome.map_err(|source| MountError::Session {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Runs a session on a thread of its own.
-fn run<S: Source>(session: Session<Adapter<S>>) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+pub(crate) fn run<S: Source>(
+    session: Session<Adapter<S>>,
+) -> io::Result<oneshot::Receiver<io::Result<()>>> {
     let (sender, receiver) = oneshot::channel();
     let serve = move || {
         // Nobody listens any more only when the process is ending.

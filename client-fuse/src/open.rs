@@ -6,8 +6,9 @@
 //!
 //! What depends on each other need not wait for each other: `ahead` has files on their way before
 //! it is known that they are the right ones. At best that takes two round trips: next root,
-//! timestamp and hint; then snapshot, targets, catalogue, manifest and region table. They are
-//! checked in order, whatever the order in which they came.
+//! timestamp and hint; then snapshot, targets, catalogue, manifest and region table, and with them the
+//! head of the boot pack, for which nobody waits here. They are checked in order, whatever the order
+//! in which they came.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use image_format::catalogue::{
     CATALOGUE_BYTES_MAX, Catalogue, ResolveError, VersionEntry, catalogue_path,
 };
 use image_format::digest::{Digest, ObjectRef};
-use image_format::manifest::Manifest;
+use image_format::manifest::{BootPack, Manifest};
 use image_format::reference::{ImageName, ImageRef, Version};
 use image_format::region_table::{RegionTable, TABLE_BYTES_MAX};
 
@@ -30,6 +31,8 @@ use crate::trust::{self, Trust, TrustError, Trusted};
 mod ahead;
 
 use ahead::Ahead;
+
+pub use ahead::EarlyHead;
 
 /// How many names an error message lists.
 const NAMES_LISTED_MAX: usize = 20;
@@ -47,6 +50,8 @@ pub struct OpenImage {
     pub manifest: Manifest,
     /// The index of the disk.
     pub table: RegionTable,
+    /// The head of the boot pack, if it is on its way already.
+    pub early_head: Option<EarlyHead>,
 }
 
 impl OpenImage {
@@ -135,12 +140,15 @@ pub async fn open<S: Source>(
             reason: "it is that of a disk of another length",
         });
     }
+    let head = |pack: &BootPack| ahead.take_head(&pack.head.digest);
+    let early_head = manifest.boot_pack.as_ref().and_then(head);
     Ok(OpenImage {
         reference: reference.pinned(version),
         version,
         created: entry.created,
         manifest,
         table,
+        early_head,
     })
 }
 

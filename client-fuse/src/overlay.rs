@@ -36,6 +36,7 @@ use nix::fcntl::Flock;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, watch};
 
 mod commit;
+mod counters;
 mod error;
 pub mod layered;
 pub mod ledger;
@@ -43,9 +44,11 @@ mod open;
 pub mod ranges;
 
 pub use commit::keep_flushed;
+pub use counters::{OverlayNow, OverlayStats};
 pub use error::OverlayError;
 pub use open::Base;
 
+use crate::waits::{self, Layer};
 use error::Attempt;
 use ledger::{Content, Ledger, Run};
 
@@ -78,6 +81,7 @@ pub struct Overlay {
     landed: watch::Sender<()>,
     /// Set when it cannot be known any more what is on disk.
     broken: AtomicBool,
+    stats: OverlayStats,
 }
 
 /// Where the log goes on.
@@ -155,6 +159,7 @@ impl Overlay {
         if !runs.iter().any(Run::is_data) {
             return Ok(runs.into_iter().map(|run| (run, Bytes::new())).collect());
         }
+        waits::note(Layer::Overlay);
         let guard = Arc::clone(&self.io).read_owned().await;
         let this = Arc::clone(self);
         blocking(move || {
@@ -181,6 +186,15 @@ impl Overlay {
     ///
     /// Once it has the file for itself, the write is made.
     pub async fn write(self: &Arc<Self>, patch: Patch) -> Result<(), OverlayError> {
+        let blocks = patch.blocks();
+        let written = self.write_patch(patch).await;
+        self.stats.writes.increment();
+        let counter = &self.stats.written_blocks;
+        self.stats.changed(&written, &blocks, counter);
+        written
+    }
+
+    async fn write_patch(self: &Arc<Self>, patch: Patch) -> Result<(), OverlayError> {
         let guard = self.alone(patch.blocks()).await?;
         let this = Arc::clone(self);
         blocking(move || {
@@ -197,6 +211,13 @@ impl Overlay {
     ///
     /// When the file system is full, or the overlay is out of use.
     pub async fn discard(self: &Arc<Self>, blocks: Range<u64>) -> Result<(), OverlayError> {
+        let discarded = self.discard_blocks(blocks.clone()).await;
+        let counter = &self.stats.discarded_blocks;
+        self.stats.changed(&discarded, &blocks, counter);
+        discarded
+    }
+
+    async fn discard_blocks(self: &Arc<Self>, blocks: Range<u64>) -> Result<(), OverlayError> {
         let guard = self.alone(blocks.clone()).await?;
         let this = Arc::clone(self);
         blocking(move || {
@@ -316,6 +337,7 @@ impl Overlay {
         self.file
             .read_exact_at(&mut bytes, self.layout.place(side, run.blocks.start))
             .map_err(|error| self.failed("read", error))?;
+        self.stats.read_blocks.add(sums.len() as u64);
         for ((block, content), sum) in run.blocks.clone().zip(bytes.chunks(BLOCK_LEN)).zip(sums) {
             if checksum(self.seed, content) != *sum {
                 return Err(OverlayError::Checksum {

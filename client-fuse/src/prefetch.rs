@@ -98,6 +98,15 @@ impl BootStream {
         }
     }
 
+    /// How many frames there are, and how many of them are on their way or still to come.
+    #[must_use]
+    pub fn frames(&self) -> (usize, usize) {
+        let all = self.head.frames().len();
+        let state = self.state();
+        let to_come = |frame: &usize| state.planner.will_bring(*frame);
+        (all, (0..all).filter(to_come).count())
+    }
+
     /// Whether the boot pack lists `chunk`.
     #[must_use]
     pub fn lists(&self, chunk: &ChunkId) -> bool {

@@ -119,19 +119,33 @@ impl Readiness {
             let _ = std::fs::File::from(supervisor).write_all(READY);
         }
         if let Some(parent) = self.parent {
-            setsid()?;
-            chdir("/")?;
-            let null = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open("/dev/null")?;
-            dup2_stdin(null.as_fd())?;
-            dup2_stdout(null.as_fd())?;
-            dup2_stderr(null.as_fd())?;
+            leave_terminal(Style::Daemon)?;
             let _ = std::fs::File::from(parent).write_all(READY);
         }
         Ok(())
     }
+}
+
+/// Lets go of the terminal and of the directory in which the command line was typed, if this is a
+/// daemon or serves one.
+///
+/// # Errors
+///
+/// When the system refuses.
+pub fn leave_terminal(style: Style) -> io::Result<()> {
+    if style == Style::Foreground {
+        return Ok(());
+    }
+    setsid()?;
+    chdir("/")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    dup2_stdin(null.as_fd())?;
+    dup2_stdout(null.as_fd())?;
+    dup2_stderr(null.as_fd())?;
+    Ok(())
 }
 
 /// Keeps the heap close to what is in use. Chunks come and go on all threads; with an arena for
@@ -180,10 +194,17 @@ pub fn harden() {
         std::fs::write("/proc/self/oom_score_adj", "-1000"),
     );
     warn("become an I/O flusher", become_io_flusher());
+    lock_memory();
+}
+
+/// Keeps what is in memory there. Of all that [`harden`] does, only this is not inherited by a worker.
+pub fn lock_memory() {
     // On fault only: with every page of every stack and buffer resident it would take 200 MB.
     let on_fault = MlockAllFlags::from_bits_retain(nix::libc::MCL_ONFAULT);
     let all = MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault;
-    warn("lock memory", mlockall(all).map_err(io::Error::from));
+    if let Err(error) = mlockall(all) {
+        tracing::warn!(%error, "cannot lock memory");
+    }
 }
 
 fn become_io_flusher() -> io::Result<()> {

@@ -7,11 +7,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+pub mod histogram;
+pub mod mirrors;
+
+use crate::waits::Layer;
+use histogram::{Counts, Histogram};
+
 /// A number of something that happened.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    /// Nothing happened yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
     /// Counts `n` more.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
@@ -38,12 +50,16 @@ impl Serialize for Counter {
 /// What a mount has done since it began. Serialized as `.circular/stats.json`.
 #[derive(Debug, Default, Serialize)]
 pub struct Stats {
+    /// Processes that served the mount before this one; all else counts what this one did.
+    pub restarts: Counter,
     /// Reads of the disk by the kernel.
     pub reads: Counter,
     /// Bytes that they returned.
     pub read_bytes: Counter,
     /// Reads that ended in an error.
     pub read_errors: Counter,
+    /// How long guests waited for their reads, from the kernel's request to the reply.
+    pub read_wait: ReadWaits,
     /// Pieces of chunks found in the memory cache.
     pub memory_hits: Counter,
     /// Pieces of chunks found in the disk cache.
@@ -58,6 +74,8 @@ pub struct Stats {
     pub disk_rejects: Counter,
     /// Bytes written to the disk cache.
     pub disk_fill_bytes: Counter,
+    /// How long HTTP requests took.
+    pub request_wait: RequestWaits,
     /// HTTP requests, failed ones included.
     pub requests: Counter,
     /// Requests that were tried again.
@@ -80,6 +98,66 @@ pub struct Stats {
     pub boot_pack: BootPackStats,
     /// Objects and chunks that did not match their digest.
     pub verify_failures: Counter,
+    /// What was done where an answer did not come.
+    pub faults: mirrors::FaultStats,
+    /// What each server did.
+    pub mirrors: mirrors::ByMirror,
+}
+
+/// How long guests waited for their reads, by what they waited for last: see [`Layer`].
+#[derive(Debug, Default, Serialize)]
+pub struct ReadWaits {
+    /// For nothing: what they read was in memory, or a hole.
+    pub memory: Histogram,
+    /// For the file of the overlay.
+    pub overlay: Histogram,
+    /// For the disk cache.
+    pub disk: Histogram,
+    /// For a page of the index.
+    pub index: Histogram,
+    /// For a chunk that was on its way already.
+    pub flight: Histogram,
+    /// For a frame of the boot pack.
+    pub boot_pack: Histogram,
+    /// For a chunk that was fetched for them.
+    pub demand: Histogram,
+    /// For an error.
+    pub failed: Histogram,
+}
+
+impl ReadWaits {
+    /// Reads that `layer` answered.
+    #[must_use]
+    pub const fn of(&self, layer: Layer) -> &Histogram {
+        match layer {
+            Layer::Memory => &self.memory,
+            Layer::Overlay => &self.overlay,
+            Layer::Disk => &self.disk,
+            Layer::Index => &self.index,
+            Layer::Flight => &self.flight,
+            Layer::BootPack => &self.boot_pack,
+            Layer::Demand => &self.demand,
+        }
+    }
+
+    /// All reads, the failed ones too.
+    #[must_use]
+    pub fn all(&self) -> Counts {
+        let mut all = self.failed.counts();
+        for layer in Layer::ALL {
+            all.merge(&self.of(layer).counts());
+        }
+        all
+    }
+}
+
+/// How long HTTP requests took.
+#[derive(Debug, Default, Serialize)]
+pub struct RequestWaits {
+    /// From the request to the head of its answer.
+    pub head: Histogram,
+    /// From the request to the end of its body, for those that came whole.
+    pub whole: Histogram,
 }
 
 /// Plain bytes that were asked for ahead of any reader.
@@ -126,4 +204,19 @@ pub struct Fetched {
     pub boot_pack_bytes: Counter,
     /// Ranges of packs: chunks as stored, and the small gaps between them.
     pub chunk_bytes: Counter,
+}
+
+impl Fetched {
+    /// Bytes of all bodies.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let all = [
+            &self.metadata_bytes,
+            &self.table_bytes,
+            &self.page_bytes,
+            &self.boot_pack_bytes,
+            &self.chunk_bytes,
+        ];
+        all.into_iter().map(Counter::count).sum()
+    }
 }

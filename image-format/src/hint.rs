@@ -1,7 +1,7 @@
 //! A hint: what a client will find when it opens a reference, said before it can know.
 //!
-//! To open an image a client goes from the signed metadata to the catalogue, the manifest and the
-//! region table, and each names the next. A hint names them all at once, so that they can be on
+//! To open an image a client goes from the signed metadata to the catalogue, the manifest, the
+//! region table and the head of the boot pack, and each names the next. A hint names them all at once, so that they can be on
 //! their way together. It is not signed, and nothing in it is believed: what it names is used only
 //! if the signed way leads to the same digest. A hint that is missing, out of date or forged costs
 //! time, nothing else.
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalogue::CATALOGUE_BYTES_MAX;
 use crate::codec::{self, DecodeError};
 use crate::digest::{Digest, ObjectRef};
-use crate::manifest::MANIFEST_BYTES_MAX;
+use crate::manifest::{BootPack, MANIFEST_BYTES_MAX};
 use crate::reference::ImageRef;
 
 /// The longest hint, in bytes.
@@ -30,6 +30,9 @@ pub struct Hint {
     pub manifest: ObjectRef,
     /// The region table of its disk.
     pub disk: Digest,
+    /// Its boot pack, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_pack: Option<BootPack>,
 }
 
 impl Hint {
@@ -53,6 +56,9 @@ impl Hint {
             if object.length > max {
                 return Err(DecodeError::TooLong { what, max });
             }
+        }
+        if let Some(pack) = &hint.boot_pack {
+            pack.check(WHAT)?;
         }
         Ok(hint)
     }
@@ -83,7 +89,17 @@ mod tests {
             catalogue: ObjectRef::of(b"catalogue"),
             manifest: ObjectRef::of(b"manifest"),
             disk: Digest::of(b"table"),
+            boot_pack: Some(BootPack {
+                object: ObjectRef::of(b"head, then frames"),
+                head: ObjectRef::of(b"head"),
+                profile: ObjectRef::of(b"profile"),
+            }),
         };
+        let none = Hint {
+            boot_pack: None,
+            ..good
+        };
+        assert_eq!(Hint::decode(&none.encode()).unwrap(), none);
         assert_eq!(Hint::decode(&good.encode()).unwrap(), good);
         let long = |object: ObjectRef| ObjectRef {
             length: 2 << 20,
@@ -97,6 +113,13 @@ mod tests {
             },
             Hint {
                 manifest: long(good.manifest),
+                ..good
+            },
+            Hint {
+                boot_pack: good.boot_pack.map(|pack| BootPack {
+                    head: long(pack.head),
+                    ..pack
+                }),
                 ..good
             },
         ] {

@@ -62,6 +62,23 @@ pub struct BootPack {
     pub profile: ObjectRef,
 }
 
+impl BootPack {
+    /// Checks lengths that `what` claims.
+    pub(crate) fn check(&self, what: &'static str) -> Result<(), DecodeError> {
+        let bad = |reason| Err(DecodeError::invalid(what, reason));
+        if self.head.length > HEAD_BYTES_MAX as u64
+            || self.object.length > BOOT_PACK_BYTES_MAX
+            || self.head.length >= self.object.length
+        {
+            return bad("the boot pack or its head has an impossible length");
+        }
+        if self.profile.length > PROFILE_BYTES_MAX as u64 {
+            return bad("the profile is too long");
+        }
+        Ok(())
+    }
+}
+
 /// The content of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
@@ -149,15 +166,7 @@ impl Manifest {
             }
         }
         if let Some(pack) = &self.boot_pack {
-            if pack.head.length > HEAD_BYTES_MAX as u64
-                || pack.object.length > BOOT_PACK_BYTES_MAX
-                || pack.head.length >= pack.object.length
-            {
-                return bad("the boot pack or its head has an impossible length");
-            }
-            if pack.profile.length > PROFILE_BYTES_MAX as u64 {
-                return bad("the profile is too long");
-            }
+            pack.check(WHAT)?;
         }
         self.chunker.check()
     }

@@ -139,6 +139,11 @@ impl RegionTable {
         Ok(Self { disk_length, slots })
     }
 
+    /// Encodes the table as it was decoded.
+    pub fn bytes(&self) -> Vec<u8> {
+        encode_root(self.disk_length, &self.slots)
+    }
+
     /// Returns the length of the disk in bytes.
     pub const fn disk_length(&self) -> u64 {
         self.disk_length

@@ -59,15 +59,23 @@ pub(crate) async fn of_tags(
     for (tag, version) in &catalogue.tags {
         let entry = &catalogue.versions[version];
         let pinned = tagged(&catalogue.name, tag).pinned(*version);
-        let boot = match entry.bootable {
-            true => store.manifest(&entry.manifest).await?.boot,
-            false => None,
+        let manifest = match store.manifest(&entry.manifest).await {
+            Ok(manifest) => Some(manifest),
+            Err(error) if entry.bootable => return Err(error),
+            // All that it is needed for is a better hint.
+            Err(error) => {
+                tracing::warn!(%error, %tag, "its hint names no boot pack");
+                None
+            }
         };
+        let boot_pack = manifest.as_ref().and_then(|manifest| manifest.boot_pack);
+        let boot = manifest.and_then(|manifest| manifest.boot);
         let hint = names.names.get(&catalogue.name).map(|catalogue| Hint {
             format: 1,
             catalogue: *catalogue,
             manifest: entry.manifest,
             disk: entry.disk,
+            boot_pack,
         });
         for reference in references(&catalogue.name, tag) {
             let path = boot_script::script_path(&reference);

@@ -21,7 +21,7 @@ struct Args {
     /// Reads at once of a replayed boot
     #[arg(long, value_name = "N", default_value_t = 4)]
     in_flight: usize,
-    /// Line to measure on, instead of those of the suite: loopback, lan, near, far, slow or lossy; may be given
+    /// Line to measure on, instead of those of the suite: loopback, lan, near, far, slow, lossy or orbit; may be given
     /// several times
     #[arg(long = "line", value_name = "NAME")]
     lines: Vec<String>,
@@ -38,6 +38,9 @@ struct Args {
     /// [default: recorded with QEMU, kept in build/bench]
     #[arg(long, value_name = "FILE", num_args = 2)]
     reads: Option<Vec<PathBuf>>,
+    /// The same two of the other version
+    #[arg(long, value_name = "FILE", num_args = 2)]
+    second_reads: Option<Vec<PathBuf>>,
     /// Document that the results are put into
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -68,6 +71,9 @@ fn main() -> Result<()> {
             .or_else(|| images::debian("debian-rebuilt.raw").ok()),
         reads: args
             .reads
+            .and_then(|reads| <[PathBuf; 2]>::try_from(reads).ok()),
+        second_reads: args
+            .second_reads
             .and_then(|reads| <[PathBuf; 2]>::try_from(reads).ok()),
         lines: args.lines,
     };

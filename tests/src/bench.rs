@@ -13,6 +13,8 @@
 pub mod blackout;
 pub mod cold;
 pub mod disks;
+pub mod idle;
+pub mod index;
 pub mod line;
 pub mod machine;
 pub mod memory;
@@ -24,6 +26,7 @@ pub mod site;
 pub mod table;
 pub mod turns;
 pub mod update;
+pub mod userland;
 pub mod warm;
 pub mod whole;
 
@@ -58,6 +61,8 @@ pub struct Options {
     pub second: Option<PathBuf>,
     /// Lists of reads of two boots; `None`: they are recorded with QEMU, once for each image.
     pub reads: Option<[PathBuf; 2]>,
+    /// The same of the second version.
+    pub second_reads: Option<[PathBuf; 2]>,
     /// Lines to measure on, by name; none: those of each suite.
     pub lines: Vec<String>,
 }
@@ -125,6 +130,11 @@ const SUITES: &[Suite] = &[
         id: "p15",
         title: "The longest read when the servers stop",
         run: blackout::longest_read,
+    },
+    Suite {
+        id: "p4",
+        title: "Programs of the disk, run on this machine",
+        run: userland::start,
     },
     Suite {
         id: "p3",

@@ -108,6 +108,23 @@ impl Mount {
         self.daemon.wait(DEADLINE)
     }
 
+    /// Kills the client as a crash would, and takes away what is left of the mount.
+    ///
+    /// # Errors
+    /// It is gone already, or the mount stays.
+    pub fn kill(mut self) -> Result<()> {
+        self.daemon.signal(Signal::SIGKILL)?;
+        self.daemon.wait(DEADLINE)?;
+        let path = self.directory.path();
+        umount2(path, MntFlags::MNT_DETACH)
+            .with_context(|| format!("cannot unmount {}", path.display()))
+    }
+
+    /// Returns the process ID of the client.
+    pub fn id(&self) -> u32 {
+        self.daemon.id()
+    }
+
     /// Unmounts as a signal does and returns how the client ended.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 //! A proxy that notes every request before it passes it on: tests count with it.
 //!
-//! It changes nothing but what its plan of [`faults`] says. A request is in the list before the server sees it,
+//! It changes nothing but what its plan of [`faults`] or its [`chaos`] says. A request is in the list before the server sees it,
 //! so whoever has the answer also finds the request.
 
+pub mod chaos;
 pub mod faults;
 
 use std::convert::Infallible;
@@ -13,13 +14,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
+use chaos::{Chaos, Fate};
 use faults::{End, Fault, Plan, Rule, Step};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{HOST, RANGE};
+use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, HOST, HeaderMap, HeaderName, RANGE};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -73,6 +75,18 @@ impl Proxy {
     /// # Errors
     /// There is no port, no thread, or no client.
     pub fn start_with(upstream: &str, rules: Vec<Rule>) -> Result<Self> {
+        Self::begin(upstream, rules, None)
+    }
+
+    /// Listens on a free port and passes everything on to `upstream`, except for what `chaos` does to it.
+    ///
+    /// # Errors
+    /// There is no port, no thread, or no client.
+    pub fn start_in(chaos: &Arc<Chaos>, upstream: &str) -> Result<Self> {
+        Self::begin(upstream, Vec::new(), Some(Arc::clone(chaos)))
+    }
+
+    fn begin(upstream: &str, rules: Vec<Rule>, chaos: Option<Arc<Chaos>>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -91,6 +105,7 @@ impl Proxy {
                 .context("no HTTP client")?,
             exchanges: exchanges.clone(),
             plan: Arc::new(Plan::new(rules)),
+            chaos,
         };
         runtime.spawn(accept(listener, relay));
         Ok(Self {
@@ -180,6 +195,7 @@ struct Relay {
     client: reqwest::Client,
     exchanges: Exchanges,
     plan: Arc<Plan>,
+    chaos: Option<Arc<Chaos>>,
 }
 
 /// The socket of one connection, to be reset.
@@ -223,7 +239,12 @@ impl Relay {
             bytes: 0,
         });
         let fault = self.plan.next(&path);
-        if let Some(Fault::Status(status)) = fault {
+        let fate = self.chaos.as_ref().and_then(|chaos| chaos.fate());
+        let status = match (fault, fate) {
+            (Some(Fault::Status(status)), _) | (None, Some(Fate::Status(status))) => Some(status),
+            _ => None,
+        };
+        if let Some(status) = status {
             self.exchanges
                 .update(place, |exchange| exchange.status = Some(status));
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
@@ -238,7 +259,11 @@ impl Relay {
             .send()
             .await;
         let (status, answer) = match sent {
-            Ok(answer) => (answer.status(), self.answer(place, answer, fault, socket)),
+            Ok(answer) => {
+                let fault = fault.or_else(|| self.befallen(fate?, &answer));
+                let status = answer.status();
+                (status, self.answer(place, &path, answer, fault, socket))
+            }
             Err(error) => {
                 let status = StatusCode::BAD_GATEWAY;
                 (status, status_only(status, &format!("{error:?}\n")))
@@ -249,9 +274,16 @@ impl Relay {
         answer
     }
 
+    /// Returns what chaos does to an answer.
+    fn befallen(&self, fate: Fate, answer: &reqwest::Response) -> Option<Fault> {
+        let length = number(answer.headers(), CONTENT_LENGTH, str::to_owned);
+        self.chaos.as_ref()?.fault(fate, length)
+    }
+
     fn answer(
         &self,
         place: Place,
+        path: &str,
         answer: reqwest::Response,
         fault: Option<Fault>,
         socket: Socket,
@@ -263,6 +295,19 @@ impl Relay {
             None => bytes,
             Some(fault) => faulty(bytes, fault, socket),
         };
+        let bytes = match self.chaos.clone() {
+            None => bytes,
+            Some(chaos) => {
+                let mut at = number(&headers, CONTENT_RANGE, first_of_range);
+                let path = path.to_owned();
+                let damage = move |piece: Bytes| {
+                    let begin = at;
+                    at += piece.len() as u64;
+                    chaos.damage(&path, begin, piece)
+                };
+                bytes.map_ok(damage).boxed()
+            }
+        };
         let frames = bytes.map_ok(move |bytes| {
             exchanges.update(place, |exchange| exchange.bytes += bytes.len() as u64);
             Frame::data(bytes)
@@ -272,6 +317,20 @@ impl Relay {
         *response.headers_mut() = headers;
         response
     }
+}
+
+/// The number in a header, after `pick` took it out; 0 if there is none.
+fn number(headers: &HeaderMap, name: HeaderName, pick: impl Fn(&str) -> String) -> u64 {
+    let value = headers.get(name).and_then(|value| value.to_str().ok());
+    value
+        .and_then(|value| pick(value).parse().ok())
+        .unwrap_or_default()
+}
+
+/// `bytes 10-19/100`: 10.
+fn first_of_range(value: &str) -> String {
+    let digits = value.trim_start_matches("bytes ").chars();
+    digits.take_while(char::is_ascii_digit).collect()
 }
 
 /// Lets a body meet `fault`; what cannot go on ends in an error, upon which the connection is closed.

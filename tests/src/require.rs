@@ -26,6 +26,8 @@ pub enum Need {
     Link,
     /// `nginx`.
     Nginx,
+    /// `squid`.
+    Squid,
     /// The client of `make python-tuf`.
     PythonTuf,
     /// The disks of `make image`.
@@ -41,6 +43,7 @@ impl Need {
             Self::Fuse => "fuse",
             Self::Link => "link",
             Self::Nginx => "nginx",
+            Self::Squid => "squid",
             Self::PythonTuf => "tuf",
             Self::Qemu | Self::QemuImg | Self::Debian | Self::Guest => "qemu",
         }
@@ -67,6 +70,7 @@ impl Need {
                 .then(|| format!("no {HTTP_DRIVER}"))
                 .or_else(|| program("qemu-img")),
             Self::Nginx => program("nginx"),
+            Self::Squid => program("squid"),
             Self::PythonTuf => (!python::installed().is_file())
                 .then(|| "no python-tuf; `make python-tuf` installs it".to_owned()),
             Self::Debian => images::debian("debian.raw")

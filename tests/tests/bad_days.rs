@@ -5,11 +5,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Result, ensure};
+use circular_tests::file_system::FileSystem;
 use circular_tests::images::noise;
 use circular_tests::mount::Mount;
 use circular_tests::require::{self, Need};
 use circular_tests::store::TestStore;
-use nix::mount::{MntFlags, MsFlags};
 
 #[test]
 fn a_mount_stays_at_its_version_when_a_new_one_is_published() -> Result<()> {
@@ -55,31 +55,13 @@ fn a_busy_mount_serves_until_its_last_user_closes() -> Result<()> {
     Ok(())
 }
 
-/// A small file system, gone when the test ends.
-struct Small(std::path::PathBuf);
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
-
 #[test]
 fn a_publish_that_fills_the_disk_changes_nothing() -> Result<()> {
     if require::missing(&[Need::Fuse])? || !nix::unistd::geteuid().is_root() {
         return Ok(());
     }
     let store = TestStore::new()?;
-    fs::create_dir(store.path())?;
-    let options = "size=6m";
-    nix::mount::mount(
-        Some("tmpfs"),
-        &store.path(),
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some(options),
-    )?;
-    let _small = Small(store.path());
+    let _small = FileSystem::in_memory(&store.path(), "6m")?;
     let (fits, does_not) = (store.beside("fits"), store.beside("does-not"));
     fs::write(&fits, noise(4, 2 << 20))?;
     fs::write(&does_not, noise(5, 9 << 20))?;

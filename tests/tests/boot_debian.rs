@@ -158,6 +158,51 @@ fn machine_boots_the_partitioned_image_from_nginx_through_the_menu() -> Result<(
     boots(nginx.url(), "boot.ipxe", &image, "boot-debian-gpt")
 }
 
+/// Kills the process that serves the root disk, again and again from the moment at which the root is
+/// there to the moment at which the machine is off; then becomes the init of the image. Only the
+/// supervisor is a child of the first process. Written so that iPXE and the kernel pass it on whole.
+const KILLER: &str = r#"init=/bin/sh -- -c "while sleep 5; do for p in /proc/[0-9]*/stat; do read -r a b c d e <$p; case $b$d in *mount?1) ;; *circular-mount*) kill -9 $a;; esac; done; done 2>/dev/null & exec /sbin/init""#;
+
+#[test]
+fn machine_outlives_the_deaths_of_the_process_that_serves_its_root() -> Result<()> {
+    if require::missing(NEEDS)? {
+        return Ok(());
+    }
+    let store = TestStore::new()?;
+    let image = images::debian("debian.raw")?;
+    let path = image.to_str().context("test paths are plain")?;
+    let cmdline = format!("console=ttyS0 {KILLER}");
+    store.json(&["publish", path, "debian:12", "--cmdline", &cmdline])?;
+    let server = Server::start(&store.path())?;
+    let options = Options::named("boot-killed");
+    let mut machine = Machine::boot(server.url(), "boot/debian=12.ipxe", &options)?;
+    let console = &mut machine.console;
+    console.wait_for("readers wait for another", BOOT)?;
+    log_in(console)?;
+    root_is_the_image(console)?;
+    let died = "dmesg | grep -c 'readers wait for another'";
+    let wait = format!("while [ $({died}) -lt 5 ]; do sleep 1; done; {died}");
+    let deaths = console.run(&wait, COMMAND)?.text;
+    ensure!(deaths.parse::<u32>().is_ok_and(|n| n >= 5), "{deaths}");
+    // Nothing of the disk is in memory, and the process that has to bring it back is killed.
+    let again = "echo 3 > /proc/sys/vm/drop_caches; find /usr -xdev -type f | head -n 100 | xargs cat > /dev/null";
+    let read = console.run(again, BOOT)?;
+    ensure!(read.status == 0, "{read:?}");
+    console.send("systemctl poweroff")?;
+    console.wait_for("reboot: Power down", BOOT)?;
+    let status = machine.wait_until_off(COMMAND)?;
+    ensure!(status.success(), "QEMU ended with {status}");
+    let text = machine.console.text();
+    for word in TROUBLE {
+        ensure!(
+            !text.contains(word),
+            "{word:?} is on the console, see {}",
+            machine.log().display()
+        );
+    }
+    Ok(())
+}
+
 /// Boots from the server at `url`, looks around, writes, and switches off.
 fn boots(url: &str, script: &str, image: &Path, name: &str) -> Result<()> {
     let proxy = Proxy::start(url)?;

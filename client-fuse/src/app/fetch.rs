@@ -8,12 +8,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::runtime::Handle;
 
-use super::{caches, mirrors, open_documents, open_image};
+use super::{caches, mirrors, open_documents, open_image, source};
 use crate::config::{ByteSize, Config};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
 use crate::log;
 use crate::mount::signals::Signals;
+use crate::panics;
 use crate::stats::Stats;
 
 /// Longest wait for what is still being written at the end.
@@ -26,6 +27,7 @@ const SAVING_MAX: Duration = Duration::from_secs(5);
 /// Says which step failed, on what, and why.
 pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
     log::init(&config.process)?;
+    panics::watch();
     let runtime = super::runtime()?;
     let outcome = runtime.block_on(fetch(config));
     // Documents are written in the background.
@@ -35,7 +37,7 @@ pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
 
 async fn fetch(config: &Config) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let mirrors = Arc::new(mirrors(config)?);
+    let mirrors = Arc::new(mirrors(config, source(config)?));
     let stats = Arc::new(Stats::default());
     let documents = Arc::new(open_documents(config).await);
     let image = open_image(config, &mirrors, &documents, &stats).await?;

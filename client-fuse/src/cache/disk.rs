@@ -18,7 +18,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +37,7 @@ use crate::cache::policy::SEGMENT_BYTES;
 use crate::cache::recency::Recency;
 use crate::cache::sparse;
 use crate::place::Place;
+use crate::stats::Counter;
 
 mod budget;
 mod elsewhere;
@@ -71,6 +72,16 @@ struct CacheFile {
     hints: Option<Hints>,
     /// Files of other disks, as far as somebody asked for them.
     others: Mutex<HashMap<u32, Option<Arc<File>>>>,
+    evicted: Evicted,
+}
+
+/// What was taken out of the files of a directory to make room, by this mount.
+#[derive(Debug, Default)]
+pub struct Evicted {
+    /// Segments of 1 MiB that had data.
+    pub segments: Counter,
+    /// Bytes that the files occupy less.
+    pub bytes: Counter,
 }
 
 /// What is known about the blocks of the file.
@@ -203,6 +214,19 @@ impl DiskCache {
     #[must_use]
     pub fn room_bytes(&self) -> u64 {
         self.file().map_or(0, CacheFile::room_bytes)
+    }
+
+    /// Bytes that the file of this disk occupies. Asks the file system.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let metadata = self.0.as_ref().and_then(|it| it.file.metadata().ok());
+        metadata.map_or(0, |metadata| metadata.blocks() * 512)
+    }
+
+    /// What this mount took out to make room, so far.
+    #[must_use]
+    pub fn evicted(&self) -> Option<&Evicted> {
+        Some(&self.0.as_ref()?.evicted)
     }
 
     /// Most bytes of chunks that the directory holds; `None`: the cache is off.

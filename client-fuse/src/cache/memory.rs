@@ -4,7 +4,7 @@
 
 use image_format::chunk::{Chunk, ChunkId};
 
-use crate::cache::shelf::Shelf;
+use crate::cache::shelf::{Dropped, Shelf};
 
 /// A byte-bounded cache of verified chunks; the least recently used one goes first.
 #[derive(Debug)]
@@ -21,6 +21,18 @@ impl MemoryCache {
     #[must_use]
     pub const fn bytes_max(&self) -> usize {
         self.0.bytes_max()
+    }
+
+    /// Bytes of the chunks that are here.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    /// The chunks that were dropped so far to make room.
+    #[must_use]
+    pub fn dropped(&self) -> Dropped {
+        self.0.dropped()
     }
 
     /// The chunk `id`, now the most recently used one.

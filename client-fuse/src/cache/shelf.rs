@@ -15,6 +15,16 @@ pub struct Shelf<K: Hash + Eq, V> {
 struct Held<K: Hash + Eq, V> {
     values: LruCache<K, (V, usize)>,
     bytes: usize,
+    dropped: Dropped,
+}
+
+/// What a shelf forgot to make room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// How many values.
+    pub values: u64,
+    /// Their sizes, added up.
+    pub bytes: u64,
 }
 
 impl<K: Hash + Eq, V: Clone> Shelf<K, V> {
@@ -26,6 +36,7 @@ impl<K: Hash + Eq, V: Clone> Shelf<K, V> {
             held: Mutex::new(Held {
                 values: LruCache::unbounded(),
                 bytes: 0,
+                dropped: Dropped::default(),
             }),
         }
     }
@@ -59,8 +70,22 @@ impl<K: Hash + Eq, V: Clone> Shelf<K, V> {
                 break;
             };
             held.bytes -= bytes;
+            held.dropped.values += 1;
+            held.dropped.bytes += bytes as u64;
         }
         replaced.is_none()
+    }
+
+    /// The sum of the sizes now.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.held().bytes
+    }
+
+    /// What was forgotten so far to make room.
+    #[must_use]
+    pub fn dropped(&self) -> Dropped {
+        self.held().dropped
     }
 
     fn held(&self) -> MutexGuard<'_, Held<K, V>> {
@@ -91,6 +116,11 @@ mod tests {
         assert_eq!(shelf.find(&'a'), Some(1));
         shelf.keep('c', 3, 1);
         assert!(shelf.holds(&'a') && shelf.holds(&'c') && !shelf.holds(&'b'));
+        let dropped = Dropped {
+            values: 1,
+            bytes: 1,
+        };
+        assert_eq!((shelf.bytes(), shelf.dropped()), (2, dropped));
     }
 
     #[test]

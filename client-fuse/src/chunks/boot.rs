@@ -28,6 +28,7 @@ use crate::fetch::lanes::{Hurry, Priority};
 use crate::fetch::plan::coalesce;
 use crate::fetch::{FetchError, Source};
 use crate::flight::Boarding;
+use crate::open::EarlyHead;
 use crate::place::Place;
 use crate::prefetch::ledger::{Ahead, Reason};
 use crate::prefetch::planner::{Pressure, Route, Step, frames_max, route};
@@ -92,6 +93,12 @@ impl<S: Source> Chunks<S> {
         let _ = tokio::time::timeout(HEAD_WAIT, expected.wait_for(|heads| *heads == 0)).await;
     }
 
+    /// How many frames the boot pack has, and how many of them are on their way or still to come.
+    #[must_use]
+    pub fn boot_pack_frames(&self) -> (usize, usize) {
+        self.boot.get().map_or((0, 0), |boot| boot.frames())
+    }
+
     /// Whether there are parts, and the boot pack lists all of them.
     pub fn are_foreseen(&self, parts: &[Part]) -> bool {
         let listed = |boot: &Arc<BootStream>| parts.iter().all(|part| boot.lists(&part.place.id()));
@@ -147,8 +154,8 @@ impl<S: Source> Chunks<S> {
         }
     }
 
-    /// Fetches the head of the boot pack of a disk of `disk_length` bytes; `None`, with a line in the
-    /// log, if it is of no use.
+    /// Fetches the head of the boot pack of a disk of `disk_length` bytes, unless it is on its way as `early`;
+    /// `None`, with a line in the log, if it is of no use.
     ///
     /// # Cancel safety
     ///
@@ -157,8 +164,9 @@ impl<S: Source> Chunks<S> {
         &self,
         pack: BootPack,
         disk_length: u64,
+        early: Option<EarlyHead>,
     ) -> Option<&Arc<BootStream>> {
-        let head = self.boot_pack_head(pack, disk_length).await;
+        let head = self.boot_pack_head(pack, disk_length, early).await;
         match head {
             Ok(head) => {
                 let listed = head.chunks().len() as u64;
@@ -178,11 +186,23 @@ impl<S: Source> Chunks<S> {
         }
     }
 
-    /// The head of a boot pack: as it was kept, or as it comes now.
-    async fn boot_pack_head(&self, pack: BootPack, disk_length: u64) -> Result<Head, FetchError> {
+    /// The head of a boot pack: as it was kept, as it came with the opening, or as it comes now.
+    async fn boot_pack_head(
+        &self,
+        pack: BootPack,
+        disk_length: u64,
+        early: Option<EarlyHead>,
+    ) -> Result<Head, FetchError> {
         let name = Name::Head(pack.object.digest);
         let kept = self.fetcher.recall_document(name, pack.head.length).await;
         if let Some(head) = kept.and_then(|bytes| pack.open(&bytes, disk_length).ok()) {
+            return Ok(head);
+        }
+        if let Some(early) = early
+            && let Some(bytes) = early.bytes().await
+            && let Ok(head) = pack.open(&bytes, disk_length)
+        {
+            self.fetcher.keep_document(name, bytes);
             return Ok(head);
         }
         let part = ObjectPart {

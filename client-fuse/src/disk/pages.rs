@@ -16,6 +16,7 @@ use crate::fetch::fetcher::{Fetcher, Whole};
 use crate::fetch::lanes::Hurry;
 use crate::flight::{Abandoned, Boarding, Flights};
 use crate::stats::Counter;
+use crate::waits::{self, Layer};
 
 /// A page of a full region with chunks of the usual length takes 120 KB, so this serves 4 GiB of
 /// disk that is in use at one time.
@@ -147,6 +148,7 @@ impl<S: Source> Pages<S> {
             if let Some(index) = self.kept.find(&digest) {
                 return Ok(index);
             }
+            waits::note(Layer::Index);
             let landing = match self.flights.board(digest, &Arc::new(Hurry::new())) {
                 Boarding::Lead(landing, _) => landing,
                 Boarding::Follow(seat) => match seat.wait().await {

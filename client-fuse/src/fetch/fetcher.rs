@@ -6,29 +6,38 @@
 //! Bounds: requests and bytes in flight by [`Lanes`], the length of every answer before it is asked
 //! for, tries and time by [`RetryPolicy`].
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::cache::Caches;
 use crate::cache::documents::Documents;
+use crate::fetch::hedge::Budget;
 use crate::fetch::lanes::{Hurry, Lanes, Priority, Slot};
 use crate::fetch::line::Estimate;
 use crate::fetch::mirrors::{MirrorId, Mirrors};
 use crate::fetch::plan::PlanLimits;
 use crate::fetch::retry::{Fault, Next, RetryPolicy};
+use crate::fetch::underway::Underway;
 use crate::fetch::{FetchError, Request, Source};
 use crate::stats::Stats;
 
 mod attempts;
+mod gone;
 mod incoming;
 mod kept;
+mod look;
 mod outage;
 pub mod part;
+mod race;
 mod range;
 mod whole;
 
 pub(crate) use attempts::Attempts;
+use gone::Gone;
 use incoming::Incoming;
 use outage::Outage;
+use race::Try;
 pub(crate) use range::land_all;
 pub use range::{Delivery, Wanted};
 pub use whole::{Expect, Whole};
@@ -41,7 +50,11 @@ pub struct Fetcher<S> {
     lanes: Lanes,
     policy: RetryPolicy,
     outage: Outage,
+    hedges: Mutex<Budget>,
+    is_looking: AtomicBool,
+    gone: Gone,
     documents: Arc<Documents>,
+    underway: Arc<Underway>,
     stats: Arc<Stats>,
 }
 
@@ -68,13 +81,18 @@ impl<S: Source> Fetcher<S> {
         caches: Arc<Caches>,
         stats: Arc<Stats>,
     ) -> Self {
+        stats.mirrors.name(mirrors.stats());
         Self {
             mirrors,
             caches,
             lanes: Lanes::new(connections),
             policy,
             outage: Outage::new(),
+            hedges: Mutex::new(Budget::new()),
+            is_looking: AtomicBool::new(false),
+            gone: Gone::default(),
             documents: Arc::default(),
+            underway: Arc::default(),
             stats,
         }
     }
@@ -94,9 +112,14 @@ impl<S: Source> Fetcher<S> {
         Attempts::begin(self.policy)
     }
 
+    /// The requests under way.
+    pub(crate) const fn underway(&self) -> &Arc<Underway> {
+        &self.underway
+    }
+
     /// What is known of the line.
     pub fn line(&self) -> Estimate {
-        self.mirrors.meter().estimate()
+        self.mirrors.line()
     }
 
     /// How chunks are to be joined into requests on this line.
@@ -113,9 +136,15 @@ impl<S: Source> Fetcher<S> {
     }
 
     /// Asks a mirror, and waits for the head of its answer as long as for any part of it.
-    async fn open(&self, mirror: MirrorId, request: Request) -> Result<Incoming, FetchError> {
+    async fn open<'a>(
+        &'a self,
+        attempt: &'a Try,
+        request: Request,
+    ) -> Result<Incoming<'a, S>, FetchError> {
         self.stats.requests.increment();
-        Incoming::open(&self.mirrors, mirror, request).await
+        let name = self.mirrors.name(attempt.mirror);
+        let asking = self.underway.ask(name, &request, &self.stats);
+        Incoming::open(&self.mirrors, attempt, request, asking).await
     }
 
     /// The mirror for the next try.
@@ -135,11 +164,16 @@ impl<S: Source> Fetcher<S> {
         attempts.round.add(mirror, error.clone());
         if self.mirrors.next(&attempts.round.tried()).is_some() {
             self.stats.retries.increment();
+            self.stats.faults.failovers.increment();
             tracing::debug!(%error, "asking another mirror");
             return Ok(());
         }
+        let told = attempts.round.retry_after();
         let error = attempts.round.finish(&self.mirrors, error);
-        if self.wait(attempts, error.fault(), &error).await {
+        if self
+            .wait_as_told(attempts, error.fault(), told, &error)
+            .await
+        {
             return Ok(());
         }
         Err(error)
@@ -152,11 +186,22 @@ impl<S: Source> Fetcher<S> {
         fault: Fault,
         error: &(dyn std::error::Error + Sync + 'static),
     ) -> bool {
-        match attempts.failed(fault) {
+        self.wait_as_told(attempts, fault, None, error).await
+    }
+
+    /// The same, not before the time that every server told, if they did.
+    async fn wait_as_told(
+        &self,
+        attempts: &mut Attempts,
+        fault: Fault,
+        told: Option<Duration>,
+        error: &(dyn std::error::Error + Sync + 'static),
+    ) -> bool {
+        match attempts.failed(fault, told) {
             Next::Stop => false,
             Next::Wait(wait) => {
                 self.stats.retries.increment();
-                self.outage.began(fault, error);
+                self.outage.began(fault, error, &self.stats.faults);
                 tracing::debug!(%error, ?wait, "trying again");
                 tokio::time::sleep(wait).await;
                 true

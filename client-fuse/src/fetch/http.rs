@@ -10,25 +10,30 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, HeaderMap,
-    HeaderName, HeaderValue, PRAGMA, RANGE,
+    ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, DATE,
+    HeaderMap, HeaderName, HeaderValue, PRAGMA, RANGE, RETRY_AFTER,
 };
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Client, ClientBuilder, Response, StatusCode};
+use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Response, StatusCode};
 use url::Url;
 
+use crate::config::proxies::Proxies;
 use crate::config::{BaseUrl, NetworkConfig};
 use crate::fetch::resolve::Resolver;
 use crate::fetch::{Body, Freshness, Part, Request, Source, SourceError};
 
+mod dial;
 pub mod identity;
 mod post;
 pub mod redirect;
+mod retry_after;
 
 use identity::Identity;
 
@@ -50,9 +55,13 @@ const HTTP2_CONNECTION_BYTES: u32 = 8 << 20;
 /// A store behind HTTP.
 #[derive(Clone, Debug)]
 pub struct HttpSource {
-    client: Client,
+    /// Each has connections of its own.
+    clients: [Client; 2],
+    /// Which of them is used.
+    turn: Arc<AtomicUsize>,
     base: BaseUrl,
     authorization: Option<HeaderValue>,
+    resolver: Resolver,
 }
 
 /// Why there can be no HTTP client.
@@ -81,19 +90,42 @@ impl HttpSource {
         network: &NetworkConfig,
         identity: &Identity,
     ) -> Result<Self, SetupError> {
-        let client = match identity.apply(builder(network)).build() {
+        Self::resolving(base, network, identity, &Resolver::default())
+    }
+
+    /// The same, by the addresses that `resolver` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn resolving(
+        base: BaseUrl,
+        network: &NetworkConfig,
+        identity: &Identity,
+        resolver: &Resolver,
+    ) -> Result<Self, SetupError> {
+        let builder = || builder(network, resolver);
+        let client = || match identity.apply(builder()?).build() {
             // An initramfs without certificates can still use an http store.
             Err(error) if base.as_url().scheme() == "http" => {
                 tracing::debug!(%error, "no certificates; https redirects will fail");
-                builder(network).tls_certs_only([]).build()?
+                builder()?.tls_certs_only([]).build()
             }
-            outcome => outcome?,
+            outcome => outcome,
         };
         Ok(Self {
-            client,
+            clients: [client()?, client()?],
+            turn: Arc::default(),
             base,
             authorization: identity.authorization(),
+            resolver: resolver.clone(),
         })
+    }
+
+    /// What remembers where its servers and those of its mirrors are.
+    #[must_use]
+    pub const fn resolver(&self) -> &Resolver {
+        &self.resolver
     }
 
     /// A source for a mirror at `base`, which is shown the same token.
@@ -101,13 +133,14 @@ impl HttpSource {
     pub fn mirror(&self, base: BaseUrl) -> Self {
         Self {
             base,
+            turn: Arc::default(),
             ..self.clone()
         }
     }
 }
 
-fn builder(network: &NetworkConfig) -> ClientBuilder {
-    Client::builder()
+fn builder(network: &NetworkConfig, resolver: &Resolver) -> reqwest::Result<ClientBuilder> {
+    let builder = Client::builder()
         .user_agent(concat!("circular-mount/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(network.timeout)
         .read_timeout(network.timeout)
@@ -115,11 +148,27 @@ fn builder(network: &NetworkConfig) -> ClientBuilder {
         .tcp_keepalive(network.timeout)
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(usize::from(network.connections))
+        .http2_keep_alive_interval(network.timeout)
+        .http2_keep_alive_timeout(network.timeout)
         .http2_initial_stream_window_size(HTTP2_STREAM_BYTES)
         .http2_initial_connection_window_size(HTTP2_CONNECTION_BYTES)
         .referer(false)
         .redirect(Policy::custom(follow))
-        .dns_resolver(Resolver::default())
+        .dns_resolver(resolver.clone())
+        // The environment was read before.
+        .no_proxy();
+    let Proxies {
+        http,
+        https,
+        except,
+    } = &network.proxies;
+    let except = NoProxy::from_string(except);
+    let http = http.as_ref().map(|url| Proxy::http(url.as_url().clone()));
+    let https = https.as_ref().map(|url| Proxy::https(url.as_url().clone()));
+    let mut proxies = [http, https].into_iter().flatten();
+    proxies.try_fold(builder, |builder, proxy| {
+        Ok(builder.proxy(proxy?.no_proxy(except.clone())))
+    })
 }
 
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
@@ -131,6 +180,26 @@ fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
 
 impl Source for HttpSource {
     async fn open(&self, request: Request) -> Result<Body, SourceError> {
+        self.ask(self.client(0), request).await
+    }
+
+    async fn open_afresh(&self, request: Request) -> Result<Body, SourceError> {
+        self.ask(self.client(1), request).await
+    }
+
+    fn turn(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl HttpSource {
+    /// The client that is used, or the one behind it.
+    fn client(&self, behind: usize) -> &Client {
+        let turn = self.turn.load(Ordering::Relaxed).wrapping_add(behind);
+        &self.clients[turn % self.clients.len()]
+    }
+
+    async fn ask(&self, client: &Client, request: Request) -> Result<Body, SourceError> {
         let url = self
             .base
             .join(&request.path)
@@ -140,7 +209,7 @@ impl Source for HttpSource {
             })?;
         let mut headers = headers(&request);
         headers.extend(self.authorization.clone().map(|it| (AUTHORIZATION, it)));
-        let sent = self.client.get(url.clone()).headers(headers).send().await;
+        let sent = client.get(url.clone()).headers(headers).send().await;
         let response = sent.map_err(|error| reach_error(url.as_str(), error))?;
         self.check_refused(&url, &response)?;
         let url = url.to_string();
@@ -156,9 +225,7 @@ impl Source for HttpSource {
             Some(range) => Box::pin(cut(bytes, range)),
         })
     }
-}
 
-impl HttpSource {
     /// Says what to do where the server wants to know who asks.
     fn check_refused(&self, url: &Url, response: &Response) -> Result<(), SourceError> {
         let status = response.status();
@@ -238,10 +305,14 @@ fn check(url: &str, part: &Part, response: &Response) -> Result<Option<Range<u64
         StatusCode::NOT_FOUND | StatusCode::GONE => {
             return Err(SourceError::Missing { url: url() });
         }
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            return Err(SourceError::ProxyPassword { url: url() });
+        }
         status => {
             return Err(SourceError::Status {
                 url: url(),
                 status: status.as_u16(),
+                retry_after: told_wait(response),
             });
         }
     }
@@ -291,8 +362,16 @@ fn check(url: &str, part: &Part, response: &Response) -> Result<Option<Range<u64
         (Part::Whole, status) => Err(SourceError::Status {
             url: url(),
             status: status.as_u16(),
+            retry_after: None,
         }),
     }
+}
+
+/// How long the server wants to be left alone, if it says so.
+fn told_wait(response: &Response) -> Option<Duration> {
+    let value = text(response, RETRY_AFTER)?;
+    let date = text(response, DATE);
+    retry_after::parse(&value, date.as_deref(), jiff::Timestamp::now())
 }
 
 fn text(response: &Response, name: HeaderName) -> Option<String> {

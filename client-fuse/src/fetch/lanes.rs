@@ -16,6 +16,13 @@ use crate::fetch::line::Estimate;
 /// largest beside as much read-ahead.
 const BYTES_IN_FLIGHT_MAX: u32 = 32 << 20;
 
+/// Second requests for what the first lets wait for, at once; beside all others, because those may
+/// all be stuck.
+const SPARE_SLOTS: usize = 8;
+
+/// Bytes that these may bring and unpack to: two of the largest.
+const SPARE_BYTES_MAX: u32 = 16 << 20;
+
 /// Who wants a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Priority {
@@ -50,7 +57,14 @@ pub struct Lanes {
     /// How many slots read-ahead has, taken ones included.
     n_ahead_slots: Mutex<usize>,
     ahead_bytes: Semaphore,
+    spare_slots: Semaphore,
+    spare_bytes: Semaphore,
 }
+
+/// The right to have a second request in flight.
+#[derive(Debug)]
+#[must_use = "the slot is given back when this is dropped"]
+pub struct Spare<'a>(#[expect(dead_code, reason = "held for its drop")] [SemaphorePermit<'a>; 2]);
 
 /// The right to have one request in flight.
 #[derive(Debug)]
@@ -71,6 +85,8 @@ impl Lanes {
             ahead_slots: Semaphore::new(ahead),
             n_ahead_slots: Mutex::new(ahead),
             ahead_bytes: Semaphore::new(bytes / 2),
+            spare_slots: Semaphore::new(SPARE_SLOTS),
+            spare_bytes: Semaphore::new(SPARE_BYTES_MAX as usize),
         }
     }
 
@@ -116,6 +132,28 @@ impl Lanes {
         Slot(permits)
     }
 
+    /// Waits until a second request that brings `bytes` may go.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the place in the queue.
+    pub async fn spare(&self, bytes: u64) -> Spare<'_> {
+        let bytes = clamp(bytes, SPARE_BYTES_MAX);
+        let (slot, bytes) = (
+            self.spare_slots.acquire().await,
+            self.spare_bytes.acquire_many(bytes).await,
+        );
+        Spare([slot, bytes].map(|permit| permit.expect("never closed")))
+    }
+
+    /// The same without waiting.
+    pub fn spare_now(&self, bytes: u64) -> Option<Spare<'_>> {
+        let bytes = clamp(bytes, SPARE_BYTES_MAX);
+        let slot = self.spare_slots.try_acquire().ok()?;
+        let bytes = self.spare_bytes.try_acquire_many(bytes).ok()?;
+        Some(Spare([slot, bytes]))
+    }
+
     async fn enter_ahead(&self, bytes: u64) -> [Option<SemaphorePermit<'_>>; 2] {
         let slot = acquire(&self.ahead_slots, 1).await;
         [
@@ -151,8 +189,13 @@ impl Hurry {
         self.0.send_replace(true);
     }
 
+    /// Whether it has rung.
+    pub fn is_called(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Waits until it has rung.
-    async fn called(&self) {
+    pub(crate) async fn called(&self) {
         // The sender is `self`, so the channel cannot close while this waits.
         let _ = self.0.subscribe().wait_for(|called| *called).await;
     }

@@ -1,92 +1,62 @@
 //! Several servers of one store: which is asked first, and which last.
 //!
-//! Mirrors are asked in the order in which they were given. One that fails goes behind those that
-//! answer, until it answers again; one that sent wrong bytes goes last for good. None is ever given
-//! up: where all others fail, a liar that tells the truth this once still serves, because whoever
-//! reads verifies.
+//! Mirrors are asked in the order in which they were given until it is known how fast they are
+//! ([`ranking`]). One that fails goes behind those that answer, until it answers again; one that sent
+//! wrong bytes goes last for good. None is ever given up: where all others fail, a liar that tells the
+//! truth this once still serves, because whoever reads verifies.
 //!
-//! [`Ranking`] decides and is pure; [`Mirrors`] keeps it beside the sources.
+//! [`Ranking`] decides and is pure; [`Mirrors`] keeps it beside the sources and a clock.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crate::fetch::line::Meter;
+use tokio::time::Instant;
+
+use crate::fetch::line::{Estimate, Meter};
 use crate::fetch::retry::Blame;
 use crate::fetch::{Body, FetchError, Request, Source, SourceError};
+use crate::stats::mirrors::MirrorStats;
+
+pub mod ranking;
+pub mod score;
+pub mod waits;
+
+use ranking::Ranking;
+pub use ranking::Standing;
+use score::Score;
 
 /// Names a mirror: its number in the order in which they were given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MirrorId(usize);
 
-/// How a mirror did so far; the better goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
-    /// It answers, or was not asked yet.
-    Good,
-    /// It did not answer when it was last asked, or had not what others may have.
-    Failing,
-    /// It sent wrong bytes.
-    Quarantined,
+/// Which connection a request goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// One that is there, if there is one.
+    Usual,
+    /// None of those that are there: they may be dead.
+    Afresh,
 }
 
-/// Decides which mirror is asked next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ranking(Vec<Standing>);
-
-impl Ranking {
-    /// A ranking of `n` mirrors, at least one, of which nothing is known.
-    #[must_use]
-    pub fn of(n: usize) -> Self {
-        Self(vec![Standing::Good; n.max(1)])
-    }
-
-    /// All mirrors, the one to ask first at the front.
-    #[must_use]
-    pub fn order(&self) -> Vec<MirrorId> {
-        let mut order: Vec<_> = (0..self.0.len()).map(MirrorId).collect();
-        order.sort_by_key(|mirror| self.standing(*mirror));
-        order
-    }
-
-    /// The best mirror that was not `tried`.
-    #[must_use]
-    pub fn next(&self, tried: &[MirrorId]) -> Option<MirrorId> {
-        let mut order = self.order().into_iter();
-        order.find(|mirror| !tried.contains(mirror))
-    }
-
-    /// Where a mirror stands.
-    #[must_use]
-    pub fn standing(&self, mirror: MirrorId) -> Standing {
-        self.0.get(mirror.0).copied().unwrap_or(Standing::Good)
-    }
-
-    /// Notes that a mirror failed. Returns its new standing, if that is another one.
-    pub fn failed(&mut self, mirror: MirrorId, blame: Blame) -> Option<Standing> {
-        let standing = self.0.get_mut(mirror.0)?;
-        let now = (*standing).max(match blame {
-            Blame::Unable => Standing::Failing,
-            Blame::Lying => Standing::Quarantined,
-        });
-        (std::mem::replace(standing, now) != now).then_some(now)
-    }
-
-    /// Notes that a mirror answered right. What sent wrong bytes once is not believed to mend.
-    pub fn answered(&mut self, mirror: MirrorId) {
-        if let Some(standing) = self.0.get_mut(mirror.0)
-            && *standing == Standing::Failing
-        {
-            *standing = Standing::Good;
-        }
-    }
+/// One server.
+#[derive(Debug)]
+struct Server<S> {
+    /// What it is called in messages.
+    name: String,
+    source: S,
+    meter: Meter,
+    /// When it was last heard of, in milliseconds since the beginning.
+    heard: AtomicU64,
+    stats: Arc<MirrorStats>,
 }
 
 /// The servers of one store.
 #[derive(Debug)]
 pub struct Mirrors<S> {
-    /// Each with what it is called in messages.
-    sources: Vec<(String, S)>,
+    servers: Vec<Server<S>>,
     ranking: Mutex<Ranking>,
-    meter: Meter,
+    began: Instant,
 }
 
 impl<S> Mirrors<S> {
@@ -97,23 +67,47 @@ impl<S> Mirrors<S> {
 
     /// A store with several servers, each with what it is called in messages.
     pub fn of(first: (String, S), others: Vec<(String, S)>) -> Self {
-        let sources: Vec<_> = std::iter::once(first).chain(others).collect();
-        let ranking = Mutex::new(Ranking::of(sources.len()));
-        Self {
-            sources,
-            ranking,
+        let server = |(name, source): (String, S)| Server {
+            stats: Arc::new(MirrorStats::of(name.clone())),
+            name,
+            source,
             meter: Meter::new(),
+            heard: AtomicU64::new(0),
+        };
+        let servers: Vec<_> = std::iter::once(first).chain(others).map(server).collect();
+        let ranking = Mutex::new(Ranking::of(servers.len()));
+        Self {
+            servers,
+            ranking,
+            began: Instant::now(),
         }
     }
 
-    /// What measures the line to them.
-    pub(crate) const fn meter(&self) -> &Meter {
-        &self.meter
+    /// What is known of the line to the one that is asked first.
+    pub(crate) fn line(&self) -> Estimate {
+        let first = self.ranking().first();
+        self.server(first).meter.estimate()
+    }
+
+    /// What measures the line to one of them.
+    pub(crate) fn meter(&self, mirror: MirrorId) -> &Meter {
+        &self.server(mirror).meter
+    }
+
+    /// What each of them did.
+    pub(crate) fn stats(&self) -> Vec<Arc<MirrorStats>> {
+        let servers = self.servers.iter();
+        servers.map(|server| Arc::clone(&server.stats)).collect()
+    }
+
+    /// What one of them did.
+    pub(crate) fn stats_of(&self, mirror: MirrorId) -> &MirrorStats {
+        &self.server(mirror).stats
     }
 
     /// Whether there is no other server to turn to.
     pub const fn is_single(&self) -> bool {
-        self.sources.len() == 1
+        self.servers.len() == 1
     }
 
     /// All mirrors, the one to ask first at the front.
@@ -126,11 +120,23 @@ impl<S> Mirrors<S> {
         self.ranking().next(tried)
     }
 
+    /// Another mirror that answers, for a request that `mirror` lets wait.
+    pub(crate) fn other(&self, mirror: MirrorId) -> Option<MirrorId> {
+        self.ranking().other(mirror)
+    }
+
     /// What a mirror is called in messages.
     pub fn name(&self, mirror: MirrorId) -> &str {
-        self.sources
-            .get(mirror.0)
-            .map_or("the server", |(name, _)| name)
+        &self.server(mirror).name
+    }
+
+    /// What each mirror is called and how it did so far, the one to ask first at the front.
+    pub(crate) fn standings(&self) -> Vec<(String, Standing)> {
+        let ranking = self.ranking();
+        let order = ranking.order().into_iter();
+        let standings =
+            order.map(|mirror| (self.name(mirror).to_owned(), ranking.standing(mirror)));
+        standings.collect()
     }
 
     /// Notes that a mirror failed, and says so where that changes its place.
@@ -140,10 +146,12 @@ impl<S> Mirrors<S> {
         blame: Blame,
         error: &(dyn std::error::Error + 'static),
     ) {
+        self.stats_of(mirror).failures.increment();
         if self.is_single() {
             return;
         }
-        let changed = self.ranking().failed(mirror, blame);
+        let now = self.began.elapsed();
+        let changed = self.ranking().failed(mirror, blame, now);
         let mirror = self.name(mirror);
         match changed {
             Some(Standing::Quarantined) => tracing::warn!(
@@ -160,7 +168,59 @@ impl<S> Mirrors<S> {
 
     /// Notes that a mirror answered right.
     pub(crate) fn answered(&self, mirror: MirrorId) {
-        self.ranking().answered(mirror);
+        self.ranking().answered(mirror, self.began.elapsed());
+    }
+
+    /// Lets `note` change what is known of the speed of a mirror.
+    pub(crate) fn measured(&self, mirror: MirrorId, note: impl FnOnce(&mut Score)) {
+        let first = self.ranking().measured(mirror, note);
+        if let Some(first) = first {
+            let mirror = self.name(first);
+            tracing::info!(
+                mirror,
+                "this mirror is faster: it is asked first from now on"
+            );
+        }
+    }
+
+    /// From when on an answer of a mirror takes far longer than usual; `None`: not known.
+    pub(crate) fn late(&self, mirror: MirrorId) -> Option<Duration> {
+        self.ranking().score(mirror).and_then(Score::late)
+    }
+
+    /// From when on silence is a stall. Where a mirror answers others of our requests meanwhile, it is
+    /// later: this one stands in a queue.
+    pub(crate) fn stall(&self, mirror: MirrorId) -> Duration {
+        let heard = Duration::from_millis(self.server(mirror).heard.load(Ordering::Relaxed));
+        let silent = self.began.elapsed().saturating_sub(heard);
+        let ranking = self.ranking();
+        let unknown = Score::default();
+        let score = ranking.score(mirror).unwrap_or(&unknown);
+        score.stall(!heard.is_zero() && silent < score.stall(false) / 2)
+    }
+
+    /// Notes that something came from a mirror.
+    pub(crate) fn heard(&self, mirror: MirrorId) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.server(mirror)
+            .heard
+            .store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// A mirror that is to be looked at now, which is noted.
+    pub(crate) fn look(&self) -> Option<MirrorId> {
+        if self.is_single() {
+            return None;
+        }
+        let now = self.began.elapsed();
+        let mut ranking = self.ranking();
+        let due = ranking.due(now)?;
+        ranking.looked_at(due, now);
+        Some(due)
+    }
+
+    fn server(&self, mirror: MirrorId) -> &Server<S> {
+        self.servers.get(mirror.0).unwrap_or(&self.servers[0])
     }
 
     fn ranking(&self) -> MutexGuard<'_, Ranking> {
@@ -173,10 +233,20 @@ impl<S: Source> Mirrors<S> {
     pub(crate) async fn open(
         &self,
         mirror: MirrorId,
+        way: Way,
         request: Request,
     ) -> Result<Body, SourceError> {
-        let (_, source) = self.sources.get(mirror.0).unwrap_or(&self.sources[0]);
-        source.open(request).await
+        let server = self.server(mirror);
+        server.stats.requests.increment();
+        match way {
+            Way::Usual => server.source.open(request).await,
+            Way::Afresh => server.source.open_afresh(request).await,
+        }
+    }
+
+    /// Leaves the connections to a mirror that are there: another one helped.
+    pub(crate) fn turn(&self, mirror: MirrorId) {
+        self.server(mirror).source.turn();
     }
 }
 
@@ -197,6 +267,13 @@ impl Round {
         self.failures.push((mirror, error));
     }
 
+    /// How long every server wants to be left alone, if each of them said so.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        let mut told = self.failures.iter().map(|(_, error)| error.retry_after());
+        let first = told.next()??;
+        told.try_fold(first, |least, told| told.map(|told| told.min(least)))
+    }
+
     /// Ends the round: the error of all of it.
     pub(crate) fn finish<S>(&mut self, mirrors: &Mirrors<S>, last: FetchError) -> FetchError {
         let failures = std::mem::take(&mut self.failures);
@@ -209,64 +286,6 @@ impl Round {
         };
         FetchError::Everywhere {
             failures: failures.into_iter().map(named).collect(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn order(ranking: &Ranking) -> Vec<usize> {
-        ranking.order().into_iter().map(|mirror| mirror.0).collect()
-    }
-
-    #[test]
-    fn the_order_given_counts_until_something_fails() {
-        let mut ranking = Ranking::of(3);
-        assert_eq!(order(&ranking), [0, 1, 2]);
-        assert_eq!(
-            ranking.failed(MirrorId(0), Blame::Unable),
-            Some(Standing::Failing)
-        );
-        assert_eq!(order(&ranking), [1, 2, 0]);
-        ranking.answered(MirrorId(0));
-        assert_eq!(order(&ranking), [0, 1, 2]);
-    }
-
-    #[test]
-    fn a_liar_goes_last_for_good_and_is_told_once() {
-        let mut ranking = Ranking::of(3);
-        let told = ranking.failed(MirrorId(0), Blame::Lying);
-        assert_eq!(told, Some(Standing::Quarantined));
-        assert_eq!(ranking.failed(MirrorId(0), Blame::Lying), None);
-        assert_eq!(ranking.failed(MirrorId(0), Blame::Unable), None);
-        ranking.answered(MirrorId(0));
-        ranking.failed(MirrorId(1), Blame::Unable);
-        assert_eq!(order(&ranking), [2, 1, 0]);
-    }
-
-    proptest! {
-        /// Whatever happened, every mirror is asked once before one is asked again.
-        #[test]
-        fn a_round_asks_every_mirror_once(n in 1..6_usize, events in vec((0..6_usize, 0..3_u8), 0..30)) {
-            let mut ranking = Ranking::of(n);
-            for (mirror, event) in events {
-                match event {
-                    0 => ranking.answered(MirrorId(mirror)),
-                    1 => drop(ranking.failed(MirrorId(mirror), Blame::Unable)),
-                    _ => drop(ranking.failed(MirrorId(mirror), Blame::Lying)),
-                }
-            }
-            let mut tried = Vec::new();
-            while let Some(mirror) = ranking.next(&tried) {
-                tried.push(mirror);
-            }
-            prop_assert_eq!(tried.len(), n);
-            prop_assert_eq!(&tried, &ranking.order());
         }
     }
 }

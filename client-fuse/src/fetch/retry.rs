@@ -2,7 +2,8 @@
 //!
 //! Time and chance are arguments, so that a test reaches every decision. Waiting is full-jitter
 //! exponential back-off: a random time between nothing and a ceiling that doubles, so that a
-//! thousand machines that lost the same server do not come back in step.
+//! thousand machines that lost the same server do not come back in step. Where the server says when to
+//! come back, that time comes first.
 
 use std::time::Duration;
 
@@ -55,6 +56,10 @@ impl RetryPolicy {
     /// Tries for an answer that is wrong: once more by chance, once more past every HTTP cache.
     pub const WRONG_TRIES: u32 = 3;
 
+    /// A server is left alone for as long as it says (Retry-After), up to this: what says more means
+    /// robots, not disks.
+    pub const TOLD_MAX: Duration = Duration::from_secs(60);
+
     /// Gives up after `deadline`. The first wait is at most a round trip across a continent, the
     /// last at most 10 s.
     #[must_use]
@@ -66,11 +71,20 @@ impl RetryPolicy {
         }
     }
 
-    /// Decides after try number `tries` (from 1) failed with `fault`, `elapsed` after the start.
+    /// Decides after try number `tries` (from 1) failed with `fault`, `elapsed` after the start, and the
+    /// server `told` for how long to leave it alone. Where the answer was wrong, only tries that ended
+    /// so are counted.
     ///
     /// `random` is any number; the same number gives the same wait.
     #[must_use]
-    pub fn next(&self, tries: u32, fault: Fault, elapsed: Duration, random: u32) -> Next {
+    pub fn next(
+        &self,
+        tries: u32,
+        fault: Fault,
+        elapsed: Duration,
+        told: Option<Duration>,
+        random: u32,
+    ) -> Next {
         match fault {
             Fault::Permanent => return Next::Stop,
             Fault::Wrong if tries >= Self::WRONG_TRIES => return Next::Stop,
@@ -84,6 +98,8 @@ impl RetryPolicy {
         let wait = ceiling
             .mul_f64(f64::from(random) / f64::from(u32::MAX))
             .max(self.first / 10);
+        // Behind what was told, not instead of it: all were told the same.
+        let wait = told.unwrap_or_default().min(Self::TOLD_MAX) + wait;
         match self.deadline {
             Some(deadline) if elapsed >= deadline => Next::Stop,
             Some(deadline) => Next::Wait(wait.min(deadline.saturating_sub(elapsed))),
@@ -103,14 +119,14 @@ mod tests {
     #[test]
     fn permanent_failures_are_not_tried_again() {
         assert_eq!(
-            FOREVER.next(1, Fault::Permanent, Duration::ZERO, 0),
+            FOREVER.next(1, Fault::Permanent, Duration::ZERO, None, 0),
             Next::Stop
         );
     }
 
     #[test]
     fn wrong_answers_are_tried_a_bounded_number_of_times() {
-        let decide = |tries| FOREVER.next(tries, Fault::Wrong, Duration::ZERO, 7);
+        let decide = |tries| FOREVER.next(tries, Fault::Wrong, Duration::ZERO, None, 7);
         assert!(matches!(
             decide(RetryPolicy::WRONG_TRIES - 1),
             Next::Wait(_)
@@ -122,7 +138,7 @@ mod tests {
     fn a_root_disk_never_gives_up_on_a_silent_server() {
         let year = Duration::from_secs(365 * 86_400);
         assert!(matches!(
-            FOREVER.next(u32::MAX, Fault::Transient, year, 3),
+            FOREVER.next(u32::MAX, Fault::Transient, year, None, 3),
             Next::Wait(_)
         ));
     }
@@ -130,14 +146,22 @@ mod tests {
     proptest! {
         /// No wait is outside its bounds, and none reaches past the deadline.
         #[test]
-        fn waits_are_bounded(tries in 1..200_u32, elapsed in 0..120_000_u64, random: u32) {
+        fn waits_are_bounded(
+            tries in 1..200_u32,
+            elapsed in 0..120_000_u64,
+            told in proptest::option::of(0..1000_u64),
+            random: u32,
+        ) {
             let elapsed = Duration::from_millis(elapsed);
             let policy = RetryPolicy::DEFAULT;
             let deadline = policy.deadline.unwrap();
-            match policy.next(tries, Fault::Transient, elapsed, random) {
+            let told = told.map(Duration::from_secs);
+            match policy.next(tries, Fault::Transient, elapsed, told, random) {
                 Next::Stop => prop_assert!(elapsed >= deadline),
                 Next::Wait(wait) => {
-                    prop_assert!(wait <= policy.last);
+                    let told = told.unwrap_or_default().min(RetryPolicy::TOLD_MAX);
+                    prop_assert!(wait <= told + policy.last);
+                    prop_assert!(wait >= told || elapsed + wait == deadline);
                     prop_assert!(elapsed + wait <= deadline);
                 }
             }

@@ -1,4 +1,4 @@
-//! The signals that end a mount.
+//! The signals that end a mount, and the one that asks how it is.
 
 use std::io;
 
@@ -37,5 +37,30 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.hangup.recv() => "SIGHUP",
         }
+    }
+}
+
+/// SIGUSR1, caught from the moment that this is made: it ends nothing.
+#[derive(Debug)]
+pub struct Dumps(Signal);
+
+impl Dumps {
+    /// Begins to catch it.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not let us.
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::user_defined1())?))
+    }
+
+    /// Waits until somebody asks; `false`: nobody can any more. Who asks again before it is answered
+    /// is answered once.
+    ///
+    /// # Cancel safety
+    ///
+    /// No signal is lost when the future is dropped.
+    pub async fn next(&mut self) -> bool {
+        self.0.recv().await.is_some()
     }
 }

@@ -1,4 +1,5 @@
-//! Fetches catalogue, manifest and region table while the signed metadata is still being checked.
+//! Fetches catalogue, manifest, region table and the head of the boot pack while the signed metadata is still being
+//! checked.
 //!
 //! What they will be is said by the store's [`Hint`], which nobody believes: whatever came is used
 //! only where the signed way asks for the very digest that it has. A store without hints, or with
@@ -25,6 +26,17 @@ pub(super) struct Ahead {
     coming: Vec<Coming>,
 }
 
+/// The head of a boot pack that may be on its way, verified as what the hint named. Dropped, its fetch ends.
+#[derive(Debug)]
+pub struct EarlyHead(Task<Option<Bytes>>);
+
+impl EarlyHead {
+    /// Its bytes; `None`: they did not come.
+    pub(crate) async fn bytes(self) -> Option<Bytes> {
+        self.0.join().await?
+    }
+}
+
 /// A file that is on its way.
 struct Coming {
     digest: Digest,
@@ -43,7 +55,7 @@ impl Ahead {
             let counter = &fetcher.stats().fetched.metadata_bytes;
             let hint = fetcher.glance(&whole, counter).await;
             match hint.map(|bytes| Hint::decode(&bytes)) {
-                Some(Ok(hint)) => coming(&fetcher, &reference, &hint).into(),
+                Some(Ok(hint)) => coming(&fetcher, &reference, &hint),
                 _ => Vec::new(),
             }
         });
@@ -61,12 +73,21 @@ impl Ahead {
         {
             self.coming = asked.join().await.unwrap_or_default();
         }
+        self.find(digest)?.join().await?
+    }
+
+    /// The head of a boot pack that `digest` names, if it came or is on its way. Does not wait for it.
+    pub(super) fn take_head(&mut self, digest: &Digest) -> Option<EarlyHead> {
+        self.find(digest).map(EarlyHead)
+    }
+
+    fn find(&mut self, digest: &Digest) -> Option<Task<Option<Bytes>>> {
         let found = self.coming.iter().position(|it| it.digest == *digest)?;
-        self.coming.swap_remove(found).bytes.join().await?
+        Some(self.coming.swap_remove(found).bytes)
     }
 }
 
-fn coming<S: Source>(fetcher: &Arc<Fetcher<S>>, reference: &ImageRef, hint: &Hint) -> [Coming; 3] {
+fn coming<S: Source>(fetcher: &Arc<Fetcher<S>>, reference: &ImageRef, hint: &Hint) -> Vec<Coming> {
     let fetch = |digest, whole: Whole, counter: fn(&Stats) -> &Counter| {
         let fetcher = Arc::clone(fetcher);
         let bytes = async move {
@@ -81,14 +102,24 @@ fn coming<S: Source>(fetcher: &Arc<Fetcher<S>>, reference: &ImageRef, hint: &Hin
     let metadata: fn(&Stats) -> &Counter = |stats| &stats.fetched.metadata_bytes;
     let catalogue = catalogue_file(&reference.name, hint.catalogue);
     let table = Whole::of(hint.disk, TABLE_BYTES_MAX);
-    [
+    let head = hint.boot_pack.map(|pack| {
+        let fetcher = Arc::clone(fetcher);
+        Coming {
+            digest: pack.head.digest,
+            bytes: Task::of(async move { fetcher.glance_head(&pack).await }),
+        }
+    });
+    let described = [
         fetch(hint.catalogue.digest, catalogue, metadata),
         fetch(hint.manifest.digest, Whole::object(hint.manifest), metadata),
         fetch(hint.disk, table, |stats| &stats.fetched.table_bytes),
-    ]
+    ];
+    // Last: an opening can do without it.
+    described.into_iter().chain(head).collect()
 }
 
 /// A task that ends when nobody wants its outcome.
+#[derive(Debug)]
 struct Task<T>(JoinHandle<T>);
 
 impl<T: Send + 'static> Task<T> {

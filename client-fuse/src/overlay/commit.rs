@@ -37,17 +37,22 @@ impl Overlay {
             let this = Arc::clone(self);
             let discarded;
             (log, discarded) = blocking(move || {
+                let unwinding = Unwinding(&this);
                 let outcome = this.commit(&mut log);
+                drop(unwinding);
                 this.landed.send_replace(());
                 outcome.map(|discarded| (log, discarded))
             })
-            .await?;
+            .await
+            .inspect_err(|_| self.stats.commit_failures.increment())?;
+            self.stats.commits.increment();
             if discarded {
                 least = 1;
             }
         }
         self.give_back(least).await?;
         drop(log);
+        self.stats.syncs.increment();
         Ok(())
     }
 
@@ -222,6 +227,20 @@ impl Overlay {
     }
 }
 
+/// A batch that is being written. Should that panic, nobody can say what is on disk; and nobody may
+/// wait for it any more.
+struct Unwinding<'a>(&'a Overlay);
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.broken.store(true, Ordering::Relaxed);
+            self.0.ledger().revert();
+            self.0.landed.send_replace(());
+        }
+    }
+}
+
 /// Syncs now and then, for as long as the overlay is used: that bounds what a killed process loses
 /// when nobody else syncs.
 pub async fn keep_flushed(overlay: Weak<Overlay>) {
@@ -276,4 +295,47 @@ fn allocate(file: &File, flags: FallocateFlags, place: &Range<u64>) -> io::Resul
         signed(place.end - place.start)?,
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use image_format::digest::Digest;
+
+    use super::*;
+    use crate::overlay::{Base, Patch};
+
+    #[tokio::test]
+    async fn a_sync_that_panics_ends_writing_and_leaves_nobody_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = Base {
+            disk: Digest::of(b"a disk"),
+            length: 16 * BLOCK,
+            reference: "lab/debian:12@1".to_owned(),
+        };
+        let overlay = Overlay::open(&directory.path().join("overlay"), &base).unwrap();
+        let patch = Patch {
+            offset: 0,
+            bytes: Bytes::from(vec![7; 4096]),
+            disk_length: 16 * BLOCK,
+            base: Vec::new(),
+        };
+        overlay.write(patch.clone()).await.unwrap();
+        let syncing = Arc::clone(&overlay);
+        let panicked = tokio::task::spawn_blocking::<_, ()>(move || {
+            let _unwinding = Unwinding(&syncing);
+            drop(syncing.ledger().begin());
+            panic!("injected");
+        });
+        assert!(panicked.await.is_err());
+        let refused = overlay.write(patch).await;
+        assert!(
+            matches!(refused, Err(OverlayError::OutOfUse { .. })),
+            "{refused:?}"
+        );
+        let read = overlay.read(0..1).await.unwrap();
+        assert_eq!(read[0].1[..], [7; 4096]);
+        assert!(overlay.now().is_out_of_use);
+        assert_eq!(overlay.stats().write_failures.count(), 1);
+    }
 }

@@ -66,6 +66,16 @@ impl<S: Source> Layered<S> {
         self.overlay.is_some()
     }
 
+    /// The image.
+    pub(crate) const fn base(&self) -> &Disk<S> {
+        &self.base
+    }
+
+    /// The overlay, if there is one.
+    pub(crate) fn overlay_file(&self) -> Option<&Overlay> {
+        self.overlay.as_deref()
+    }
+
     /// When it was last written to, if it can be.
     #[must_use]
     pub fn modified(&self) -> Option<SystemTime> {

@@ -201,6 +201,12 @@ impl Ledger {
         self.n_dirty + self.dirty_zeros.n_runs()
     }
 
+    /// Blocks that were written since the last batch began.
+    #[must_use]
+    pub const fn n_dirty_blocks(&self) -> usize {
+        self.n_dirty
+    }
+
     /// Written blocks of the disk.
     #[must_use]
     pub const fn n_written(&self) -> u64 {

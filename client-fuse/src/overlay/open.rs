@@ -21,7 +21,7 @@ use tokio::sync::{RwLock, watch};
 
 use super::commit::{checkpoint_batches, erase, punch};
 use super::ledger::Ledger;
-use super::{Overlay, OverlayError, Space};
+use super::{Overlay, OverlayError, OverlayStats, Space};
 
 /// The log of a small overlay may get this long before a checkpoint replaces it: a thousand syncs.
 const CHECKPOINT_BYTES: u64 = 4 << 20;
@@ -112,6 +112,7 @@ impl Overlay {
             ledger: Mutex::new(ledger),
             landed: watch::Sender::new(()),
             broken: AtomicBool::new(false),
+            stats: OverlayStats::default(),
         }))
     }
 }

@@ -16,13 +16,13 @@ use client_fuse::stats::Stats;
 use crate::http::network;
 use crate::stack::no_caches;
 
-const TOKEN: &str = "circular_0123456789abcdef";
+pub(crate) const TOKEN: &str = "circular_0123456789abcdef";
 
 /// Heads of requests, in the order in which they came.
-type Heads = Arc<Mutex<Vec<String>>>;
+pub(crate) type Heads = Arc<Mutex<Vec<String>>>;
 
 /// A server that gives every request the same answer and keeps their heads.
-fn serve(answer: String) -> (String, Heads) {
+pub(crate) fn serve(answer: String) -> (String, Heads) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}/", listener.local_addr().unwrap());
     let heads = Heads::default();
@@ -51,7 +51,7 @@ fn connection(stream: TcpStream, answer: &str, kept: &Heads) {
     }
 }
 
-fn status(status: &str) -> String {
+pub(crate) fn status(status: &str) -> String {
     format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")
 }
 
@@ -59,7 +59,7 @@ fn to(location: &str) -> String {
     format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n")
 }
 
-fn with_token() -> (tempfile::TempDir, Identity) {
+pub(crate) fn with_token() -> (tempfile::TempDir, Identity) {
     let directory = tempfile::tempdir().unwrap();
     let path: PathBuf = directory.path().join("token");
     std::fs::write(&path, format!("{TOKEN}\n")).unwrap();
@@ -86,7 +86,7 @@ fn shows_token(heads: &Heads) -> Vec<bool> {
     heads.iter().map(shown).collect()
 }
 
-fn told(error: &SourceError) -> String {
+pub(crate) fn told(error: &SourceError) -> String {
     let mut told = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

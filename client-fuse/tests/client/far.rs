@@ -63,7 +63,7 @@ async fn the_index_of_a_small_disk_is_here_when_it_is_needed() {
     let regions = [0, 1, 2].map(|region| (region, &data[region * 40_960..]));
     let store = Arc::new(Store::sparse(3 * REGION_BYTES, &regions));
     let (source, stack) = far(&store).await;
-    stack.disk.prefetch(None);
+    stack.prefetch(None);
     let began = Instant::now();
     for (region, data) in regions {
         let offset = region as u64 * REGION_BYTES;
@@ -85,7 +85,7 @@ async fn the_index_of_a_small_disk_is_here_when_it_is_needed() {
 async fn who_reads_before_the_head_of_the_boot_pack_is_here_fetches_nothing_twice() {
     let store = Arc::new(Store::booting(mixed_disk(4000, 0), 3));
     let (_, stack) = far(&store).await;
-    stack.disk.prefetch(store.boot_pack);
+    stack.prefetch(store.boot_pack);
     let readers: Vec<_> = (0..4_usize)
         .map(|number| {
             let (disk, store) = (Arc::clone(&stack.disk), Arc::clone(&store));
@@ -117,7 +117,7 @@ async fn a_late_head_lets_few_chunks_come_twice() {
     let store = Arc::new(Store::booting(mixed_disk(4000, 0), 1));
     let source = MemorySource::far(&store, Duration::from_millis(700));
     let stack = start(&source, Setup::DEFAULT).await;
-    stack.disk.prefetch(store.boot_pack);
+    stack.prefetch(store.boot_pack);
     for chunk in &store.boot_set {
         let offset = chunk.first_block() * 4096;
         stack.disk.read(offset, 4096).await.unwrap();

@@ -156,3 +156,32 @@ async fn a_reader_that_leaves_takes_nothing_from_the_others() {
     assert_eq!(&second.await.unwrap().unwrap()[..], store.flat(0, 1 << 20));
     assert_eq!(stack.stats.duplicate_chunks.count(), 0);
 }
+
+#[tokio::test]
+async fn a_panic_in_one_task_is_at_most_the_error_of_one_reader() {
+    for which in OPENING..OPENING + 3 {
+        let store = store();
+        let panics = move |n| {
+            if n == which {
+                Fault::Panic
+            } else {
+                Fault::None
+            }
+        };
+        let (_, stack) = faulty(&store, Arc::new(move |n, _| panics(n))).await;
+        let readers: Vec<_> = (0..8)
+            .map(|part| {
+                let disk = Arc::clone(&stack.disk);
+                tokio::spawn(async move { disk.read(part * (200 << 10), 150 << 10).await })
+            })
+            .collect();
+        for (part, reader) in (0..).zip(readers) {
+            if let Ok(Ok(bytes)) = reader.await {
+                assert_eq!(&bytes[..], store.flat(part * (200 << 10), 150 << 10));
+            }
+        }
+        // Nothing is locked, nothing waits for the task that is no more.
+        let bytes = stack.disk.read(0, 2 << 20).await.unwrap();
+        assert_eq!(&bytes[..], store.flat(0, 2 << 20), "request {which}");
+    }
+}

@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use client_fuse::fetch::Part;
+use client_fuse::fetch::retry::RetryPolicy;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::source::{Fault, Faults, MemorySource};
-use crate::stack::{Setup, Stack, start};
+use crate::stack::{IMPATIENT, Setup, Stack, start};
 use crate::store::{Random, Store, mixed_disk};
 
 /// What may happen to a mount.
@@ -68,8 +69,14 @@ fn faults(seed: u64) -> Faults {
 
 async fn run(store: &Arc<Store>, ops: Vec<Op>, seed: u64, cache: &Path) {
     let source = MemorySource::faulty(store, faults(seed));
+    // All faults end; how long that takes depends on what else the machine does.
+    let policy = RetryPolicy {
+        deadline: None,
+        ..IMPATIENT
+    };
     let setup = Setup {
         cache: Some(cache),
+        policy,
         ..Setup::DEFAULT
     };
     let mut stack = start(&source, setup).await;

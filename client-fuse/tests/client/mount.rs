@@ -24,7 +24,7 @@ impl Mounted {
         self.directory.path().join("mnt")
     }
 
-    fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.directory.path().join("root.json")
     }
 
@@ -32,7 +32,7 @@ impl Mounted {
         self.point().join("disk.raw")
     }
 
-    fn is_mounted(&self) -> bool {
+    pub(crate) fn is_mounted(&self) -> bool {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         mounts.contains(&*self.point().to_string_lossy())
     }
@@ -79,7 +79,7 @@ pub(crate) fn mount_dir(store: &Store) -> Mounted {
     mounted
 }
 
-pub(super) fn program(base: &str, mounted: &Mounted, point: &Path, extra: &[&str]) -> Command {
+pub(crate) fn program(base: &str, mounted: &Mounted, point: &Path, extra: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_circular-mount"));
     command
         .arg("--root")
@@ -95,7 +95,7 @@ pub(super) fn program(base: &str, mounted: &Mounted, point: &Path, extra: &[&str
 }
 
 /// Starts it as a supervisor does, and returns when it says that it serves.
-fn supervise(mut command: Command) -> Child {
+pub(crate) fn supervise(mut command: Command) -> Child {
     let (ready, sender) = std::io::pipe().unwrap();
     let inherited = FcntlArg::F_SETFD(FdFlag::empty());
     nix::fcntl::fcntl(&sender, inherited).unwrap();

@@ -27,7 +27,7 @@ fn head(store: &Store) -> Head {
 /// Starts the boot pack and waits for its head.
 async fn start_booting(source: &MemorySource, store: &Store, setup: Setup<'_>) -> Stack {
     let stack = start(source, setup).await;
-    stack.disk.prefetch(store.boot_pack);
+    stack.prefetch(store.boot_pack);
     let stats = &stack.stats.boot_pack;
     while stats.listed_chunks.count() == 0 && stats.damaged.count() == 0 {
         tokio::task::yield_now().await;

@@ -11,18 +11,19 @@ use client_fuse::cache::Caches;
 use client_fuse::cache::disk::DiskCache;
 use client_fuse::cache::memory::MemoryCache;
 use client_fuse::fetch::fetcher::Fetcher;
-use client_fuse::fetch::{Body, Request, Source, SourceError};
+use client_fuse::fetch::{Body, Part, Request, Source, SourceError};
 use client_fuse::open::open;
 use client_fuse::stats::Stats;
 use client_fuse::trust::Trust;
 use futures_util::{StreamExt, stream};
 use image_format::digest::{Digest, ObjectRef};
 use image_format::hint::{Hint, hint_path};
+use image_format::manifest::BootPack;
 use tokio::time::Instant;
 
 use crate::publisher::Release;
 use crate::source::MemorySource;
-use crate::stack::IMPATIENT;
+use crate::stack::{IMPATIENT, Setup, start};
 use crate::store::{Store, mixed_disk};
 
 /// One round trip.
@@ -75,6 +76,61 @@ async fn opening_takes_two_round_trips_for_whoever_knows_nothing_but_the_root() 
         assert_eq!(trips(&store(), "lab/debian:12", state).await, (2, 8));
     }
     assert_eq!(trips(&store(), "lab/debian:12@1", None).await, (2, 8));
+}
+
+/// The round trips from the start until the first chunk of the boot is read, and the requests for the head of the boot
+/// pack.
+async fn trips_to_the_first_chunk(store: Store) -> (u64, usize) {
+    let store = Arc::new(store);
+    let source = MemorySource::far(&store, TRIP);
+    let began = Instant::now();
+    let stack = start(&source, Setup::DEFAULT).await;
+    assert_eq!(began.elapsed().as_secs(), 2, "nobody waits for the head");
+    stack.prefetch(store.boot_pack);
+    let offset = store.boot_set[0].first_block() * 4096;
+    let bytes = stack.disk.read(offset, 4096).await.unwrap();
+    assert_eq!(&bytes[..], store.flat(offset, 4096));
+    let trips = began.elapsed().as_secs();
+    let pack = store.boot_pack.unwrap();
+    let path = pack.object.digest.object_path();
+    let is_head = |request: &Request| match &request.part {
+        Part::Range { range, .. } => request.path == path && range.start == 0,
+        Part::Whole => false,
+    };
+    let heads = source.requests().into_iter().filter(is_head).count();
+    (trips, heads)
+}
+
+/// The head of the boot pack comes beside the manifest that names it, its first frame beside the page of the index.
+#[tokio::test(start_paused = true)]
+async fn a_boot_pack_brings_its_first_chunk_in_three_round_trips() {
+    let booting = || Store::booting(mixed_disk(4000, 0), 3);
+    assert_eq!(trips_to_the_first_chunk(booting()).await, (3, 1));
+    // A hint of before there were heads in them.
+    let path = hint_path(&"lab/debian:12".parse().unwrap());
+    let mut old = booting();
+    let good = Hint::decode(&old.files[&path]).unwrap();
+    let without = Hint {
+        boot_pack: None,
+        ..good
+    };
+    old.files.insert(path.clone(), without.encode().into());
+    assert_eq!(trips_to_the_first_chunk(old).await, (4, 1));
+    // One that names another: asked for in vain, and then as ever.
+    let mut forged = booting();
+    let other = good.boot_pack.map(|pack| BootPack {
+        head: ObjectRef {
+            digest: Digest::of(b"another head"),
+            ..pack.head
+        },
+        ..pack
+    });
+    let forging = Hint {
+        boot_pack: other,
+        ..good
+    };
+    forged.files.insert(path, forging.encode().into());
+    assert_eq!(trips_to_the_first_chunk(forged).await, (4, 2));
 }
 
 /// A hint that is missing, of no use, or of another time.

@@ -1,5 +1,6 @@
 //! A source without a network: serves a store from memory, with faults by request number.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use client_fuse::config::Expiry;
 use client_fuse::fetch::{Body, Part, Request, Source, SourceError};
 use client_fuse::trust::{Anchor, Trust};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 
 use crate::store::Store;
 
@@ -36,6 +37,16 @@ pub(crate) enum Fault {
     NoRanges,
     /// The body has more bytes than were asked for, without end.
     Endless,
+    /// Nothing ever comes.
+    Silent,
+    /// The body stops in the middle, and never ends.
+    Stall,
+    /// The answer is late by this.
+    Late(Duration),
+    /// Overloaded, and to be left alone for this long.
+    Wait(Duration),
+    /// Whoever asks panics.
+    Panic,
 }
 
 /// Decides what happens to a request, by its number from 0.
@@ -49,6 +60,10 @@ pub(crate) struct MemorySource {
     requests: Arc<Mutex<Vec<Request>>>,
     /// How long the head of an answer takes.
     trip: Duration,
+    /// Bytes of each body in a second; 0: all at once.
+    rate: u64,
+    /// How many requests came over a connection of their own.
+    afresh: Arc<AtomicUsize>,
 }
 
 impl MemorySource {
@@ -62,7 +77,19 @@ impl MemorySource {
             faults,
             requests: Arc::default(),
             trip: Duration::ZERO,
+            rate: 0,
+            afresh: Arc::default(),
         }
+    }
+
+    /// The same, so far away and with bodies of so many bytes a second; for clocks that tests move.
+    pub(crate) fn at(self, trip: Duration, rate: u64) -> Self {
+        Self { trip, rate, ..self }
+    }
+
+    /// How many requests came over a connection of their own.
+    pub(crate) fn afresh(&self) -> usize {
+        self.afresh.load(Ordering::Relaxed)
     }
 
     /// A source that is a round trip of `trip` away; for clocks that tests move.
@@ -108,6 +135,11 @@ impl MemorySource {
 }
 
 impl Source for MemorySource {
+    async fn open_afresh(&self, request: Request) -> Result<Body, SourceError> {
+        self.afresh.fetch_add(1, Ordering::Relaxed);
+        self.open(request).await
+    }
+
     async fn open(&self, request: Request) -> Result<Body, SourceError> {
         let number = {
             let mut requests = self.requests.lock().unwrap();
@@ -119,57 +151,81 @@ impl Source for MemorySource {
         } else {
             tokio::time::sleep(self.trip).await;
         }
-        let url = request.path.clone();
         let fault = (self.faults)(number, &request);
-        let lost = || "injected".into();
-        let bytes = match fault {
-            Fault::Refuse => {
-                return Err(SourceError::Unreachable {
-                    url,
-                    source: lost(),
-                });
-            }
-            Fault::Unavailable => return Err(SourceError::Status { url, status: 503 }),
-            Fault::Missing => return Err(SourceError::Missing { url }),
-            Fault::NoRanges => return Err(SourceError::NoRanges { url }),
-            Fault::WrongRange => {
-                let want = format!("{:?}", request.part);
-                return Err(SourceError::WrongRange {
-                    url,
-                    want,
-                    got: None,
-                });
-            }
-            _ => self
-                .bytes(&request)
-                .ok_or(SourceError::Missing { url: url.clone() })?,
-        };
-        let mut body = bytes.to_vec();
-        let middle = body.len() / 2;
         match fault {
-            Fault::Flip => body[middle] ^= 0x10,
-            Fault::Truncate | Fault::Break => body.truncate(middle),
+            Fault::Panic => panic!("injected"),
+            Fault::Silent => std::future::pending().await,
+            Fault::Late(late) => tokio::time::sleep(late).await,
             _ => {}
         }
-        // Parts of an odd length, as a network gives them.
-        let mut parts: Vec<_> = body
-            .chunks(10_007)
-            .map(|part| Ok(Bytes::copy_from_slice(part)))
-            .collect();
-        match fault {
-            Fault::Break => parts.push(Err(SourceError::Broken {
-                url,
-                source: lost(),
-            })),
-            Fault::Endless => {
-                let noise = stream::repeat_with(|| Ok(Bytes::from_static(&[7; 4096])));
-                return Ok(Box::pin(futures_util::StreamExt::chain(
-                    stream::iter(parts),
-                    noise,
-                )));
-            }
-            _ => {}
+        if let Some(refusal) = refusal(fault, &request) {
+            return Err(refusal);
         }
-        Ok(Box::pin(stream::iter(parts)))
+        let url = request.path.clone();
+        let missing = || SourceError::Missing { url: url.clone() };
+        let body = self.bytes(&request).ok_or_else(missing)?;
+        Ok(send(&body, fault, url, self.rate))
+    }
+}
+
+/// What a request is refused with, if it is.
+fn refusal(fault: Fault, request: &Request) -> Option<SourceError> {
+    let url = request.path.clone();
+    let busy = |url, retry_after| SourceError::Status {
+        url,
+        status: 503,
+        retry_after,
+    };
+    Some(match fault {
+        Fault::Refuse => SourceError::Unreachable {
+            url,
+            source: "injected".into(),
+        },
+        Fault::Unavailable => busy(url, None),
+        Fault::Wait(wait) => busy(url, Some(wait)),
+        Fault::Missing => SourceError::Missing { url },
+        Fault::NoRanges => SourceError::NoRanges { url },
+        Fault::WrongRange => SourceError::WrongRange {
+            url,
+            want: format!("{:?}", request.part),
+            got: None,
+        },
+        _ => return None,
+    })
+}
+
+/// A body that `fault` meets, with so many bytes a second.
+fn send(body: &Bytes, fault: Fault, url: String, rate: u64) -> Body {
+    let mut body = body.to_vec();
+    let middle = body.len() / 2;
+    match fault {
+        Fault::Flip => body[middle] ^= 0x10,
+        Fault::Truncate | Fault::Break | Fault::Stall => body.truncate(middle),
+        _ => {}
+    }
+    // Parts of an odd length, as a network gives them.
+    let mut parts: Vec<_> = body
+        .chunks(10_007)
+        .map(|part| Ok(Bytes::copy_from_slice(part)))
+        .collect();
+    if fault == Fault::Break {
+        let source = "injected".into();
+        parts.push(Err(SourceError::Broken { url, source }));
+    }
+    let parts = stream::iter(parts);
+    match (fault, 1_000_000_000_u64.checked_div(rate)) {
+        (Fault::Stall, _) => Box::pin(parts.chain(stream::pending())),
+        (Fault::Endless, _) => {
+            let noise = stream::repeat_with(|| Ok(Bytes::from_static(&[7; 4096])));
+            Box::pin(parts.chain(noise))
+        }
+        (_, None) => Box::pin(parts),
+        (_, Some(nanos)) => Box::pin(parts.then(
+            move |part: Result<Bytes, SourceError>| async move {
+                let bytes = part.as_ref().map_or(0, |part| part.len() as u64);
+                tokio::time::sleep(Duration::from_nanos(nanos * bytes)).await;
+                part
+            },
+        )),
     }
 }

@@ -1,7 +1,7 @@
 //! The whole client but FUSE, on a source in memory.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use client_fuse::cache::Caches;
@@ -12,10 +12,13 @@ use client_fuse::config::DiskCacheConfig;
 use client_fuse::disk::Disk;
 use client_fuse::fetch::fetcher::Fetcher;
 use client_fuse::fetch::retry::RetryPolicy;
-use client_fuse::open::{OpenError, OpenImage, open};
+use client_fuse::fs::ImageFs;
+use client_fuse::open::{EarlyHead, OpenError, OpenImage, open};
+use client_fuse::overlay::layered::Layered;
 use client_fuse::record::{Recorder, TraceFile};
 use client_fuse::stats::Stats;
 use client_fuse::trust::Trust;
+use image_format::manifest::BootPack;
 use image_format::trace::Header;
 use tokio::runtime::Handle;
 
@@ -25,6 +28,15 @@ use crate::source::MemorySource;
 pub(crate) struct Stack {
     pub(crate) disk: Arc<Disk<MemorySource>>,
     pub(crate) stats: Arc<Stats>,
+    early_head: Mutex<Option<EarlyHead>>,
+}
+
+impl Stack {
+    /// Begins to fetch what `pack` lists, or the index.
+    pub(crate) fn prefetch(&self, pack: Option<BootPack>) {
+        let early = self.early_head.lock().unwrap().take();
+        self.disk.prefetch(pack, early);
+    }
 }
 
 /// Waits of a thousandth, so that tests with faults are quick.
@@ -64,6 +76,30 @@ pub(crate) async fn try_start(
     setup: Setup<'_>,
     trust: &Trust,
 ) -> Result<Stack, OpenError> {
+    let (disk, image, stats) = nest(source, setup, trust).await?;
+    Ok(Stack {
+        disk: Arc::new(disk),
+        stats,
+        early_head: Mutex::new(image.early_head),
+    })
+}
+
+/// The directory that a mount of `lab/debian:12` shows.
+pub(crate) async fn show(source: &MemorySource, setup: Setup<'_>) -> Arc<ImageFs<MemorySource>> {
+    let (disk, mut image, stats) = nest(source, setup, &source.trust()).await.unwrap();
+    if image.manifest.boot_pack.is_some() {
+        disk.prefetch(image.manifest.boot_pack, image.early_head.take());
+    }
+    let base = "http://store/".parse().unwrap();
+    let disk = Layered::read_only(disk);
+    Arc::new(ImageFs::new(disk, &image, &base, stats))
+}
+
+async fn nest(
+    source: &MemorySource,
+    setup: Setup<'_>,
+    trust: &Trust,
+) -> Result<(Disk<MemorySource>, OpenImage, Arc<Stats>), OpenError> {
     let stats = Arc::new(Stats::default());
     let directory = setup.cache.map(|path| DiskCacheConfig {
         directory: path.to_owned(),
@@ -74,7 +110,7 @@ pub(crate) async fn try_start(
             .as_ref()
             .map_or_else(Documents::none, |config| Documents::open(config).unwrap()),
     );
-    let image = open_image(source, &stats, &documents, trust).await?;
+    let image = open_image(source, setup.policy, &stats, &documents, trust).await?;
     let length = image.table.disk_length();
     let disk_cache =
         directory.map(|config| DiskCache::open(&config, image.disk_digest(), length).unwrap());
@@ -90,14 +126,14 @@ pub(crate) async fn try_start(
         Arc::clone(&stats),
     )
     .with_documents(documents);
-    let disk = Arc::new(Disk::new(
+    let disk = Disk::new(
         image.table.clone(),
         Arc::new(fetcher),
         caches,
         &Handle::current(),
         setup.record.map(|path| recorder(path, &image)),
-    ));
-    Ok(Stack { disk, stats })
+    );
+    Ok((disk, image, stats))
 }
 
 /// Caches that keep nothing.
@@ -115,11 +151,12 @@ fn recorder(path: &Path, image: &OpenImage) -> Arc<Recorder> {
 
 async fn open_image(
     source: &MemorySource,
+    policy: RetryPolicy,
     stats: &Arc<Stats>,
     documents: &Arc<Documents>,
     trust: &Trust,
 ) -> Result<OpenImage, OpenError> {
-    let fetcher = Fetcher::new(source.clone(), 8, IMPATIENT, no_caches(), Arc::clone(stats));
+    let fetcher = Fetcher::new(source.clone(), 8, policy, no_caches(), Arc::clone(stats));
     let fetcher = Arc::new(fetcher.with_documents(Arc::clone(documents)));
     let base = "http://store/".parse().unwrap();
     let reference = "lab/debian:12".parse().unwrap();

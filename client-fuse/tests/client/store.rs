@@ -123,7 +123,7 @@ impl Store {
         let chunks = (n_chunks, data_bytes);
         let manifest = manifest(&mut files, length, regions, chunks, boot_pack);
         let targets = vec![
-            catalogue(&mut files, length, regions, manifest),
+            catalogue(&mut files, length, regions, manifest, boot_pack),
             (
                 "_chunk-indexes".to_owned(),
                 ObjectRef::of(b"not for clients"),
@@ -357,6 +357,7 @@ fn catalogue(
     length: u64,
     regions: ObjectRef,
     manifest: ObjectRef,
+    boot_pack: Option<BootPack>,
 ) -> (String, ObjectRef) {
     let name: ImageName = NAME.parse().unwrap();
     let entry = VersionEntry {
@@ -381,6 +382,7 @@ fn catalogue(
         catalogue: object,
         manifest,
         disk: regions.digest,
+        boot_pack,
     };
     let path = hint_path(&"lab/debian:12".parse().unwrap());
     files.insert(path, hint.encode().into());

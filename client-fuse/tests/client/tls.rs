@@ -17,13 +17,13 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use crate::http::network;
 
 /// Somebody who signs certificates.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub(crate) pem: String,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -34,7 +34,7 @@ impl Authority {
     }
 
     /// A server with a certificate for `host` that ends with `until`.
-    async fn serve(&self, host: &str, until: i32) -> String {
+    pub(crate) async fn serve(&self, host: &str, until: i32) -> String {
         let mut params = CertificateParams::new([host.to_owned()]).unwrap();
         params.not_before = date_time_ymd(2019, 1, 1);
         params.not_after = date_time_ymd(until, 1, 1);

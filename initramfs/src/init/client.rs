@@ -37,6 +37,13 @@ use crate::layout;
 const MOUNT_POINT: &str = "/circular/disk";
 /// Where it keeps what it fetched.
 const CACHE: &str = "/circular/cache";
+/// The client keeps this part of the machine's memory full of chunks at most. What it drops is in its cache on
+/// [`CACHE`], or with the server; what programs lack is nowhere.
+const MEMORY_CACHE_PART: u64 = 16;
+/// Enough for the chunks that some readers wait for.
+const MEMORY_CACHE_MIN: u64 = 4 << 20;
+/// As much as a client takes by itself.
+const MEMORY_CACHE_MAX: u64 = 64 << 20;
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often to say that the client is not ready yet.
@@ -161,8 +168,18 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
         }
         Cache::Off => command.arg("--no-cache"),
     };
+    if let Ok(memory) = fs::read_to_string("/proc/meminfo") {
+        let size = memory_cache_bytes(&memory).to_string();
+        command.args(["--memory-cache", &size]);
+    }
+    if let Some(seconds) = settings.deadline {
+        command.args(["--deadline", &seconds.to_string()]);
+    }
     for mirror in &settings.mirrors {
         command.args(["--mirror", mirror]);
+    }
+    if let Some(proxy) = &settings.proxy {
+        command.args(["--proxy", proxy]);
     }
     if let Some(record) = &settings.record {
         command.args(record.options(&settings.base_url));
@@ -177,6 +194,16 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
         .stdout(Log::for_child())
         .stderr(Log::for_child());
     sys::in_own_session(&mut command).spawn()
+}
+
+/// How much memory the client may keep full of chunks in a machine of which /proc/meminfo says this.
+fn memory_cache_bytes(meminfo: &str) -> u64 {
+    let total = meminfo.lines().find_map(|line| {
+        let kib = line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?;
+        kib.parse::<u64>().ok()
+    });
+    let part = total.map_or(MEMORY_CACHE_MAX, |kib| (kib << 10) / MEMORY_CACHE_PART);
+    part.clamp(MEMORY_CACHE_MIN, MEMORY_CACHE_MAX)
 }
 
 /// Nearly all of the tmpfs is for chunks; the rest is for the cache's own notes.
@@ -208,5 +235,20 @@ fn spare_at_shutdown(log: &Log, pid: u32) {
         .and_then(|()| fs::write(format!("{directory}/circular"), format!("{pid}\n")));
     if let Err(error) = written {
         log.warn(&format!("cannot write {directory}/circular: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_machine_keeps_less_in_memory() {
+        let of =
+            |mib: u64| memory_cache_bytes(&format!("MemTotal: {} kB\nMemFree: 1 kB\n", mib << 10));
+        assert_eq!(of(32), MEMORY_CACHE_MIN);
+        assert_eq!(of(256), 16 << 20);
+        assert_eq!(of(65_536), MEMORY_CACHE_MAX);
+        assert_eq!(memory_cache_bytes("what is this"), MEMORY_CACHE_MAX);
     }
 }

@@ -6,8 +6,10 @@
 //! | `circular.boot=URL` | address of the boot script; the store is where it lies |
 //! | `circular.url=URL` | address of the store, instead |
 //! | `circular.mirror=URL` | another server of the same store; may be given several times |
+//! | `circular.proxy=URL` | HTTP proxy on the way to all of them |
 //! | `circular.cache=tmpfs[:size=SIZE]`, `none` | where fetched chunks are kept (25 % of memory) |
 //! | `circular.overlay=tmpfs[:size=SIZE]` | room for what the booted system writes (50 % of memory) |
+//! | `circular.deadline=SECONDS` | how long a read waits for a server that is gone before it fails; 0, the default, is for ever |
 //! | `circular.record`, `=server`, `=URL`, `=/dev/DEVICE` | record what this boot reads: to a file in /run, and to a server; or to a serial line |
 //! | `circular.debug` | offer a shell when the boot fails |
 //! | `ip=`, `BOOTIF=` | see [`address`](super::address) |
@@ -40,6 +42,8 @@ pub struct Settings {
     pub base_url: String,
     /// Other servers of the same store; each ends in `/`.
     pub mirrors: Vec<String>,
+    /// HTTP proxy on the way to all of them.
+    pub proxy: Option<String>,
     /// The token of a private store, if its address had one.
     pub token: Option<Token>,
     /// Which image to boot, as the client takes it.
@@ -48,6 +52,8 @@ pub struct Settings {
     pub cache: Cache,
     /// How large the writes of the booted system may grow.
     pub overlay: TmpfsSize,
+    /// How many seconds a read waits for a server that is gone; 0: for ever. `None`: as the client likes it.
+    pub deadline: Option<u32>,
     /// How the network is configured.
     pub addressing: Addressing,
     /// The interface that the firmware booted from.
@@ -121,6 +127,10 @@ pub enum SettingsError {
         "circular.mirror= has a password in it: the token of circular.boot= or circular.url= goes to every mirror"
     )]
     MirrorPassword,
+    #[error("circular.proxy= has a password in it, which every user of this machine could read")]
+    ProxyPassword,
+    #[error("circular.deadline={0} is no number of seconds; 0 is for ever")]
+    Deadline(String),
     #[error("size `{0}` is neither bytes (as in 512m, 2g) nor percent of memory (as in 50%)")]
     Size(String),
     #[error("{key}={value} is unknown ({known})")]
@@ -220,10 +230,12 @@ impl CommandLine {
         Ok(Settings {
             base_url,
             mirrors: self.mirrors()?,
+            proxy: self.proxy()?,
             token,
             image: self.image()?,
             cache: self.cache()?,
             overlay: self.overlay()?,
+            deadline: self.deadline()?,
             addressing: match self.value("ip") {
                 Some(text) => text.parse()?,
                 None => Addressing::DEFAULT,
@@ -261,6 +273,14 @@ impl CommandLine {
             (_, Some(_)) => Err(SettingsError::MirrorPassword),
         };
         self.values("circular.mirror").map(mirror).collect()
+    }
+
+    fn proxy(&self) -> Result<Option<String>, SettingsError> {
+        let proxy = |url| match userinfo::split(url) {
+            (shown, None) if shown == url => Ok(base_url::given(url)?),
+            _ => Err(SettingsError::ProxyPassword),
+        };
+        self.value("circular.proxy").map(proxy).transpose()
     }
 
     /// A recording that cannot be had is no reason not to boot: what makes no sense is passed on, and
@@ -307,6 +327,14 @@ impl CommandLine {
         let value = self.value("circular.overlay").unwrap_or("tmpfs");
         let size = tmpfs("circular.overlay", "tmpfs, tmpfs:size=SIZE", value)?;
         Ok(size.unwrap_or_else(|| TmpfsSize::of_memory(50)))
+    }
+
+    fn deadline(&self) -> Result<Option<u32>, SettingsError> {
+        let seconds = |text: &str| {
+            text.parse()
+                .map_err(|_| SettingsError::Deadline(text.to_owned()))
+        };
+        self.value("circular.deadline").map(seconds).transpose()
     }
 
     /// The kernel allows a list; the first that we know counts.
@@ -362,6 +390,7 @@ mod tests {
         assert_eq!(settings.image, "debian:12@3");
         assert_eq!(settings.cache, Cache::Memory(TmpfsSize("25%".to_owned())));
         assert_eq!(settings.overlay.as_str(), "50%");
+        assert_eq!(settings.deadline, None);
         assert_eq!(settings.addressing.method, Method::Dhcp);
         assert_eq!(settings.root, None);
     }
@@ -369,13 +398,14 @@ mod tests {
     #[test]
     fn each_parameter_lands_in_its_setting() {
         let settings = settings(
-            "circular.url=http://other/store circular.cache=none circular.overlay=tmpfs:size=2g \
+            "circular.url=http://other/store circular.cache=none circular.overlay=tmpfs:size=2g circular.deadline=90 \
              root=LABEL=r rootfstype=auto,xfs rootflags=ro,subvol=@ init=/bin/sh BOOTIF=01-52-54-00-00-00-01",
         )
         .unwrap();
         assert_eq!(settings.base_url, "http://other/store/");
         assert_eq!(settings.cache, Cache::Off);
         assert_eq!(settings.overlay.as_str(), "2g");
+        assert_eq!(settings.deadline, Some(90));
         assert_eq!(settings.root, Some(RootSpec::Label("r".to_owned())));
         assert_eq!(settings.filesystem, Some(FileSystem::Xfs));
         assert_eq!(settings.root_flags, ["subvol=@"]);
@@ -425,6 +455,19 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_is_taken_without_a_password() {
+        let proxy = |more: &str| settings(more).map(|settings| settings.proxy);
+        assert_eq!(proxy("").unwrap(), None);
+        let wanted = Some("http://p:3128/".to_owned());
+        assert_eq!(proxy("circular.proxy=http://p:3128").unwrap(), wanted);
+        assert!(proxy("circular.proxy=socks5://p").is_err());
+        for secret in ["http://me:SECRET@p:3128", "http://SECRET@p", "me:SECRET@p"] {
+            let error = proxy(&format!("circular.proxy={secret}")).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("SECRET"), "{error}");
+        }
+    }
+
+    #[test]
     fn the_last_of_equals_counts_and_empty_ones_do_not() {
         let settings =
             settings("circular.image=b circular.image=c circular.image= BOOTIF=").unwrap();
@@ -455,6 +498,8 @@ mod tests {
             ("circular.image=--help", "circular.image"),
             ("circular.cache=/dev/sda", "circular.cache"),
             ("circular.overlay=tmpfs:size=lots", "lots"),
+            ("circular.deadline=soon", "circular.deadline=soon"),
+            ("circular.deadline=-1", "circular.deadline=-1"),
             ("circular.url=ftp://h/", "ftp://h/"),
             ("ip=10.0.0.1.2:", "ip="),
             ("root=/dev/nfs", "root="),

@@ -45,6 +45,7 @@ pub(super) fn prepare(
         "/etc/fstab",
         rewrite(&root, "/etc/fstab", fstab::for_network_boot),
     );
+    say("what it takes to switch off", write_power_off(&root));
     let Some(network) = network else {
         return;
     };
@@ -112,6 +113,19 @@ fn write_units(root: &NewRoot, network: &Network) -> io::Result<()> {
         fs::write(path, text)?;
     }
     Ok(())
+}
+
+/// A unit that reads what the end of the machine takes while there is a server to read it from.
+fn write_power_off(root: &NewRoot) -> io::Result<()> {
+    if !root.exists(units::SHUTDOWN) {
+        return Ok(());
+    }
+    let directory = Path::new("/run/systemd/system");
+    let wants = directory.join("multi-user.target.wants");
+    fs::create_dir_all(&wants)?;
+    let unit = directory.join(units::POWER_OFF);
+    fs::write(&unit, units::power_off())?;
+    std::os::unix::fs::symlink(&unit, wants.join(units::POWER_OFF))
 }
 
 fn keep_from_ifupdown(root: &NewRoot, network: &Network) -> io::Result<()> {

@@ -7,9 +7,11 @@ use anyhow::{Context, Result};
 
 use super::Bench;
 use super::disks::Reader;
+use super::index::Index;
 use super::line::{FAR, Kind, LOCAL, LOOPBACK, LOSSY, NEAR, SLOW};
 use super::report::Section;
-use super::table::{Mark, Row, Series, Unit};
+use super::site::Site;
+use super::table::{Mark, Row, Series, Spread, Unit};
 use super::turns::{Course, Sample, bytes, lines, peers};
 
 /// What the time may be of one download of the same bytes, over the Internet; five round trips come on top.
@@ -62,11 +64,13 @@ fn section(bench: &Bench<'_>, kinds: &[Kind]) -> Result<Section> {
         )],
         ..Section::default()
     };
+    let index = Index::of(&bench.site.store, Site::PLAIN)?;
+    let touched = bytes(index.touched(reads).values().sum());
     for kind in kinds {
         let course = Course::new(bench, kind)?;
         section.notes.push(course.check(bench)?);
         let turns = turns(bench, &course)?;
-        section.rows.extend(rows(kind, &turns));
+        section.rows.extend(rows(kind, &turns, touched));
     }
     Ok(section)
 }
@@ -77,12 +81,12 @@ fn turns(bench: &Bench<'_>, course: &Course) -> Result<Turns> {
         packed: Vec::new(),
         download: Vec::new(),
         plain: Vec::new(),
-        peers: peers(bench)
+        peers: peers_on(bench, &course.kind)
             .into_iter()
             .map(|peer| (peer, Vec::new()))
             .collect(),
     };
-    for _ in 0..bench.repeats() {
+    for turn in 0..bench.repeats() {
         let packed = course.replay(bench, Reader::Packed, reads)?;
         turns.download.push(course.download(bench, packed.wire)?);
         turns.packed.push(packed);
@@ -90,10 +94,21 @@ fn turns(bench: &Bench<'_>, course: &Course) -> Result<Turns> {
             .plain
             .push(course.replay(bench, Reader::Plain, reads)?);
         for (peer, samples) in &mut turns.peers {
-            samples.push(course.replay(bench, *peer, reads)?);
+            if turn < peer.turns(bench.repeats()) {
+                samples.push(course.replay(bench, *peer, reads)?);
+            }
         }
     }
     Ok(turns)
+}
+
+/// Returns the others to measure on a line: all of them where marks are set, the best of them where a boot takes it
+/// minutes.
+fn peers_on(bench: &Bench<'_>, kind: &Kind) -> Vec<Reader> {
+    let slow = [NEAR, SLOW, LOSSY].iter().any(|it| it.name == kind.name);
+    let mut peers = peers(bench);
+    peers.retain(|peer| !slow || *peer == Reader::NbdkitCache);
+    peers
 }
 
 fn seconds(name: &str, samples: &[Sample]) -> Series {
@@ -104,7 +119,7 @@ fn wire(name: &str, samples: &[Sample]) -> Series {
     Series::new(name, samples.iter().map(|sample| sample.wire))
 }
 
-fn rows(kind: &Kind, turns: &Turns) -> Vec<Row> {
+fn rows(kind: &Kind, turns: &Turns, touched: f64) -> Vec<Row> {
     let row = |ours, other| Row::new(kind.title, Unit::Seconds, ours, other);
     let packed = || seconds(Reader::Packed.title(), &turns.packed);
     let plain = || seconds(Reader::Plain.title(), &turns.plain);
@@ -140,6 +155,16 @@ fn rows(kind: &Kind, turns: &Turns) -> Vec<Row> {
         rows.push(row(plain(), best).marked(Mark::AtMost(0.25)));
     }
     rows.push(row(plain(), packed()));
+    let touched = turns.plain.iter().map(|_| touched);
+    rows.push(
+        Row::new(
+            kind.title,
+            Unit::Bytes,
+            wire(Reader::Plain.title(), &turns.plain),
+            Series::new("the chunks that are read, as stored", touched),
+        )
+        .marked(Mark::AtMost(2.0)),
+    );
     rows.push(Row::new(
         kind.title,
         Unit::Bytes,
@@ -149,16 +174,14 @@ fn rows(kind: &Kind, turns: &Turns) -> Vec<Row> {
     rows
 }
 
-/// Returns the best of the others in each turn.
+/// Returns the best of the others, by its median.
 fn best(peers: &[(Reader, Vec<Sample>)]) -> Option<Series> {
-    let turns = peers.iter().map(|(_, samples)| samples.len()).min()?;
-    let fastest = |turn: usize| {
-        let times = peers.iter().filter_map(|(_, samples)| samples.get(turn));
-        times
-            .map(|sample| sample.seconds)
-            .fold(f64::INFINITY, f64::min)
-    };
-    Some(Series::new("the best of them", (0..turns).map(fastest)))
+    let all = peers.iter().map(|(peer, samples)| {
+        let name = format!("the best of them: {}", peer.title());
+        seconds(&name, samples)
+    });
+    let median = |series: &Series| Spread::of(&series.figures).median;
+    all.min_by(|one, other| median(one).total_cmp(&median(other)))
 }
 
 /// P12.
@@ -168,40 +191,68 @@ fn best(peers: &[(Reader, Vec<Sample>)]) -> Option<Series> {
 pub fn ahead(bench: &Bench<'_>) -> Result<Section> {
     let course = Course::new(bench, &lines(bench, &[FAR]).first().copied().unwrap_or(FAR))?;
     let pack = boot_pack_bytes(bench)?;
-    let mut samples = Vec::new();
+    let (mut packed, mut plain) = (Vec::new(), Vec::new());
     for _ in 0..bench.repeats() {
-        samples.push(course.replay(bench, Reader::Packed, &bench.site.reads)?);
+        packed.push(course.replay(bench, Reader::Packed, &bench.site.reads)?);
+        plain.push(course.replay(bench, Reader::Plain, &bench.site.reads)?);
     }
-    let stat = |name: &'static str| {
-        let figures = samples
-            .iter()
-            .map(move |sample| sample.stats[name].as_f64().unwrap_or(f64::NAN));
-        Series::new(name, figures)
-    };
     let place = course.kind.title;
-    let packs = samples.iter().map(|_| pack);
+    let unused = |name: &str, samples: &[Sample]| {
+        let (all, used) = ("/ahead_bytes", "/ahead_used_bytes");
+        let unused = figures(samples, |sample| stat(sample, all) - stat(sample, used));
+        Row::new(
+            place,
+            Unit::Bytes,
+            Series::new(format!("{name}: ahead of a reader and never read"), unused),
+            Series::new(
+                "all that was asked for ahead",
+                figures(samples, |it| stat(it, all)),
+            ),
+        )
+    };
+    let outside = |sample: &Sample| stat(sample, "/fetched/chunk_bytes");
+    let chunks = |sample: &Sample| outside(sample) + stat(sample, "/fetched/boot_pack_bytes");
+    let described = |sample: &Sample| {
+        let kinds = ["metadata_bytes", "table_bytes", "page_bytes"];
+        let bytes = kinds.map(|kind| stat(sample, &format!("/fetched/{kind}")));
+        pack + bytes.iter().sum::<f64>()
+    };
     Ok(Section {
         notes: vec![
-            "`ahead_bytes` and `ahead_used_bytes` are plain bytes, from `.circular/stats.json`"
+            "what was asked for ahead is counted in plain bytes, the rest as it came (`.circular/stats.json`)"
                 .to_owned(),
         ],
         rows: vec![
+            unused(Reader::Packed.title(), &packed),
+            unused(Reader::Plain.title(), &plain),
             Row::new(
                 place,
                 Unit::Bytes,
-                stat("ahead_used_bytes"),
-                stat("ahead_bytes"),
+                Series::new("chunks that the boot pack lacked", figures(&packed, outside)),
+                Series::new("all chunks", figures(&packed, chunks)),
             ),
             Row::new(
                 place,
                 Unit::Bytes,
-                wire("on the line", &samples),
-                Series::new("boot pack", packs),
+                wire("on the line", &packed),
+                Series::new("boot pack, metadata and index", figures(&packed, described)),
             )
             .marked(Mark::AtMost(1.1)),
         ],
         ..Section::default()
     })
+}
+
+fn figures(samples: &[Sample], figure: impl Fn(&Sample) -> f64) -> Vec<f64> {
+    samples.iter().map(figure).collect()
+}
+
+/// Returns a figure that a client of ours told; not a number if it did not.
+fn stat(sample: &Sample, pointer: &str) -> f64 {
+    let found = sample.stats.pointer(pointer);
+    found
+        .and_then(serde_json::Value::as_f64)
+        .unwrap_or(f64::NAN)
 }
 
 /// Returns the length of the longest boot pack of the store.

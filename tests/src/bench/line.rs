@@ -76,8 +76,11 @@ pub const LOSSY: Kind = kind(
     }),
 );
 
+/// A satellite: what is left of a time is round trips. In no suite; `--line` names it.
+pub const ORBIT: Kind = kind("orbit", "600 ms, 20 Mbit/s", 600, Rate::from_mbit(20), None);
+
 /// All of them.
-pub const ALL: &[Kind] = &[LOOPBACK, LOCAL, NEAR, FAR, SLOW, LOSSY];
+pub const ALL: &[Kind] = &[LOOPBACK, LOCAL, NEAR, FAR, SLOW, LOSSY, ORBIT];
 
 /// A line that stands.
 #[derive(Debug)]

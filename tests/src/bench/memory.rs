@@ -1,4 +1,4 @@
-//! P11: memory of a client, at its highest.
+//! P11: memory of a client, at its highest; [`super::idle`] has that of servers.
 
 use std::fs;
 use std::path::Path;
@@ -10,13 +10,16 @@ use super::Bench;
 use super::disks::{Reader, Shown, mount};
 use super::line::LOOPBACK;
 use super::report::Section;
-use super::table::{Row, Series, Unit};
+use super::table::{Mark, Row, Series, Unit};
 use super::turns::{Course, bytes};
 use crate::images::{noise, sparse};
 use crate::replay::{self, Plan, Read};
 
 /// Bytes of one read when all of the disk is.
 const STEP: usize = 1 << 20;
+
+/// What a client may have: 32 MiB, and the memory cache that it has if nothing else is said.
+const BOUND: u64 = (32 + 64) << 20;
 
 /// Pieces of data of the disks that differ in size only, each as long as one read.
 const PIECES: u64 = 64;
@@ -62,12 +65,17 @@ pub fn client(bench: &Bench<'_>) -> Result<Section> {
             Some(_) => Series::new("nbdkit and nbdfuse, no memory cache", theirs),
             None => ours.clone(),
         };
-        rows.push(Row::new(place, Unit::Bytes, ours, other));
+        let bound = ours.figures.iter().map(|_| bytes(BOUND));
+        let bound = Series::new("32 MiB and its memory cache", bound);
+        rows.push(Row::new(place, Unit::Bytes, ours.clone(), other));
+        rows.push(Row::new(place, Unit::Bytes, ours, bound).marked(Mark::AtMost(1.0)));
     }
     rows.push(sizes(bench, &course)?);
+    drop(course);
+    rows.push(super::idle::servers(bench)?);
     Ok(Section {
         notes: vec![
-            "highest resident memory (`VmHWM`); ours has a memory cache of 64 MiB".to_owned(),
+            "highest resident memory (`VmHWM`) of clients, that of servers when all their connections are idle (`VmRSS`); our client has a memory cache of 64 MiB".to_owned(),
         ],
         rows,
         ..Section::default()
@@ -123,12 +131,10 @@ fn sizes(bench: &Bench<'_>, course: &Course) -> Result<Row> {
         series.push(Series::new(format!("a disk of {gib} GiB"), figures));
     }
     let [large, small] = <[Series; 2]>::try_from(series).map_err(|_| anyhow!("there are two"))?;
-    Ok(Row::new(
-        "64 MiB in 64 places, all read",
-        Unit::Bytes,
-        large,
-        small,
-    ))
+    Ok(
+        Row::new("64 MiB in 64 places, all read", Unit::Bytes, large, small)
+            .marked(Mark::AtMost(1.1)),
+    )
 }
 
 /// Reads, and returns the highest memory of who shows the disk.

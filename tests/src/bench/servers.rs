@@ -18,6 +18,7 @@ use crate::{binaries, require};
 /// Ports in a namespace where nobody else listens.
 const FILES_PORT: u16 = 80;
 const STORE_PORT: u16 = 8080;
+const MIRROR_PORT: u16 = 8081;
 
 /// Longest start before a server counts as hung.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -39,18 +40,7 @@ impl Servers {
     /// One is missing or does not come up.
     pub fn start(site: &Site, line: &Line, cpu: Option<usize>) -> Result<Self> {
         let address = line.address();
-        let mut command = pinned(cpu, &binaries::host("circular-server")?);
-        command
-            .args([
-                "--listen",
-                &format!("{address}:{STORE_PORT}"),
-                "--no-access-log",
-                "--store",
-            ])
-            .arg(site.store.path());
-        let mut ours = line.server().within(|| Daemon::start(&mut command))??;
-        ours.wait_for(DEADLINE, |line| line.contains(" on http://").then_some(()))?;
-
+        let ours = serve(site, line, STORE_PORT, cpu)?;
         let directory =
             TempDir::with_prefix("circular-nginx-").context("cannot make a directory")?;
         let configuration = directory.path().join("nginx.conf");
@@ -91,6 +81,28 @@ impl Servers {
         &self.files
     }
 
+    /// Returns the processes: ours, then nginx.
+    pub fn ids(&self) -> [u32; 2] {
+        [self.ours.id(), self.nginx.id()]
+    }
+
+    /// Starts another server of ours with the same store; returns it and its address.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn mirror(site: &Site, line: &Line, cpu: Option<usize>) -> Result<(Daemon, String)> {
+        let daemon = serve(site, line, MIRROR_PORT, cpu)?;
+        Ok((daemon, format!("http://{}:{MIRROR_PORT}/", line.address())))
+    }
+
+    /// Sends `signal` to the server of the store.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal_ours(&mut self, signal: Signal) -> Result<()> {
+        self.ours.signal(signal)
+    }
+
     /// Sends `signal` to both.
     ///
     /// # Errors
@@ -101,12 +113,28 @@ impl Servers {
     }
 }
 
+/// Starts a server of ours at the server's end of `line`.
+fn serve(site: &Site, line: &Line, port: u16, cpu: Option<usize>) -> Result<Daemon> {
+    let mut command = pinned(cpu, &binaries::host("circular-server")?);
+    command
+        .args([
+            "--listen",
+            &format!("{}:{port}", line.address()),
+            "--no-access-log",
+            "--store",
+        ])
+        .arg(site.store.path());
+    let mut server = line.server().within(|| Daemon::start(&mut command))??;
+    server.wait_for(DEADLINE, |line| line.contains(" on http://").then_some(()))?;
+    Ok(server)
+}
+
 /// One process, all its files in `own`, nothing set but what every static host has.
 fn nginx(own: &Path, root: &Path, listen: &str) -> String {
     let (own, root) = (own.display(), root.display());
     format!(
         "daemon off; master_process off; pid {own}/pid; error_log stderr;\n\
-         events {{}}\n\
+         events {{ worker_connections 4096; }}\n\
          http {{\n\
            access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;\n\
            client_body_temp_path {own}/body; proxy_temp_path {own}/proxy;\n\

@@ -43,6 +43,8 @@ pub enum Unit {
     BytesPerSecond,
     /// Operations in a second.
     PerSecond,
+    /// Times to the server and back.
+    RoundTrips,
 }
 
 impl Unit {
@@ -52,6 +54,7 @@ impl Unit {
             Self::Bytes => (figure / 1e6, "MB"),
             Self::BytesPerSecond => (figure / 1e6, "MB/s"),
             Self::PerSecond => (figure, "/s"),
+            Self::RoundTrips => (figure, "RTT"),
         };
         format!("{} {name}", digits(figure))
     }
@@ -140,10 +143,15 @@ impl Row {
         }
     }
 
-    /// Returns ours by the other's, turn by turn.
+    /// Returns ours by the other's, turn by turn, as far as both took one.
     pub fn ratio(&self) -> Spread {
         let pairs = self.ours.figures.iter().zip(&self.other.figures);
         Spread::of(&pairs.map(|(ours, other)| ours / other).collect::<Vec<_>>())
+    }
+
+    /// Returns how often the subject that took most turns took one.
+    fn turns(&self) -> usize {
+        self.ours.figures.len().max(self.other.figures.len())
     }
 
     /// Returns whether the median of the ratio is as it has to be.
@@ -165,8 +173,12 @@ impl fmt::Display for Row {
                 most,
             } = Spread::of(&series.figures);
             let (least, most) = (self.unit.show(least), self.unit.show(most));
+            let turns = match series.figures.len() {
+                turns if turns < self.turns() => format!(", {turns} turns"),
+                _ => String::new(),
+            };
             format!(
-                "{} | {} ({least}..{most})",
+                "{}{turns} | {} ({least}..{most})",
                 series.name,
                 self.unit.show(median)
             )
@@ -236,5 +248,14 @@ mod tests {
             line.contains("2.00 s (1.00 s..3.00 s)") && line.contains("≤ 1.30: yes"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn whoever_took_fewer_turns_is_told_of() {
+        let mut row = row();
+        row.other.figures.pop();
+        assert!(row.to_string().contains("theirs, 2 turns |"), "{row}");
+        assert!(!row.to_string().contains("ours, "), "{row}");
+        assert_eq!(row.ratio().median, 0.375);
     }
 }

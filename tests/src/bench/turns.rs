@@ -1,7 +1,9 @@
 //! One turn of a subject: a new process, timed, with its bytes on the line.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +18,9 @@ use crate::replay::{self, Plan, Read};
 
 /// Bytes of a packet that are the download's, of those that it has on the line.
 const PAYLOAD: (u64, u64) = (1448, 1500);
+
+/// Longest wait for a line to fall silent; then its noise is measured as well.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// A line with its servers.
 #[derive(Debug)]
@@ -57,12 +62,31 @@ impl Course {
         })
     }
 
+    /// Waits until nothing comes any more of what was asked for in the turn before.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn settle(&self) -> Result<()> {
+        let until = Instant::now() + SILENCE_MAX;
+        let pause = self.kind.rtt() + Duration::from_millis(20);
+        let mut before = self.line.wire()?;
+        loop {
+            thread::sleep(pause);
+            let now = self.line.wire()?;
+            if now == before || Instant::now() > until {
+                return Ok(());
+            }
+            before = now;
+        }
+    }
+
     /// Lets `reader` show the disk, does `reads`, and ends it.
     ///
     /// # Errors
     /// It fails, or shows other bytes.
     pub fn replay(&self, bench: &Bench<'_>, reader: Reader, reads: &[Read]) -> Result<Sample> {
         let scratch = bench.site.scratch()?;
+        self.settle()?;
         let wire = self.line.wire()?;
         let since = Instant::now();
         let shown = reader.show(
@@ -82,10 +106,7 @@ impl Course {
         let outcome = replay::replay(shown.disk(), &bench.site.image(), &plan)
             .with_context(|| reader.title())?;
         let wire = self.line.wire()? - wire;
-        let stats = shown.disk().with_file_name(".circular").join("stats.json");
-        let stats = fs::read(stats).map_or(Value::Null, |text| {
-            serde_json::from_slice(&text).unwrap_or_default()
-        });
+        let stats = stats_of(shown.disk());
         super::say(&format!(
             "     {:<24} {:>8.3} s {:>9.2} MB, {} stalls",
             reader.title(),
@@ -133,6 +154,7 @@ impl Course {
     /// # Errors
     /// It fails.
     pub fn run(&self, command: &mut Command, name: &str) -> Result<Sample> {
+        self.settle()?;
         let wire = self.line.wire()?;
         let since = Instant::now();
         let status = self
@@ -187,6 +209,14 @@ impl Course {
             download.wire * 8.0 / 1e6 / download.seconds
         ))
     }
+}
+
+/// Returns what the client that shows `disk` says of itself; null if it is none of ours.
+pub fn stats_of(disk: &Path) -> Value {
+    let stats = disk.with_file_name(".circular").join("stats.json");
+    fs::read(stats).map_or(Value::Null, |text| {
+        serde_json::from_slice(&text).unwrap_or_default()
+    })
 }
 
 /// Returns a count of bytes as a figure.

@@ -1,9 +1,13 @@
 //! P14: reading all of a disk lazily, beside downloading all of it compressed.
 
+use std::fs::File;
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 
 use super::Bench;
 use super::disks::{Reader, pinned};
@@ -11,6 +15,10 @@ use super::line::{LOCAL, NEAR};
 use super::report::Section;
 use super::table::{Mark, Row, Series, Unit};
 use super::turns::{Course, Sample, bytes, lines};
+use crate::replay::Read;
+
+/// Bytes of one read of its data.
+const STEP: usize = 1 << 20;
 
 /// The compressed disk on nginx.
 const COMPRESSED: &str = "disk.raw.zst";
@@ -33,6 +41,7 @@ pub fn sequential(bench: &Bench<'_>) -> Result<Section> {
         notes: vec!["both are compared with the image by `cmp` as they come".to_owned()],
         ..Section::default()
     };
+    let reads = data(&bench.site.image())?;
     for kind in lines(bench, &[LOCAL, NEAR]) {
         let course = Course::new(bench, &kind)?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -52,13 +61,67 @@ pub fn sequential(bench: &Bench<'_>) -> Result<Section> {
             .rows
             .push(row(Unit::Seconds, |sample| sample.seconds).marked(Mark::AtMost(1.0)));
         section.rows.push(row(Unit::Bytes, |sample| sample.wire));
+        section.rows.extend(speed(bench, &course, &reads)?);
     }
     std::fs::remove_file(compressed)?;
     Ok(section)
 }
 
+/// How much of the line is used while the data of the disk, without its holes, is read in order.
+fn speed(bench: &Bench<'_>, course: &Course, reads: &[Read]) -> Result<Vec<Row>> {
+    let kind = &course.kind;
+    let (mut ours, mut plain) = (Vec::new(), Vec::new());
+    for _ in 0..bench.repeats() {
+        let lazy = course.replay(bench, Reader::Plain, reads)?;
+        plain.push(course.download(bench, lazy.wire)?);
+        ours.push(lazy);
+    }
+    let rate = |name: &str, samples: &[Sample]| {
+        let rates = samples.iter().map(|sample| sample.wire / sample.seconds);
+        Series::new(name, rates)
+    };
+    let row = |other| {
+        let ours = rate("its data in order, as it was on the line", &ours);
+        Row::new(kind.title, Unit::BytesPerSecond, ours, other)
+    };
+    let mut rows = vec![row(rate("one download of as many bytes", &plain))];
+    if let Some(line) = kind.conditions.and_then(|line| line.rate) {
+        let line = bytes(line.bytes_in(Duration::from_secs(1)));
+        let line = Series::new("the rate of the line", plain.iter().map(|_| line));
+        rows.push(match kind.name == LOCAL.name {
+            true => row(line).marked(Mark::AtLeast(0.9)),
+            false => row(line),
+        });
+    }
+    Ok(rows)
+}
+
+/// Returns reads of all that is no hole in a file, in order.
+fn data(image: &Path) -> Result<Vec<Read>> {
+    let file = File::open(image)?;
+    let end = i64::try_from(file.metadata()?.len())?;
+    let (mut reads, mut at) = (Vec::new(), 0);
+    while at < end {
+        let start = match lseek(&file, at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(Errno::ENXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        at = lseek(&file, start, Whence::SeekHole)?;
+        let mut offset = u64::try_from(start)?;
+        let until = u64::try_from(at)?;
+        while offset < until {
+            let length = usize::try_from(until - offset)?.min(STEP);
+            reads.push(Read { offset, length });
+            offset += length as u64;
+        }
+    }
+    Ok(reads)
+}
+
 fn lazily(bench: &Bench<'_>, course: &Course) -> Result<Sample> {
     let scratch = bench.site.scratch()?;
+    course.settle()?;
     let wire = course.line.wire()?;
     let since = Instant::now();
     let shown = Reader::Plain.show(

@@ -14,10 +14,10 @@ use crate::daemon::Daemon;
 use crate::machine::{Machine, Options};
 
 /// Longest boot before it counts as hung.
-const DEADLINE: Duration = Duration::from_secs(600);
+pub const DEADLINE: Duration = Duration::from_secs(600);
 
 /// What the console of a disk of `make image` shows when it has booted.
-const PROMPT: &str = "root@debian:~# ";
+pub const PROMPT: &str = "root@debian:~# ";
 
 /// Bytes of a block in a trace.
 const BLOCK: u64 = 4096;
@@ -109,6 +109,16 @@ pub fn boot(image: &Path) -> Result<Vec<Read>> {
 /// # Errors
 /// QEMU is missing, or the machine does not boot.
 pub fn machine(kernel: &Kernel, drive: &str, name: &str) -> Result<Machine> {
+    let mut machine = switch_on(kernel, drive, name)?;
+    machine.console.wait_for(PROMPT, DEADLINE)?;
+    Ok(machine)
+}
+
+/// Switches a machine on with `kernel`, a `drive` as QEMU describes it, and a network.
+///
+/// # Errors
+/// QEMU is missing.
+pub fn switch_on(kernel: &Kernel, drive: &str, name: &str) -> Result<Machine> {
     let text = |path: &Path| path.display().to_string();
     let options = Options {
         arguments: [
@@ -120,14 +130,16 @@ pub fn machine(kernel: &Kernel, drive: &str, name: &str) -> Result<Machine> {
             "root=/dev/vda rw console=ttyS0",
             "-drive",
             drive,
+            "-netdev",
+            "user,id=net",
+            "-device",
+            "virtio-net-pci,netdev=net,romfile=",
         ]
         .map(str::to_owned)
         .to_vec(),
         ..Options::named(name)
     };
-    let mut machine = Machine::switch_on(&options)?;
-    machine.console.wait_for(PROMPT, DEADLINE)?;
-    Ok(machine)
+    Machine::switch_on(&options)
 }
 
 /// What an image boots with, copied out of it.

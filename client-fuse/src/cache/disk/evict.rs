@@ -90,6 +90,7 @@ impl CacheFile {
         let order = policy::order(candidates, self.directory.disks_max());
         let freed = policy::evict(&order, need, |(number, segment)| {
             let bytes = segment_bytes(*segment);
+            self.evicted.segments.increment();
             match idle.get(*number) {
                 Some(idle) => punch(&idle.file, bytes),
                 None => {
@@ -101,6 +102,7 @@ impl CacheFile {
                 }
             }
         })?;
+        self.evicted.bytes.add(freed);
         for idle in idle {
             if sparse::next_data(&idle.file, 0)?.is_none() {
                 idle.remove(&self.directory)?;

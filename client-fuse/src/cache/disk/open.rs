@@ -15,7 +15,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
 use super::budget::Budget;
-use super::{CacheFile, DiskCache, Known};
+use super::{CacheFile, DiskCache, Evicted, Known};
 use crate::cache::directory::{Directory, HINTS, Patience, Room};
 use crate::cache::hints::Hints;
 use crate::cache::recency::{RECENCY_BYTES_MAX, Recency};
@@ -109,6 +109,7 @@ impl DiskCache {
             touches: AtomicU64::new(0),
             hints: hints.ok(),
             others: Mutex::new(HashMap::new()),
+            evicted: Evicted::default(),
         })))
     }
 }

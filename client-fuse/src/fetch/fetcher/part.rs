@@ -8,10 +8,13 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use image_format::ObjectRef;
+use image_format::manifest::BootPack;
 
 use super::Fetcher;
+use super::race::{Terms, Try};
+use crate::cache::documents::Name;
 use crate::fetch::lanes::{Hurry, Priority};
-use crate::fetch::mirrors::MirrorId;
+use crate::fetch::mirrors::Way;
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
 
 /// Bytes of an object, and what they unpack to.
@@ -63,20 +66,27 @@ impl<S: Source> Fetcher<S> {
         let mut freshness = Freshness::Any;
         let bytes = part.range.end - part.range.start + part.plain_bytes;
         loop {
-            let mirror = self.choose(&attempts);
+            let first = self.choose(&attempts);
             let slot = self.enter(priority, bytes, hurry).await;
-            let seen = self.outage.seen();
-            let tried = self.try_part(mirror, part, freshness, decode.clone());
-            let error = match tried.await {
-                Ok(decoded) => {
-                    self.outage.ended(seen);
-                    self.mirrors.answered(mirror);
-                    return Ok(decoded);
-                }
+            let terms = Terms {
+                first,
+                elsewhere: true,
+                bytes: part.range.end - part.range.start,
+                priority,
+                hurry,
+            };
+            let start = |attempt| self.try_part(attempt, part, freshness, decode.clone());
+            let raced = self.race(terms, start).await;
+            drop(slot);
+            self.note(&raced, |_| false);
+            if let Some((mirror, error)) = raced.before {
+                attempts.round.add(mirror, error);
+            }
+            let mirror = raced.mirror;
+            let error = match raced.outcome {
+                Ok(decoded) => return Ok(decoded),
                 Err(error) => error,
             };
-            drop(slot);
-            self.mirrors.failed(mirror, error.blame(), &error);
             if error.is_outage() && patience == Patience::Policy {
                 self.turn_or_wait(&mut attempts, mirror, error).await?;
                 continue;
@@ -91,9 +101,45 @@ impl<S: Source> Fetcher<S> {
         }
     }
 
+    /// Fetches the head of a boot pack, verified, once, on the chance that it will be wanted. `None` where that
+    /// fails, and where it was kept: then nothing has to be fetched.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the fetch.
+    pub(crate) async fn glance_head(&self, pack: &BootPack) -> Option<Bytes> {
+        let head = pack.head;
+        let name = Name::Head(pack.object.digest);
+        if self.recall_document(name, head.length).await.is_some() {
+            return None;
+        }
+        let part = ObjectPart {
+            object: pack.object,
+            range: 0..head.length,
+            plain_bytes: 0,
+        };
+        let mirror = self.choose(&self.attempts());
+        let _slot = self
+            .enter(Priority::Guest, head.length, &Hurry::new())
+            .await;
+        let decode = move |bytes: &[u8]| {
+            let verified = head.verify(bytes);
+            verified.map(|()| Bytes::copy_from_slice(bytes))
+        };
+        self.try_part(
+            Try::begin(mirror, Way::Usual),
+            &part,
+            Freshness::Any,
+            decode,
+        )
+        .await
+        .inspect_err(|error| tracing::debug!(%error, "no head at a glance"))
+        .ok()
+    }
+
     async fn try_part<T, E, D>(
         &self,
-        mirror: MirrorId,
+        attempt: Try,
         part: &ObjectPart,
         freshness: Freshness,
         decode: D,
@@ -104,7 +150,7 @@ impl<S: Source> Fetcher<S> {
         D: FnOnce(&[u8]) -> Result<T, E> + Send + 'static,
     {
         let path = part.object.digest.object_path();
-        let bytes = self.receive_part(mirror, part, &path, freshness).await?;
+        let bytes = self.receive_part(&attempt, part, &path, freshness).await?;
         let decoded = tokio::task::spawn_blocking(move || decode(&bytes)).await;
         let useless = |source| FetchError::Useless {
             path: path.clone(),
@@ -120,7 +166,7 @@ impl<S: Source> Fetcher<S> {
 
     async fn receive_part(
         &self,
-        mirror: MirrorId,
+        attempt: &Try,
         part: &ObjectPart,
         path: &str,
         freshness: Freshness,
@@ -134,7 +180,7 @@ impl<S: Source> Fetcher<S> {
             freshness,
         };
         let want = part.range.end - part.range.start;
-        let mut incoming = self.open(mirror, request).await?;
+        let mut incoming = self.open(attempt, request).await?;
         let mut bytes = BytesMut::new();
         while let Some(more) = incoming.next().await? {
             self.stats.fetched.boot_pack_bytes.add(more.len() as u64);

@@ -2,19 +2,22 @@
 //!
 //! As soon as the bytes of a chunk are there they are decoded and verified on a thread of their own,
 //! kept in memory, delivered to whoever waits, and then written to the disk cache; the rest of the
-//! body is still on its way meanwhile. After a failure only what is missing is asked for again.
+//! body is still on its way meanwhile. After a failure only what is missing is asked for again. Where
+//! two requests bring the same ([`race`](super::race)), each chunk is that of the faster one.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use image_format::chunk::{Chunk, ChunkId};
+use image_format::digest::ObjectRef;
 use image_format::frame::FrameError;
 use tokio::task::JoinSet;
 
 use super::Fetcher;
+use super::race::{Terms, Try};
 use crate::cache::Caches;
-use crate::fetch::lanes::{Hurry, Priority, Slot};
-use crate::fetch::mirrors::MirrorId;
+use crate::fetch::lanes::{Hurry, Priority};
 use crate::fetch::plan::{RangeRequest, Wants};
 use crate::fetch::split::Splitter;
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
@@ -40,6 +43,77 @@ impl Wants for Wanted {
     }
 }
 
+/// Chunks of one pack that somebody waits for, whichever request brings them.
+#[derive(Debug)]
+struct Job {
+    pack: ObjectRef,
+    /// Those that are not here yet.
+    wanted: Mutex<Vec<Option<Wanted>>>,
+}
+
+/// One of them, by its number.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    number: usize,
+    place: Place,
+}
+
+impl Wants for Piece {
+    fn place(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl Job {
+    fn new(request: RangeRequest<Wanted>) -> Self {
+        Self {
+            pack: request.pack,
+            wanted: Mutex::new(request.wanted.into_iter().map(Some).collect()),
+        }
+    }
+
+    /// What is not here yet, in the order of the pack.
+    fn left(&self) -> Vec<Piece> {
+        let wanted = self.lock();
+        let numbered = wanted.iter().enumerate();
+        let piece = |(number, wanted): (usize, &Option<Wanted>)| {
+            let place = wanted.as_ref()?.place;
+            Some(Piece { number, place })
+        };
+        numbered.filter_map(piece).collect()
+    }
+
+    fn is_open(&self, piece: Piece) -> bool {
+        self.lock()[piece.number].is_some()
+    }
+
+    /// Whom to deliver to; `None`: another request was faster.
+    fn take(&self, piece: Piece) -> Option<Wanted> {
+        self.lock()[piece.number].take()
+    }
+
+    /// Delivers an error to all who still wait.
+    fn fail(&self, error: &FetchError) {
+        let left: Vec<_> = self.lock().iter_mut().filter_map(Option::take).collect();
+        for wanted in left {
+            wanted.landing.deliver(Err(error.clone()));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Wanted>>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The bytes of the pack in which `pieces` lie, and what they unpack to.
+fn extent(pieces: &[Piece]) -> (Range<u64>, u64) {
+    let stored = || pieces.iter().map(|piece| piece.place.stored());
+    let start = stored().map(|range| range.start).min().unwrap_or(0);
+    let end = stored().map(|range| range.end).max().unwrap_or(start);
+    let plain = pieces.iter().map(|piece| piece.place.plain_bytes()).sum();
+    (start..end, plain)
+}
+
 impl<S: Source> Fetcher<S> {
     /// Fetches a range of a pack and delivers every chunk that is wanted of it, or an error.
     ///
@@ -48,70 +122,79 @@ impl<S: Source> Fetcher<S> {
     /// Dropping the future abandons what was not yet delivered.
     pub async fn range(
         self: Arc<Self>,
-        mut request: RangeRequest<Wanted>,
+        request: RangeRequest<Wanted>,
         priority: Priority,
         hurry: Arc<Hurry>,
     ) {
+        let job = Arc::new(Job::new(request));
+        let places: Vec<Place> = job.left().iter().map(|piece| piece.place).collect();
         let mut attempts = self.attempts();
         let mut freshness = Freshness::Any;
         loop {
-            let mirror = self.choose(&attempts);
-            let bytes = request.range.end - request.range.start + request.plain_bytes;
-            let slot = self.enter(priority, bytes, &hurry).await;
-            let before = request.wanted.len();
-            let seen = self.outage.seen();
-            let outcome = self.try_range(mirror, &mut request, freshness, slot).await;
-            let Err(error) = outcome else {
-                self.outage.ended(seen);
-                self.mirrors.answered(mirror);
+            let first = self.choose(&attempts);
+            let left = job.left();
+            let (range, plain_bytes) = extent(&left);
+            let bytes = range.end - range.start;
+            let slot = self.enter(priority, bytes + plain_bytes, &hurry).await;
+            let terms = Terms {
+                first,
+                elsewhere: true,
+                bytes,
+                priority,
+                hurry: &hurry,
+            };
+            let raced = self
+                .race(terms, |attempt| self.try_range(attempt, &job, freshness))
+                .await;
+            drop(slot);
+            self.note(&raced, |_| false);
+            let (mirror, before) = (raced.mirror, raced.before);
+            let Err(error) = raced.outcome else {
+                self.look_around(&places);
                 return;
             };
-            self.mirrors.failed(mirror, error.blame(), &error);
-            if request.wanted.is_empty() {
+            let n_left = job.left().len();
+            if n_left == 0 {
                 tracing::debug!(%error, "a body went wrong behind what was wanted of it");
                 return;
             }
-            if request.wanted.len() < before {
+            if n_left < left.len() {
                 attempts = self.attempts();
             }
+            if let Some((mirror, error)) = before {
+                attempts.round.add(mirror, error);
+            }
             freshness = Freshness::Revalidate;
-            request.shrink();
             if let Err(error) = self.turn_or_wait(&mut attempts, mirror, error).await {
-                for wanted in request.wanted {
-                    wanted.landing.deliver(Err(error.clone()));
-                }
+                self.tell_if_gone(&error);
+                job.fail(&error);
                 return;
             }
         }
     }
 
-    /// One try; what is delivered is taken out of the request.
+    /// One try for what is not here yet; what is delivered is taken out of the job.
     async fn try_range(
         &self,
-        mirror: MirrorId,
-        request: &mut RangeRequest<Wanted>,
+        attempt: Try,
+        job: &Arc<Job>,
         freshness: Freshness,
-        slot: Slot<'_>,
     ) -> Result<(), FetchError> {
-        let path = request.pack.digest.object_path();
-        let mut splitter = Splitter::new(request.range.start, std::mem::take(&mut request.wanted));
+        let pieces = job.left();
         let mut decoding = JoinSet::new();
         let received = self
-            .receive(mirror, request, freshness, &mut splitter, &mut decoding)
+            .receive(&attempt, job, pieces, freshness, &mut decoding)
             .await;
-        request.wanted = splitter.into_waiting();
         let mut damaged = None;
         while let Some(ended) = decoding.join_next().await {
-            for (wanted, error) in ended.unwrap_or_default() {
+            for error in ended.unwrap_or_default() {
                 self.stats.verify_failures.increment();
-                request.wanted.push(wanted);
                 damaged = Some(FetchError::Chunk {
-                    path: path.clone(),
+                    path: job.pack.digest.object_path(),
                     source: Arc::new(error),
                 });
             }
         }
-        drop(slot);
         received?;
         damaged.map_or(Ok(()), Err)
     }
@@ -119,32 +202,34 @@ impl<S: Source> Fetcher<S> {
     /// Reads the body, handing over each chunk as soon as it is complete.
     async fn receive(
         &self,
-        mirror: MirrorId,
-        request: &RangeRequest<Wanted>,
+        attempt: &Try,
+        job: &Arc<Job>,
+        pieces: Vec<Piece>,
         freshness: Freshness,
-        splitter: &mut Splitter<Wanted>,
-        decoding: &mut JoinSet<Vec<Damaged>>,
+        decoding: &mut JoinSet<Vec<FrameError>>,
     ) -> Result<(), FetchError> {
-        let path = request.pack.digest.object_path();
-        let want = request.range.end - request.range.start;
-        let part = Part::Range {
-            range: request.range.clone(),
-            object_bytes: request.pack.length,
-        };
+        let path = job.pack.digest.object_path();
+        let (range, _) = extent(&pieces);
+        let want = range.end - range.start;
+        let mut splitter = Splitter::new(range.start, pieces);
         let asked = Request {
             path: path.clone(),
-            part,
+            part: Part::Range {
+                range,
+                object_bytes: job.pack.length,
+            },
             freshness,
         };
-        let mut incoming = self.open(mirror, asked).await?;
+        let mut incoming = self.open(attempt, asked).await?;
         let mut got = 0;
         while let Some(part) = incoming.next().await? {
             got += part.len() as u64;
             self.stats.fetched.chunk_bytes.add(part.len() as u64);
             let complete = splitter.push(&part);
             if !complete.is_empty() {
-                let (caches, stats) = (Arc::clone(&self.caches), Arc::clone(&self.stats));
-                decoding.spawn_blocking(move || deliver(complete, &caches, &stats));
+                let (job, caches) = (Arc::clone(job), Arc::clone(&self.caches));
+                let stats = Arc::clone(&self.stats);
+                decoding.spawn_blocking(move || deliver(complete, &job, &caches, &stats));
             }
             // What was asked for came before what is too much.
             if got > want {
@@ -158,18 +243,28 @@ impl<S: Source> Fetcher<S> {
     }
 }
 
-/// A chunk that did not survive decoding, and why.
-type Damaged = (Wanted, FrameError);
-
-/// Decodes, verifies and delivers chunks, then writes them to the disk cache. Returns the damaged
-/// ones. The slot of the request is held until this is done, which bounds the memory in use.
-fn deliver(complete: Vec<(Wanted, Bytes)>, caches: &Caches, stats: &Stats) -> Vec<Damaged> {
+/// Decodes, verifies and delivers chunks, then writes them to the disk cache. Returns what was wrong
+/// with the damaged ones, which stay wanted. The slot of the request is held until this is done, which
+/// bounds the memory in use.
+fn deliver(
+    complete: Vec<(Piece, Bytes)>,
+    job: &Job,
+    caches: &Caches,
+    stats: &Stats,
+) -> Vec<FrameError> {
     let mut damaged = Vec::new();
     let mut fill = Vec::new();
-    for (wanted, stored) in complete {
-        match wanted.place.decode(&stored) {
-            Ok(chunk) => fill.push((wanted.place, land(wanted, chunk, caches, stats))),
-            Err(error) => damaged.push((wanted, error)),
+    for (piece, stored) in complete {
+        if !job.is_open(piece) {
+            continue;
+        }
+        match piece.place.decode(&stored) {
+            Ok(chunk) => {
+                if let Some(wanted) = job.take(piece) {
+                    fill.push((piece.place, land(wanted, chunk, caches, stats)));
+                }
+            }
+            Err(error) => damaged.push(error),
         }
     }
     for (place, chunk) in fill {

@@ -4,8 +4,9 @@ use bytes::{Bytes, BytesMut};
 use image_format::digest::{Digest, DigestMismatch, ObjectRef};
 
 use super::Fetcher;
+use super::race::{Raced, Terms, Try};
 use crate::fetch::lanes::{Hurry, Priority};
-use crate::fetch::mirrors::MirrorId;
+use crate::fetch::mirrors::{MirrorId, Way};
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
 use crate::stats::Counter;
 
@@ -119,14 +120,21 @@ impl<S: Source> Fetcher<S> {
         let mut attempts = self.attempts();
         let mut freshness = whole.freshness();
         loop {
-            let mirror = self.choose(&attempts);
-            let error = match self.whole_of(mirror, whole, freshness, counter).await {
+            let first = self.choose(&attempts);
+            let raced = self
+                .race_whole(first, true, whole, freshness, counter)
+                .await;
+            let error = match raced.outcome {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) if whole.is_answered_by(&error) => return Err(error),
                 Err(error) => error,
             };
+            if let Some((mirror, error)) = raced.before {
+                attempts.round.add(mirror, error);
+            }
             freshness = Freshness::Revalidate;
-            self.turn_or_wait(&mut attempts, mirror, error).await?;
+            let turned = self.turn_or_wait(&mut attempts, raced.mirror, error).await;
+            turned.inspect_err(|error| self.tell_if_gone(error))?;
         }
     }
 
@@ -153,8 +161,9 @@ impl<S: Source> Fetcher<S> {
         let hurry = Hurry::new();
         let bytes_max = whole.bytes_max();
         let slot = self.enter(Priority::Guest, bytes_max, &hurry).await;
+        let attempt = Try::begin(mirror, Way::Usual);
         let tried = self
-            .try_whole(mirror, whole, whole.freshness(), counter)
+            .try_whole(attempt, whole, whole.freshness(), counter)
             .await;
         drop(slot);
         tried
@@ -170,26 +179,38 @@ impl<S: Source> Fetcher<S> {
         freshness: Freshness,
         counter: &Counter,
     ) -> Result<Bytes, FetchError> {
-        let hurry = Hurry::new();
-        let bytes_max = whole.bytes_max();
-        let _slot = self.enter(Priority::Guest, bytes_max, &hurry).await;
-        let seen = self.outage.seen();
-        let outcome = self.try_whole(mirror, whole, freshness, counter).await;
-        match &outcome {
-            Err(error) if !whole.is_answered_by(error) => {
-                self.mirrors.failed(mirror, error.blame(), error);
-            }
-            _ => {
-                self.outage.ended(seen);
-                self.mirrors.answered(mirror);
-            }
-        }
-        outcome
+        let raced = self.race_whole(mirror, false, whole, freshness, counter);
+        raced.await.outcome
+    }
+
+    /// Asks for a whole file once, or twice where that lets wait.
+    async fn race_whole(
+        &self,
+        first: MirrorId,
+        elsewhere: bool,
+        whole: &Whole,
+        freshness: Freshness,
+        counter: &Counter,
+    ) -> Raced<Bytes> {
+        let (hurry, bytes) = (Hurry::new(), whole.bytes_max());
+        let priority = Priority::Guest;
+        let _slot = self.enter(priority, bytes, &hurry).await;
+        let terms = Terms {
+            first,
+            elsewhere,
+            bytes,
+            priority,
+            hurry: &hurry,
+        };
+        let start = |attempt| self.try_whole(attempt, whole, freshness, counter);
+        let raced = self.race(terms, start).await;
+        self.note(&raced, |error| whole.is_answered_by(error));
+        raced
     }
 
     async fn try_whole(
         &self,
-        mirror: MirrorId,
+        attempt: Try,
         whole: &Whole,
         freshness: Freshness,
         counter: &Counter,
@@ -199,7 +220,7 @@ impl<S: Source> Fetcher<S> {
             part: Part::Whole,
             freshness,
         };
-        let mut incoming = self.open(mirror, request).await?;
+        let mut incoming = self.open(&attempt, request).await?;
         let mut bytes = BytesMut::new();
         while let Some(part) = incoming.next().await? {
             counter.add(part.len() as u64);

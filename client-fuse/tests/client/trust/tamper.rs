@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use client_fuse::config::NetworkConfig;
+use client_fuse::config::proxies::Proxies;
 use client_fuse::disk::Disk;
 use client_fuse::fetch::http::HttpSource;
 use client_fuse::fetch::mirrors::Mirrors;
@@ -205,6 +206,7 @@ async fn mount(
         timeout: std::time::Duration::from_secs(10),
         retry: IMPATIENT,
         retry_open: IMPATIENT,
+        proxies: Proxies::default(),
     };
     let source = |base: &&str| {
         let source = HttpSource::new(base.parse().unwrap(), &network).unwrap();
@@ -231,7 +233,7 @@ async fn mount(
     let mounted = opened.map(|image| {
         let disk = Disk::new(image.table, fetcher, caches, &Handle::current(), None);
         if let Some(pack) = image.manifest.boot_pack {
-            disk.prefetch(Some(pack));
+            disk.prefetch(Some(pack), image.early_head);
         }
         Mounted { disk, stats }
     });

@@ -8,6 +8,43 @@ pub(super) const CLOUD_INIT: &str = "\
 network: {config: disabled}
 ";
 
+/// The program that systemd becomes at the end of a machine.
+pub(super) const SHUTDOWN: &str = "/usr/lib/systemd/systemd-shutdown";
+
+/// What systemd runs when a machine is switched off, and nothing runs before.
+const FOR_POWER_OFF: [&str; 11] = [
+    SHUTDOWN,
+    "/usr/bin/systemctl",
+    "/usr/bin/loginctl",
+    "/usr/bin/umount",
+    "/usr/sbin/swapoff",
+    "/usr/lib/systemd/systemd-random-seed",
+    "/usr/lib/systemd/systemd-update-utmp",
+    "/usr/lib/systemd/systemd-user-runtime-dir",
+    "/usr/lib/systemd/user/exit.target",
+    "/usr/lib/systemd/user/shutdown.target",
+    "/usr/lib/systemd/user/systemd-exit.service",
+];
+
+/// Name of the unit that reads it.
+pub(super) const POWER_OFF: &str = "circular-power-off.service";
+
+/// For systemd: what the end of the machine takes is read when it has come up, so that it is in the cache, and in
+/// the boot pack, when it is switched off because its server is gone. What an image lacks is passed over. To be
+/// asked about its units makes systemd read them.
+pub(super) fn power_off() -> String {
+    format!(
+        "# The root of this machine is on a server, which may be gone when the machine is switched off.\n\
+         [Unit]\nDescription=Read what it takes to switch off\n\
+         DefaultDependencies=no\nAfter=multi-user.target\n\n\
+         [Service]\nType=oneshot\nStandardOutput=null\nStandardError=null\nNice=19\n\
+         ExecStart=-/bin/cat {}\n\
+         ExecStart=-/usr/bin/systemctl show --property=Id poweroff.target reboot.target halt.target \
+         systemd-poweroff.service systemd-reboot.service systemd-halt.service\n",
+        FOR_POWER_OFF.join(" ")
+    )
+}
+
 /// For udev: the interface keeps its name and address. Renaming it would make it match
 /// configuration that was written for another boot.
 pub(super) fn udev_link(device: &str, mac: MacAddress) -> String {
@@ -78,6 +115,14 @@ mod tests {
         let text = networkd(mac(), Some(&fixed));
         assert!(text.contains("Address=10.0.2.15/24\n") && text.contains("Gateway=10.0.2.2\n"));
         assert!(!text.contains("DHCP"));
+    }
+
+    #[test]
+    fn what_it_takes_to_switch_off_is_read_in_time() {
+        let text = power_off();
+        assert!(text.contains("ExecStart=-/bin/cat /usr/lib/systemd/systemd-shutdown /usr/bin"));
+        // The target must not wait for it, so it must not be ordered before it.
+        assert!(text.contains("DefaultDependencies=no\nAfter=multi-user.target\n"));
     }
 
     #[test]

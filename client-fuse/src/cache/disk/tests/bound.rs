@@ -55,6 +55,12 @@ fn what_was_unused_for_longest_makes_room() {
     }
     assert!(holds(&cache, 199) && holds(&cache, 190));
     assert!(!holds(&cache, 1) && !holds(&cache, 100));
+    // Each chunk is alone in its segment, and what is not there any more was counted.
+    let evicted = cache.evicted().unwrap();
+    let gone = (0..200).filter(|number| !holds(&cache, *number)).count() as u64;
+    assert_eq!(evicted.segments.count(), gone);
+    assert!(evicted.bytes.count() >= gone * (256 << 10));
+    assert!(cache.bytes() >= (200 - gone) * (256 << 10) && cache.bytes() <= 16 * MIB);
 }
 
 #[test]

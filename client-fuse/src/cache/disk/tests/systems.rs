@@ -163,7 +163,7 @@ fn tool(words: &[&str]) -> Option<String> {
 
 #[test]
 fn after_a_power_cut_what_is_read_is_right() {
-    const CUTS: u8 = 8;
+    const CUTS: u8 = 20;
     let directory = tempfile::tempdir().unwrap();
     let Some(disk) = Dying::mount(directory.path()) else {
         return;
@@ -192,6 +192,7 @@ fn after_a_power_cut_what_is_read_is_right() {
         check(&cache, &chunks);
         assert_eq!(check(&cache, &chunks), 0, "it heals");
         drop((cache, restarted));
+        fs::remove_file(after.join("disk")).unwrap();
     }
     drop((cache, disk));
 }

@@ -1,0 +1,270 @@
+//! What supervisor and worker say to each other: short messages, some with descriptors, on a socket
+//! that keeps messages apart.
+//!
+//! ```text
+//! worker                                   supervisor
+//!   Ready (first: what it opened)  ─────►
+//!                                  ◄─────  Take (what the kernel offered; its descriptor)
+//!   Agreed (to what)               ─────►
+//!                                  ◄─────  Go, once no other worker serves
+//!   Serving                        ─────►
+//!                                  ◄─────  End
+//! ```
+//!
+//! The two may be of different versions of this program. Whatever one of them does not know is an
+//! error: the supervisor then goes on with the program that it is itself.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, socketpair,
+};
+
+use super::wire::Offer;
+
+/// Longest message: an address and a reference, to name the mount by.
+const BYTES_MAX: usize = 8192;
+
+/// Most descriptors with one message.
+const FDS_MAX: usize = 2;
+
+/// What a worker tells.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// It can serve. The first worker names the mount and hands over what it opened.
+    Ready(Option<(String, OwnedFd)>),
+    /// It answered the kernel's offer so.
+    Agreed(Vec<u8>),
+    /// It serves.
+    Serving,
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// This is the mount.
+    Take(Take),
+    /// It is yours now.
+    Go,
+    /// Keep what you have to keep, and end.
+    End,
+}
+
+/// A mount, as it is handed to a worker.
+#[derive(Debug)]
+pub(super) struct Take {
+    /// What the kernel offered when it began.
+    pub(super) offer: Offer,
+    /// The kernel's end of the mount.
+    pub(super) device: OwnedFd,
+    /// Where requests come from, if not from there.
+    pub(super) requests: Option<OwnedFd>,
+}
+
+/// Kind, body and descriptors.
+type Message = (u8, Vec<u8>, Vec<OwnedFd>);
+
+/// One end of the line.
+#[derive(Debug)]
+pub(super) struct Control(OwnedFd);
+
+impl Control {
+    /// Both ends.
+    pub(super) fn pair() -> io::Result<(Self, Self)> {
+        let (one, other) = messages()?;
+        Ok((Self(one), Self(other)))
+    }
+
+    /// The end that a descriptor is.
+    pub(super) const fn of(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    pub(super) fn report(&self, report: &Report) -> io::Result<()> {
+        match report {
+            Report::Ready(None) => self.send(b'r', &[], &[]),
+            Report::Ready(Some((name, opened))) => {
+                self.send(b'r', name.as_bytes(), &[opened.as_fd()])
+            }
+            Report::Agreed(answer) => self.send(b'a', answer, &[]),
+            Report::Serving => self.send(b's', &[], &[]),
+        }
+    }
+
+    /// The next report; `None` when the worker is gone.
+    pub(super) fn reported(&self) -> io::Result<Option<Report>> {
+        let Some((kind, body, mut fds)) = self.receive()? else {
+            return Ok(None);
+        };
+        Ok(Some(match (kind, fds.pop()) {
+            (b'r', None) => Report::Ready(None),
+            (b'r', Some(opened)) => {
+                let name = String::from_utf8(body).map_err(|_| unknown())?;
+                Report::Ready(Some((name, opened)))
+            }
+            (b'a', _) => Report::Agreed(body),
+            (b's', _) => Report::Serving,
+            _ => return Err(unknown()),
+        }))
+    }
+
+    pub(super) fn order(&self, order: &Order) -> io::Result<()> {
+        match order {
+            Order::Take(take) => {
+                let fds: Vec<_> = std::iter::once(take.device.as_fd())
+                    .chain(take.requests.as_ref().map(AsFd::as_fd))
+                    .collect();
+                self.send(b't', &take.offer.encode(), &fds)
+            }
+            Order::Go => self.send(b'g', &[], &[]),
+            Order::End => self.send(b'e', &[], &[]),
+        }
+    }
+
+    /// The next order; `None` when the supervisor is gone.
+    pub(super) fn ordered(&self) -> io::Result<Option<Order>> {
+        let Some((kind, body, fds)) = self.receive()? else {
+            return Ok(None);
+        };
+        Ok(Some(match kind {
+            b't' => {
+                let mut fds = fds.into_iter();
+                Order::Take(Take {
+                    offer: Offer::decode(&body).ok_or_else(unknown)?,
+                    device: fds.next().ok_or_else(unknown)?,
+                    requests: fds.next(),
+                })
+            }
+            b'g' => Order::Go,
+            b'e' => Order::End,
+            _ => return Err(unknown()),
+        }))
+    }
+
+    fn send(&self, kind: u8, body: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&numbers)];
+        let rights = if numbers.is_empty() { &[] } else { &rights[..] };
+        let kind = [kind];
+        let parts = [IoSlice::new(&kind), IoSlice::new(body)];
+        sendmsg::<()>(
+            self.0.as_raw_fd(),
+            &parts,
+            rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
+        Ok(())
+    }
+
+    fn receive(&self) -> io::Result<Option<Message>> {
+        let mut body = vec![0; BYTES_MAX];
+        let mut rights = nix::cmsg_space!([RawFd; FDS_MAX]);
+        let (length, fds) = loop {
+            let mut parts = [IoSliceMut::new(&mut body)];
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            let message =
+                match recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut rights), flags) {
+                    Err(nix::errno::Errno::EINTR) => continue,
+                    // A process that died with messages unread.
+                    Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
+                    message => message?,
+                };
+            let fds = received(message.cmsgs()?);
+            if message.flags.contains(MsgFlags::MSG_TRUNC) {
+                return Err(unknown());
+            }
+            break (message.bytes, fds);
+        };
+        body.truncate(length);
+        if body.is_empty() {
+            return Ok(None);
+        }
+        let kind = body.remove(0);
+        Ok(Some((kind, body, fds)))
+    }
+}
+
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A pair of sockets that keep messages apart.
+pub(super) fn messages() -> io::Result<(OwnedFd, OwnedFd)> {
+    let pair = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    );
+    Ok(pair?)
+}
+
+fn received(messages: impl Iterator<Item = ControlMessageOwned>) -> Vec<OwnedFd> {
+    let numbers = messages.flat_map(|message| match message {
+        ControlMessageOwned::ScmRights(numbers) => numbers,
+        _ => Vec::new(),
+    });
+    numbers.map(own).collect()
+}
+
+fn own(number: RawFd) -> OwnedFd {
+    #[expect(unsafe_code, reason = "a received descriptor has only a number")]
+    // SAFETY: the kernel made it for this message; nobody else knows it.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    fd
+}
+
+fn unknown() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "supervisor and worker do not understand each other",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_heard_with_its_descriptors() {
+        let (supervisor, worker) = Control::pair().unwrap();
+        let (device, requests) = messages().unwrap();
+        let offer = Offer {
+            major: 7,
+            minor: 31,
+            max_readahead: 4096,
+            flags: 1,
+        };
+        let requests = Some(requests);
+        let take = Take {
+            offer,
+            device,
+            requests,
+        };
+        supervisor.order(&Order::Take(take)).unwrap();
+        let Some(Order::Take(take)) = worker.ordered().unwrap() else {
+            panic!("it was told to take the mount");
+        };
+        assert_eq!(take.offer, offer);
+        // The two ends belong together.
+        let sent = nix::unistd::write(&take.device, b"x").unwrap();
+        assert_eq!(
+            sent,
+            nix::unistd::read(take.requests.unwrap(), &mut [0; 8]).unwrap()
+        );
+        let opened = (String::from("name"), take.device);
+        worker.report(&Report::Ready(Some(opened))).unwrap();
+        let report = supervisor.reported().unwrap();
+        assert!(matches!(report, Some(Report::Ready(Some((name, _)))) if name == "name"));
+        worker.report(&Report::Ready(None)).unwrap();
+        let report = supervisor.reported().unwrap();
+        assert!(matches!(report, Some(Report::Ready(None))));
+        drop(worker);
+        assert!(supervisor.reported().unwrap().is_none());
+    }
+}

@@ -1,0 +1,289 @@
+//! The worker's side: gets a mount from the supervisor, serves it, ends when told.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use fuser::Session;
+use nix::sys::socket::{MsgFlags, send};
+use tokio::sync::{mpsc, oneshot};
+
+use super::control::{Control, Order, Report, Take, messages};
+use super::gate::{Gate, replace};
+use super::opened::{Opened, OpenedError};
+use super::wire;
+use crate::config::{MountConfig, Role, Style};
+use crate::fetch::Source;
+use crate::fs::ImageFs;
+use crate::fuse::{self, Behind};
+use crate::mount::{self, MountError, Mountpoint};
+use crate::process;
+
+/// Tells a program that it is a worker: the descriptors of the line and of what was opened, how many
+/// workers there were before, and whether a file is mounted.
+pub(super) const VARIABLE: &str = "CIRCULAR_WORKER";
+
+/// Longest answer to the kernel's offer.
+const AGREED_BYTES_MAX: usize = 1024;
+
+/// The place of a worker.
+#[derive(Debug)]
+pub struct Seat {
+    control: Control,
+    /// What the first worker opened; that one has none.
+    kept: Option<OwnedFd>,
+    restarts: u64,
+    /// Whether the disk itself is mounted, not a directory.
+    is_file: bool,
+}
+
+impl Seat {
+    pub(super) const fn new(
+        control: Control,
+        kept: Option<OwnedFd>,
+        restarts: u64,
+        is_file: bool,
+    ) -> Self {
+        Self {
+            control,
+            kept,
+            restarts,
+            is_file,
+        }
+    }
+
+    /// The seat that a supervisor of another program left to this one, if it did.
+    ///
+    /// # Errors
+    ///
+    /// When what it says is not understood.
+    pub fn inherited() -> io::Result<Option<Self>> {
+        let Some(text) = std::env::var_os(VARIABLE) else {
+            return Ok(None);
+        };
+        let unknown =
+            || io::Error::new(io::ErrorKind::InvalidData, format!("{VARIABLE} is garbled"));
+        let text = text.to_str().ok_or_else(unknown)?;
+        let numbers: Vec<i32> = text
+            .split(':')
+            .map_while(|word| word.parse().ok())
+            .collect();
+        let &[control, kept, restarts, is_file] = &numbers[..] else {
+            return Err(unknown());
+        };
+        let [control, kept] = [inherited(control)?, inherited(kept)?];
+        let restarts = u64::try_from(restarts).map_err(|_| unknown())?;
+        let control = Control::of(control);
+        Ok(Some(Self::new(control, Some(kept), restarts, is_file != 0)))
+    }
+
+    /// Whether no worker was here before.
+    #[must_use]
+    pub const fn is_first(&self) -> bool {
+        self.kept.is_none()
+    }
+
+    /// Whether the disk itself is mounted, not a directory.
+    #[must_use]
+    pub const fn is_file(&self) -> bool {
+        self.is_file
+    }
+
+    /// How many workers were here before.
+    #[must_use]
+    pub const fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    /// What the first worker opened; `None` for that one.
+    ///
+    /// # Errors
+    ///
+    /// When it is of no use.
+    pub fn opened(&mut self) -> Result<Option<Opened>, OpenedError> {
+        let kept = self.kept.as_ref().map(OwnedFd::try_clone).transpose();
+        kept.map_err(OpenedError::Read)?
+            .map(Opened::read)
+            .transpose()
+    }
+
+    /// Says that `fs` can be served, gets the mount, and serves. The first worker gives the mount a
+    /// name and leaves what it opened, `first`.
+    ///
+    /// # Errors
+    ///
+    /// When it gets no mount, or the mount does not answer.
+    pub async fn take<S: Source>(
+        self,
+        first: Option<(String, OwnedFd)>,
+        mountpoint: Mountpoint,
+        config: &MountConfig,
+        fs: Arc<ImageFs<S>>,
+        style: Style,
+    ) -> Result<Taken, MountError> {
+        let path = mountpoint.path().to_owned();
+        let length = fs.length(crate::fs::Node::Disk);
+        let is_first = first.is_some();
+        let taken = self.enter(first, &mountpoint, config, fs).await;
+        let (control, taken) = taken.map_err(|source| MountError::NotHandedOver {
+            path: path.clone(),
+            source,
+        })?;
+        if is_first {
+            mount::settle(&path, mountpoint.disk(), length).await?;
+        }
+        let told = process::leave_terminal(style).and_then(|()| control.report(&Report::Serving));
+        let orders = told.and_then(|()| listen(control));
+        let orders = orders.map_err(|source| MountError::NotHandedOver { path, source })?;
+        Ok(Taken { orders, ..taken })
+    }
+
+    async fn enter<S: Source>(
+        self,
+        first: Option<(String, OwnedFd)>,
+        mountpoint: &Mountpoint,
+        config: &MountConfig,
+        fs: Arc<ImageFs<S>>,
+    ) -> io::Result<(Control, Taken)> {
+        let control = self.control;
+        control.report(&Report::Ready(first))?;
+        let (control, order) = next_order(control).await?;
+        let Some(Order::Take(Take {
+            offer,
+            device,
+            requests,
+        })) = order
+        else {
+            return Err(gone());
+        };
+        let gate = Arc::new(Gate::default());
+        let device = Arc::new(device);
+        let adapter = mount::adapter(fs, config, mountpoint).behind(Behind {
+            gate: Arc::clone(&gate),
+            device: requests.is_some().then(|| Arc::clone(&device)),
+        });
+        let (ours, theirs) = messages()?;
+        say(&ours, &offer.request())?;
+        let session = Session::from_fd(
+            adapter,
+            theirs,
+            fuse::acl(config.access),
+            fuse::session_config(),
+        )?;
+        let mut agreed = vec![0; AGREED_BYTES_MAX];
+        let length = nix::unistd::read(&ours, &mut agreed)?;
+        agreed.truncate(length);
+        control.report(&Report::Agreed(agreed))?;
+        let number = session.as_fd().as_raw_fd();
+        let mut ended = mount::run(session)?;
+        for _ in 0..fuse::THREADS {
+            say(&ours, &wire::touch())?;
+        }
+        let gathered = Arc::clone(&gate);
+        let gathered = tokio::task::spawn_blocking(move || gathered.gather(fuse::THREADS));
+        tokio::select! {
+            gathered = gathered => gathered.map_err(io::Error::other)?,
+            _ = &mut ended => return Err(io::Error::other("the FUSE session did not begin")),
+        }
+        let (control, order) = next_order(control).await?;
+        if !matches!(order, Some(Order::Go)) {
+            return Err(gone());
+        }
+        match &requests {
+            Some(requests) => replace(number, requests)?,
+            None => replace(number, &*device)?,
+        }
+        gate.open();
+        let taken = Taken {
+            path: mountpoint.path().to_owned(),
+            ended,
+            orders: mpsc::unbounded_channel().1,
+            alone: requests.is_none(),
+        };
+        Ok((control, taken))
+    }
+}
+
+/// A mount that was handed over and is served.
+#[derive(Debug)]
+pub struct Taken {
+    path: std::path::PathBuf,
+    ended: oneshot::Receiver<io::Result<()>>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    /// Whether it can be served without the supervisor.
+    alone: bool,
+}
+
+impl Taken {
+    /// Serves until the mount is gone, or the supervisor says so. If the supervisor is gone, a root
+    /// disk is served on as long as that is possible.
+    ///
+    /// # Errors
+    ///
+    /// When the FUSE session broke.
+    pub async fn serve(mut self, role: Role) -> Result<(), MountError> {
+        loop {
+            let order = tokio::select! {
+                ended = &mut self.ended => return mount::outcome(&self.path, ended),
+                order = self.orders.recv() => order,
+            };
+            match order {
+                Some(Order::End) => return Ok(()),
+                Some(_) => {}
+                None if self.alone && role == Role::RootDisk => {
+                    tracing::error!("the supervisor is gone; serving on without");
+                    return mount::outcome(&self.path, self.ended.await);
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// The next order, waited for on a thread of its own.
+async fn next_order(control: Control) -> io::Result<(Control, Option<Order>)> {
+    let waited = tokio::task::spawn_blocking(move || {
+        let order = control.ordered();
+        (control, order)
+    });
+    let (control, order) = waited.await.map_err(io::Error::other)?;
+    Ok((control, order?))
+}
+
+/// Orders as they come, until the supervisor is gone.
+fn listen(control: Control) -> io::Result<mpsc::UnboundedReceiver<Order>> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let listen = move || {
+        while let Ok(Some(order)) = control.ordered() {
+            if sender.send(order).is_err() {
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("orders".to_owned())
+        .spawn(listen)?;
+    Ok(receiver)
+}
+
+fn say(socket: &OwnedFd, message: &[u8]) -> io::Result<()> {
+    send(socket.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL)?;
+    Ok(())
+}
+
+fn inherited(number: i32) -> io::Result<OwnedFd> {
+    #[expect(unsafe_code, reason = "an inherited descriptor has only a number")]
+    // SAFETY: the supervisor opened it for this program, which has not opened anything yet.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    // Programs that we start must not hold it; and it must be open.
+    let flag = nix::fcntl::FdFlag::FD_CLOEXEC;
+    nix::fcntl::fcntl(fd.as_fd(), nix::fcntl::FcntlArg::F_SETFD(flag))?;
+    Ok(fd)
+}
+
+fn gone() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the supervisor handed nothing over",
+    )
+}
