@@ -17,10 +17,8 @@ use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
 use crate::fetch::http::identity::Identity;
 use crate::fetch::mirrors::Mirrors;
-use crate::fs::ImageFs;
 use crate::log;
 use crate::mount::signals::Signals;
-use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
 use crate::overlay::{Base, Overlay, keep_flushed};
@@ -32,6 +30,10 @@ use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 mod fetch;
+mod front;
+mod tree;
+
+use front::Front;
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
 const BLOCKING_THREADS_EXTRA: usize = 4;
@@ -50,7 +52,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         return fetch::run(config);
     }
     // A relative path or a bad mount point is told at once, while we are where we were called.
-    let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
+    let front = Front::check(config)?;
     // A machine whose root this is boots whether or not it can be recorded.
     let create = || config.record.as_ref().map(create_trace).transpose();
     let mut trace = match config.process.role {
@@ -72,7 +74,10 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         });
     }
     let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(config, mountpoint, trace, readiness));
+    let outcome = match front {
+        Front::Tree(mountpoint) => runtime.block_on(tree::serve(config, mountpoint, readiness)),
+        front => runtime.block_on(serve(config, front, trace, readiness)),
+    };
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
 }
@@ -88,7 +93,7 @@ fn runtime() -> anyhow::Result<Runtime> {
 
 async fn serve(
     config: &Config,
-    mountpoint: Mountpoint,
+    front: Front,
     trace: Option<TraceFile>,
     readiness: Readiness,
 ) -> anyhow::Result<()> {
@@ -127,12 +132,10 @@ async fn serve(
         Some(overlay) => Layered::writable(disk, Arc::clone(overlay)),
         None => Layered::read_only(disk),
     };
-    let fs = ImageFs::new(disk, &image, &config.base, stats);
-    let name = format!("{}{}", config.base, image.reference);
-    let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
+    let front = front.open(config, disk, &image, stats).await?;
     tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
     readiness.announce().context("cannot leave the terminal")?;
-    let served = mount.serve(config.process.role, &mut signals).await;
+    let served = front.serve(config.process.role, &mut signals).await;
     if let Some(overlay) = overlay {
         let closed = overlay.close().await;
         closed.context("what was written last may be lost")?;
@@ -148,7 +151,7 @@ async fn serve(
         .await
         .context("what was seen in this run is not kept")?;
     served?;
-    tracing::info!("unmounted");
+    tracing::info!("ended");
     Ok(())
 }
 
@@ -286,7 +289,13 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
 async fn caches(config: &Config, image: &OpenImage) -> Caches {
     Caches {
         memory: MemoryCache::new(config.memory_cache.to_usize()),
-        disk: open_disk_cache(config, image).await,
+        disk: match config.disk_cache.clone() {
+            Some(cache) => {
+                let length = image.manifest.disk.length;
+                DiskCache::open_or_off(cache, image.disk_digest(), length).await
+            }
+            None => DiskCache::off(),
+        },
     }
 }
 
@@ -306,27 +315,6 @@ async fn open_documents(config: &Config) -> Documents {
         Err(error) => {
             tracing::error!(%error, "documents are not kept");
             Documents::none()
-        }
-    }
-}
-
-/// The disk cache, or none: whatever is wrong with it, the mount works without.
-async fn open_disk_cache(config: &Config, image: &OpenImage) -> DiskCache {
-    let Some(cache) = config.disk_cache.clone() else {
-        return DiskCache::off();
-    };
-    let (digest, length) = (image.disk_digest(), image.manifest.disk.length);
-    let opened = tokio::task::spawn_blocking(move || DiskCache::open(&cache, digest, length)).await;
-    match opened {
-        Ok(Ok(cache)) => cache,
-        Ok(Err(error)) => {
-            let cause: &dyn std::error::Error = &error;
-            tracing::warn!(error = cause, "no disk cache");
-            DiskCache::off()
-        }
-        Err(error) => {
-            tracing::error!(%error, "no disk cache");
-            DiskCache::off()
         }
     }
 }

@@ -9,6 +9,8 @@
 //!                         └─ prefetch (boot pack) ─► chunks
 //! ```
 //!
+//! Beside `fuse ─► fs` there are [`tree`] (all images of a store) and [`nbd`] (a socket).
+//!
 //! Decisions are pure and stand alone: [`disk::plan`] (bytes to chunks), [`fetch::plan`] (chunks to
 //! requests), [`fetch::retry`], [`readahead`], [`prefetch::planner`]. What acts is kept at the edge: [`fuse`] is the only
 //! file that knows the kernel's interface, [`fetch::http`] the only one that talks to a server,
@@ -28,6 +30,7 @@ pub mod fstab;
 pub mod fuse;
 pub mod log;
 pub mod mount;
+pub mod nbd;
 pub mod open;
 pub mod overlay;
 pub mod place;
@@ -37,4 +40,5 @@ pub mod readahead;
 pub mod record;
 pub mod stats;
 pub mod tasks;
+pub mod tree;
 pub mod trust;

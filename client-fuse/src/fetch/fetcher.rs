@@ -38,9 +38,9 @@ pub use whole::{Expect, Whole};
 pub struct Fetcher<S> {
     mirrors: Arc<Mirrors<S>>,
     caches: Arc<Caches>,
-    lanes: Lanes,
+    lanes: Arc<Lanes>,
     policy: RetryPolicy,
-    outage: Outage,
+    outage: Arc<Outage>,
     documents: Arc<Documents>,
     stats: Arc<Stats>,
 }
@@ -71,11 +71,26 @@ impl<S: Source> Fetcher<S> {
         Self {
             mirrors,
             caches,
-            lanes: Lanes::new(connections),
+            lanes: Arc::new(Lanes::new(connections)),
             policy,
-            outage: Outage::new(),
+            outage: Arc::new(Outage::new()),
             documents: Arc::default(),
             stats,
+        }
+    }
+
+    /// One that fetches into other caches, and has everything else in common with this one: what is in
+    /// flight for both is bounded together.
+    #[must_use]
+    pub fn into_caches(&self, caches: Arc<Caches>) -> Self {
+        Self {
+            mirrors: Arc::clone(&self.mirrors),
+            caches,
+            lanes: Arc::clone(&self.lanes),
+            policy: self.policy,
+            outage: Arc::clone(&self.outage),
+            documents: Arc::clone(&self.documents),
+            stats: Arc::clone(&self.stats),
         }
     }
 

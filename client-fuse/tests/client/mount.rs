@@ -95,7 +95,7 @@ pub(super) fn program(base: &str, mounted: &Mounted, point: &Path, extra: &[&str
 }
 
 /// Starts it as a supervisor does, and returns when it says that it serves.
-fn supervise(mut command: Command) -> Child {
+pub(crate) fn supervise(mut command: Command) -> Child {
     let (ready, sender) = std::io::pipe().unwrap();
     let inherited = FcntlArg::F_SETFD(FdFlag::empty());
     nix::fcntl::fcntl(&sender, inherited).unwrap();
