@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use image_format::BLOCK_BYTES;
 use image_format::trace::Header;
 use tokio::runtime::{Handle, Runtime};
 
@@ -24,6 +25,7 @@ use crate::mount::{Mount, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
 use crate::overlay::{Base, Overlay, keep_flushed};
+use crate::passthrough::{Facts, Gate};
 use crate::process::{self, Readiness, Side};
 use crate::record::send::Sender;
 use crate::record::{Recorder, TraceFile};
@@ -123,13 +125,27 @@ async fn serve(
     if config.purpose == Purpose::MountAndPin {
         disk.pin(image.manifest.disk.data_bytes);
     }
+    let gate = Arc::new(Gate::new(
+        Facts {
+            wanted: config.passthrough.is_some(),
+            writable: overlay.is_some(),
+            recorded: recorder.is_some(),
+            whole_blocks: disk.length().is_multiple_of(u64::from(BLOCK_BYTES)),
+            ..Facts::default()
+        },
+        Arc::clone(&caches),
+        Arc::clone(&stats),
+    ));
+    if let Some(every) = config.passthrough {
+        disk.keep_proven(image.manifest.disk.data_bytes, every, &gate);
+    }
     let disk = match &overlay {
         Some(overlay) => Layered::writable(disk, Arc::clone(overlay)),
         None => Layered::read_only(disk),
     };
     let fs = ImageFs::new(disk, &image, &config.base, stats);
     let name = format!("{}{}", config.base, image.reference);
-    let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
+    let mount = Mount::start(mountpoint, &config.mount, fs, &name, gate).await?;
     tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
     readiness.announce().context("cannot leave the terminal")?;
     let served = mount.serve(config.process.role, &mut signals).await;

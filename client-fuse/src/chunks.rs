@@ -89,6 +89,12 @@ impl<S: Source> Chunks<S> {
         }
     }
 
+    /// The caches.
+    #[must_use]
+    pub const fn caches(&self) -> &Arc<Caches> {
+        &self.caches
+    }
+
     /// Most bytes that are worth fetching ahead: what is not read soon must not push out what is.
     #[must_use]
     pub fn ahead_bytes_max(&self) -> u64 {

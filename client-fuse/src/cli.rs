@@ -13,7 +13,7 @@ use crate::app;
 use crate::config::{
     Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
     MountConfig, NetworkConfig, ProcessConfig, Purpose, RecordConfig, Role, RootConfig, Style,
-    TrustConfig,
+    TrustConfig, VERIFY_SECONDS,
 };
 use crate::fetch::retry::RetryPolicy;
 use crate::fstab::{self, Call};
@@ -133,6 +133,15 @@ pub struct Args {
     /// the same
     #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "overlay", "initramfs"])]
     pub fetch: bool,
+    /// Answer each read of the disk ourselves, and verify it. Else the kernel reads the cache file
+    /// itself once all of the disk is in it and was verified, which is as fast as a local file: from
+    /// the first open of a disk that nobody has open, if root mounted it read-only
+    #[arg(long, help_heading = "Caches")]
+    pub no_passthrough: bool,
+    /// How often a cache file that the kernel may read itself is verified anew, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = VERIFY_SECONDS, help_heading = "Caches",
+          value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub verify_every: u64,
     /// Most bytes of chunks kept in memory
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
@@ -291,6 +300,7 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
+            passthrough: (!self.no_passthrough).then_some(Duration::from_secs(self.verify_every)),
             overlay: self.overlay,
             record,
             process: ProcessConfig {

@@ -34,6 +34,7 @@ use crate::tasks::Tasks;
 pub mod pages;
 pub mod pin;
 pub mod plan;
+pub mod prove;
 
 /// Index pages fetched ahead of a boot: as many as are kept.
 const PAGES_AHEAD_MAX: usize = 64;

@@ -24,9 +24,13 @@ use tokio::runtime::Handle;
 use crate::config::Access;
 use crate::fetch::Source;
 use crate::fs::{FsError, ImageFs, Kind, Node};
+use crate::passthrough::Gate;
 use crate::tasks::Tasks;
 
+mod passthrough;
 mod write;
+
+use passthrough::DiskOpens;
 
 /// Threads that read requests; each has a buffer of 16 MiB, of which it touches only the start.
 const THREADS: usize = 2;
@@ -47,6 +51,7 @@ pub struct Adapter<S> {
     access: Access,
     /// What is mounted: the directory, or the disk as a file.
     root: Node,
+    opens: DiskOpens,
 }
 
 impl<S: Source> Adapter<S> {
@@ -66,7 +71,15 @@ impl<S: Source> Adapter<S> {
             owner,
             access,
             root,
+            opens: DiskOpens::default(),
         }
+    }
+
+    /// Lets the kernel read the cache file itself while `gate` allows it.
+    #[must_use]
+    pub fn with_passthrough(mut self, gate: Arc<Gate>) -> Self {
+        self.opens = DiskOpens::with(gate);
+        self
     }
 
     /// Mounts. The kernel's requests are answered once the session runs.
@@ -189,6 +202,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         if let Err(most) = config.set_max_background(BACKGROUND_MAX) {
             tracing::debug!(most, "this kernel allows fewer background requests");
         }
+        self.opens.negotiate(config);
         Ok(())
     }
 
@@ -214,6 +228,9 @@ impl<S: Source> Filesystem for Adapter<S> {
         // Modes do not keep root from it.
         if flags.acc_mode() != OpenAccMode::O_RDONLY && !self.fs.is_writable(node) {
             return reply.error(Errno::EROFS);
+        }
+        if node == Node::Disk {
+            return self.opens.open(reply);
         }
         // Whatever length a snapshot has, direct I/O reads up to its end.
         let flags = if node.is_constant() {
@@ -355,14 +372,18 @@ impl<S: Source> Filesystem for Adapter<S> {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.release(fh.0);
+        if self.node(ino) == Some(Node::Disk) {
+            self.opens.close();
+        } else {
+            self.fs.release(fh.0);
+        }
         reply.ok();
     }
 

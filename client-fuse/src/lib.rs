@@ -30,6 +30,7 @@ pub mod log;
 pub mod mount;
 pub mod open;
 pub mod overlay;
+pub mod passthrough;
 pub mod place;
 pub mod prefetch;
 pub mod process;

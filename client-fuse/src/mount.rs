@@ -15,6 +15,7 @@ use crate::config::{MountConfig, Role};
 use crate::fetch::Source;
 use crate::fs::{ImageFs, Node};
 use crate::fuse::Adapter;
+use crate::passthrough::Gate;
 
 pub mod signals;
 
@@ -107,6 +108,7 @@ impl Mount {
         config: &MountConfig,
         fs: ImageFs<S>,
         source: &str,
+        gate: Arc<Gate>,
     ) -> Result<Self, MountError> {
         let Mountpoint { path, root } = mountpoint;
         let owner = (
@@ -115,7 +117,8 @@ impl Mount {
         );
         let length = fs.length(Node::Disk);
         let runtime = tokio::runtime::Handle::current();
-        let adapter = Adapter::new(Arc::new(fs), runtime, owner, config.access, root);
+        let adapter = Adapter::new(Arc::new(fs), runtime, owner, config.access, root)
+            .with_passthrough(gate);
         let refused = |source| MountError::Refused {
             path: path.clone(),
             source,

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use crate::passthrough;
+
 /// A number of something that happened.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -80,6 +82,21 @@ pub struct Stats {
     pub boot_pack: BootPackStats,
     /// Objects and chunks that did not match their digest.
     pub verify_failures: Counter,
+    /// What the kernel reads without asking us.
+    pub passthrough: PassthroughStats,
+}
+
+/// What the kernel reads without asking us; it is in no other count.
+#[derive(Debug, Default, Serialize)]
+pub struct PassthroughStats {
+    /// `on` while it does, `ready` if it will at the next open, or why not.
+    pub state: passthrough::State,
+    /// Opens of the disk that it serves itself.
+    pub opens: Counter,
+    /// Verifications of the whole cache file.
+    pub passes: Counter,
+    /// Chunks, and holes, that were wrong then, and were mended.
+    pub mended: Counter,
 }
 
 /// Plain bytes that were asked for ahead of any reader.

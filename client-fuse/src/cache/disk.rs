@@ -42,11 +42,14 @@ mod budget;
 mod elsewhere;
 pub(super) mod evict;
 mod open;
+mod proof;
 #[cfg(test)]
 mod tests;
 
 use budget::{Budget, is_full};
 pub use open::CacheError;
+pub use proof::Pass;
+use proof::Proof;
 
 /// Reads between two savings of what was used when.
 const TOUCHES: u64 = 8192;
@@ -60,6 +63,7 @@ struct CacheFile {
     file: Flock<File>,
     path: PathBuf,
     disk: Digest,
+    disk_bytes: u64,
     directory: Directory,
     /// Set by the first error.
     off: AtomicBool,
@@ -71,6 +75,7 @@ struct CacheFile {
     hints: Option<Hints>,
     /// Files of other disks, as far as somebody asked for them.
     others: Mutex<HashMap<u32, Option<Arc<File>>>>,
+    proof: Proof,
 }
 
 /// What is known about the blocks of the file.
@@ -171,6 +176,7 @@ impl DiskCache {
                 cache.known().present.insert(place.blocks());
                 cache.touch(place);
                 cache.note(place);
+                cache.proof.filled();
                 bytes
             }
             Err(error) if is_full(&error) => {
@@ -267,6 +273,7 @@ impl CacheFile {
             }
         } else {
             self.known().present.remove(place.blocks());
+            self.proof.doubt();
         }
         found
     }

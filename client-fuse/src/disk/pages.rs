@@ -61,6 +61,12 @@ impl<S: Source> Pages<S> {
         }
     }
 
+    /// The length of the disk, in bytes.
+    #[must_use]
+    pub const fn disk_length(&self) -> u64 {
+        self.table.disk_length()
+    }
+
     /// How many regions the disk has.
     #[must_use]
     pub fn n_regions(&self) -> u32 {

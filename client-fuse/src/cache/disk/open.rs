@@ -15,7 +15,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
 use super::budget::Budget;
-use super::{CacheFile, DiskCache, Known};
+use super::{CacheFile, DiskCache, Known, Proof};
 use crate::cache::directory::{Directory, HINTS, Patience, Room};
 use crate::cache::hints::Hints;
 use crate::cache::recency::{RECENCY_BYTES_MAX, Recency};
@@ -101,6 +101,7 @@ impl DiskCache {
             file,
             path,
             disk,
+            disk_bytes,
             directory,
             off: AtomicBool::new(false),
             budget: Mutex::new(Budget::default()),
@@ -109,6 +110,7 @@ impl DiskCache {
             touches: AtomicU64::new(0),
             hints: hints.ok(),
             others: Mutex::new(HashMap::new()),
+            proof: Proof::default(),
         })))
     }
 }
