@@ -19,6 +19,7 @@ mod mount_ways;
 mod offline;
 mod open;
 mod overlay;
+mod passthrough;
 mod prefetch;
 mod publisher;
 mod record;
