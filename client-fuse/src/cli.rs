@@ -300,7 +300,9 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
-            passthrough: (!self.no_passthrough).then_some(Duration::from_secs(self.verify_every)),
+            // What a machine boots from is open as long as it runs: nothing would come of it.
+            passthrough: (role == Role::Plain && !self.no_passthrough)
+                .then_some(Duration::from_secs(self.verify_every)),
             overlay: self.overlay,
             record,
             process: ProcessConfig {
@@ -447,6 +449,13 @@ mod tests {
         assert!(config(&[]).disk_cache.is_some());
         assert!(config(&["--no-cache"]).disk_cache.is_none());
         assert!(config(&["--initramfs"]).disk_cache.is_none());
+        assert!(config(&[]).passthrough.is_some());
+        assert!(config(&["--no-passthrough"]).passthrough.is_none());
+        assert!(
+            config(&["--initramfs", "--cache", "/c"])
+                .passthrough
+                .is_none()
+        );
         let chosen = config(&["--initramfs", "--cache", "/run/cache"])
             .disk_cache
             .unwrap();

@@ -31,6 +31,7 @@ use crate::record::Recorder;
 use crate::stats::Stats;
 use crate::tasks::Tasks;
 
+pub mod near;
 pub mod pages;
 pub mod pin;
 pub mod plan;

@@ -1,10 +1,11 @@
 //! The kernel's side of [`ImageFs`]: a request becomes a call, the answer a reply or an errno.
 //!
-//! FUSE threads only translate. A read of the disk becomes a task that sends the reply when it has
-//! the bytes, so a slow server never keeps a FUSE thread from other requests. Writing, syncing and
-//! discarding are in [`write`](mod@write); the kernel writes through, it keeps no dirty pages but
-//! those of shared maps.
+//! FUSE threads only translate. A read of the disk whose bytes are in memory is answered at once; any
+//! other becomes a task that sends the reply when it has the bytes, so that a slow server never keeps a
+//! FUSE thread from other requests. Writing, syncing and discarding are in [`write`](mod@write); the
+//! kernel writes through, it keeps no dirty pages but those of shared maps.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
@@ -22,6 +23,7 @@ use image_format::BLOCK_BYTES;
 use tokio::runtime::Handle;
 
 use crate::config::Access;
+use crate::disk::near::Near;
 use crate::fetch::Source;
 use crate::fs::{FsError, ImageFs, Kind, Node};
 use crate::passthrough::Gate;
@@ -38,6 +40,14 @@ const THREADS: usize = 2;
 /// Requests of read-ahead and direct I/O that the kernel may have under way: at 1 MiB each, as many
 /// bytes as the fetches behind them may have in flight.
 const BACKGROUND_MAX: u16 = 32;
+
+/// The longest read that is answered by the thread that took it: the longest that kernels send unless
+/// they are told to. Each thread keeps a buffer of this length, once it was needed.
+const NEAR_BYTES_MAX: u32 = 1 << 20;
+
+thread_local! {
+    static NEAR: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The kernel may keep names and attributes for long: nothing ever changes.
 const CONSTANT: Duration = Duration::from_secs(86_400);
@@ -151,6 +161,26 @@ impl<S: Source> Adapter<S> {
         }
     }
 
+    /// Answers a read of the disk at once, if its bytes are at hand; else the reply is still to be sent.
+    fn read_near(&self, node: Node, offset: u64, size: u32, reply: ReplyData) -> Option<ReplyData> {
+        if node != Node::Disk || size > NEAR_BYTES_MAX {
+            return Some(reply);
+        }
+        NEAR.with_borrow_mut(
+            |buffer| match self.fs.disk().read_near(offset, size, buffer) {
+                Some(Near::Buffer(within)) => {
+                    reply.data(buffer.get(within).unwrap_or_default());
+                    None
+                }
+                Some(Near::Bytes(bytes)) => {
+                    reply.data(&bytes);
+                    None
+                }
+                None => Some(reply),
+            },
+        )
+    }
+
     fn number(&self, node: Node) -> INodeNo {
         INodeNo(if node == self.root {
             Node::Root.number()
@@ -257,6 +287,9 @@ impl<S: Source> Filesystem for Adapter<S> {
     ) {
         let Some(node) = self.node(ino) else {
             return reply.error(Errno::ENOENT);
+        };
+        let Some(reply) = self.read_near(node, offset, size, reply) else {
+            return;
         };
         let fs = Arc::clone(&self.fs);
         self.tasks.spawn(async move {

@@ -117,8 +117,8 @@ impl Mount {
         );
         let length = fs.length(Node::Disk);
         let runtime = tokio::runtime::Handle::current();
-        let adapter = Adapter::new(Arc::new(fs), runtime, owner, config.access, root)
-            .with_passthrough(gate);
+        let adapter =
+            Adapter::new(Arc::new(fs), runtime, owner, config.access, root).with_passthrough(gate);
         let refused = |source| MountError::Refused {
             path: path.clone(),
             source,

@@ -22,7 +22,7 @@ use crate::stats::Stats;
 /// Whether the kernel may read the cache file itself, or why not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Standing {
-    /// It was told not to.
+    /// It was told not to, or nothing would come of it.
     Unwanted,
     /// The disk has an overlay, which is not in the file.
     Writable,
@@ -63,7 +63,7 @@ impl Standing {
     #[must_use]
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Unwanted => "off: --no-passthrough",
+            Self::Unwanted => "off: not wanted (--no-passthrough, or a root disk)",
             Self::Writable => "off: the disk can be written to",
             Self::Recorded => "off: what is read is recorded",
             Self::NoCache => "off: there is no disk cache",

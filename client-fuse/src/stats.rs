@@ -48,7 +48,7 @@ pub struct Stats {
     pub read_errors: Counter,
     /// Pieces of chunks found in the memory cache.
     pub memory_hits: Counter,
-    /// Pieces of chunks found in the disk cache.
+    /// Pieces of chunks found in the disk cache; a read that is answered from it at once counts as one.
     pub disk_hits: Counter,
     /// Of these, pieces of chunks that another version, or another place of the disk, had.
     pub disk_copies: Counter,

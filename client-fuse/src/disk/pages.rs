@@ -108,6 +108,15 @@ impl<S: Source> Pages<S> {
         if some.len() > most { Vec::new() } else { some }
     }
 
+    /// The page of `region`, if that can be said at once: `Some(None)` if all of it is a hole.
+    #[must_use]
+    pub fn at_hand(&self, region: u32) -> Option<Option<Arc<Page>>> {
+        match self.table.lookup(region) {
+            Lookup::Hole => Some(None),
+            Lookup::Page(_) | Lookup::Leaf { .. } => self.kept(region).map(Some),
+        }
+    }
+
     /// The page of `region`, if it is here already.
     #[must_use]
     pub fn kept(&self, region: u32) -> Option<Arc<Page>> {

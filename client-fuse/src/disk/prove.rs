@@ -150,9 +150,8 @@ impl<S: Source> Parts<S> {
                 continue;
             };
             let places = extent(region, Some(&page), self.pages.disk_length()).places;
-            let all = self.with_cache(move |caches| {
-                places.iter().all(|place| caches.disk.may_hold(place))
-            });
+            let all = self
+                .with_cache(move |caches| places.iter().all(|place| caches.disk.may_hold(place)));
             if all.await != Some(true) {
                 return Ok(true);
             }

@@ -16,6 +16,7 @@ mod http;
 mod model;
 mod mount;
 mod mount_ways;
+mod near;
 mod offline;
 mod open;
 mod overlay;

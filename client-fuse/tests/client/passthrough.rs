@@ -110,7 +110,10 @@ fn a_whole_verified_cache_file_is_read_by_the_kernel() {
         .read(true)
         .custom_flags(O_DIRECT)
         .open(&disk);
-    assert_eq!(reads_while(&mounted, &store, &File::open(&disk).unwrap()), 0);
+    assert_eq!(
+        reads_while(&mounted, &store, &File::open(&disk).unwrap()),
+        0
+    );
     drop(first);
     assert_eq!(state(&mounted), ON, "one of three is closed");
     drop(direct.unwrap());
@@ -218,7 +221,11 @@ fn what_rots_while_the_kernel_reads_is_mended_at_the_next_verification() {
     while fs::read(&file).unwrap() != store.disk {
         std::thread::yield_now();
     }
-    assert_eq!(reads_while(&mounted, &store, &open), 0, "it is open as it was");
+    assert_eq!(
+        reads_while(&mounted, &store, &open),
+        0,
+        "it is open as it was"
+    );
     drop(open);
     assert!(becomes(&mounted, READY), "and verified again");
 }
@@ -256,7 +263,12 @@ fn nobody_takes_data_out_of_a_file_that_the_kernel_reads() {
     drop(open);
     umount(&mounted, &cache, &kept);
     umount(&neighbour, &cache, &other);
-    mount(&serve(&other, Manner::Right), &neighbour, &cache, &[&extra[..], &["--pin"]].concat());
+    mount(
+        &serve(&other, Manner::Right),
+        &neighbour,
+        &cache,
+        &[&extra[..], &["--pin"]].concat(),
+    );
     assert!(becomes(&neighbour, READY));
     assert!(!file.exists() || fs::metadata(&file).unwrap().blocks() < occupied);
 }
@@ -283,7 +295,9 @@ fn an_empty_file_is_read_by_the_kernel_too() {
     let locks = || {
         let inode = fs::metadata(cache_file(&cache, &store)).unwrap().ino();
         let locks = fs::read_to_string("/proc/locks").unwrap();
-        let ours = locks.lines().filter(|line| line.contains(&format!(":{inode} ")));
+        let ours = locks
+            .lines()
+            .filter(|line| line.contains(&format!(":{inode} ")));
         ours.count()
     };
     loop {

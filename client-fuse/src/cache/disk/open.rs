@@ -15,7 +15,8 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
 use super::budget::Budget;
-use super::{CacheFile, DiskCache, Known, Proof};
+use super::parts::is_in_memory;
+use super::{CacheFile, DiskCache, Known, Proof, Seals};
 use crate::cache::directory::{Directory, HINTS, Patience, Room};
 use crate::cache::hints::Hints;
 use crate::cache::recency::{RECENCY_BYTES_MAX, Recency};
@@ -97,6 +98,7 @@ impl DiskCache {
         let recency = saved.and_then(|saved| Recency::decode(&saved));
         let hints = Hints::open(&disks.join(HINTS), directory.disks_max())
             .inspect_err(|error| tracing::warn!(%error, "chunks of other versions are not found"));
+        let in_memory = is_in_memory(&file);
         Ok(Self(Some(CacheFile {
             file,
             path,
@@ -111,6 +113,8 @@ impl DiskCache {
             hints: hints.ok(),
             others: Mutex::new(HashMap::new()),
             proof: Proof::default(),
+            seals: Seals::new(),
+            in_memory,
         })))
     }
 }
