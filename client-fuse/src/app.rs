@@ -153,7 +153,15 @@ async fn serve(
         let closed = overlay.close().await;
         closed.context("what was written last may be lost")?;
     }
-    // Tasks that still run hold the disk and the caches, and the process does not wait for them.
+    save(recorder, caches).await?;
+    served?;
+    tracing::info!("unmounted");
+    Ok(())
+}
+
+/// Keeps what was seen in this run. Tasks that still run hold the disk and the caches, and the process
+/// does not wait for them.
+async fn save(recorder: Option<Arc<Recorder>>, caches: Arc<Caches>) -> anyhow::Result<()> {
     let saving = tokio::task::spawn_blocking(move || {
         if let Some(recorder) = recorder {
             recorder.end();
@@ -162,10 +170,7 @@ async fn serve(
     });
     saving
         .await
-        .context("what was seen in this run is not kept")?;
-    served?;
-    tracing::info!("unmounted");
-    Ok(())
+        .context("what was seen in this run is not kept")
 }
 
 /// Opens the file that keeps what is written, if the disk is to be writable.

@@ -21,7 +21,8 @@ use crate::cache::shelf::Shelf;
 const BYTES_MAX: usize = 4 << 20;
 
 /// Blocks whose seals are kept together: those of 1 MiB.
-const GROUP: u64 = 256;
+const GROUP: u64 = GROUP_LEN as u64;
+const GROUP_LEN: usize = 256;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 
@@ -33,7 +34,7 @@ pub(super) struct Seals {
 
 /// Seals of neighbouring blocks; 0: there is none.
 #[derive(Debug)]
-struct Group([AtomicU64; GROUP as usize]);
+struct Group([AtomicU64; GROUP_LEN]);
 
 impl Seals {
     /// None yet; `None`: this system has no random numbers for a key.
@@ -92,7 +93,7 @@ impl Seals {
         if let Some(group) = self.groups.find(&number) {
             return group;
         }
-        let group = Arc::new(Group([const { AtomicU64::new(0) }; GROUP as usize]));
+        let group = Arc::new(Group([const { AtomicU64::new(0) }; GROUP_LEN]));
         self.groups
             .keep(number, Arc::clone(&group), size_of::<Group>());
         group
@@ -142,7 +143,7 @@ mod tests {
             flip in any::<prop::sample::Index>(),
         ) {
             let seals = Seals::new().unwrap();
-            let mut bytes: Vec<u8> = (0..count * BLOCK).map(|at| (at * 7 % 251) as u8).collect();
+            let mut bytes: Vec<u8> = (0..251).cycle().take(count * BLOCK).collect();
             seals.seal(first, &bytes);
             let start = part.0.index(count);
             let end = start + 1 + part.1.index(count - start);
