@@ -193,7 +193,11 @@ fn unsafe_code_is_forbidden_wherever_it_is_not_needed() -> Result<()> {
 
 #[test]
 fn only_the_adapters_know_fuse() -> Result<()> {
-    let adapters = ["client-fuse/src/fuse", "client-fuse/src/mount"];
+    let adapters = [
+        "client-fuse/src/fuse",
+        "client-fuse/src/mount",
+        "client-fuse/src/supervise",
+    ];
     for (file, content) in sources()? {
         let known = adapters
             .iter()
