@@ -23,6 +23,7 @@ use image_format::geometry::BLOCK_LEN;
 use image_format::manifest::Boot;
 use image_format::{BLOCK_BYTES, ChunkId, Digest, ImageRef, ObjectRef};
 use image_store::publication::PublishError;
+use image_store::writer::WriteError;
 use image_store::{
     ImageReader, ImageWriter, KeyRing, Lifetimes, Prepared, Publication, Published, Signer, Store,
     WriteStats, WrittenDisk,
@@ -148,10 +149,22 @@ pub(crate) async fn write_without(
             None => Prepared::Encoded(encode(plain)),
         };
         let blocks = u32::try_from(plain.len()).unwrap() / BLOCK_BYTES;
-        writer.push(block, blocks, chunk, prepared).await.unwrap();
+        writer
+            .push(block, blocks, chunk, prepared)
+            .await
+            .map_err(swept)?;
         block += u64::from(blocks);
     }
-    Ok(writer.finish(content.len() as u64).await.unwrap())
+    writer.finish(content.len() as u64).await.map_err(swept)
+}
+
+/// What a sweep without a grace period may do to a publisher: the part of a file that it is about to
+/// rename is taken for one of a killed writer.
+fn swept(error: WriteError) -> PublishError {
+    match error {
+        WriteError::Store(error) => PublishError::Store(error),
+        other => panic!("{other}"),
+    }
 }
 
 pub(crate) fn publication(reference: &str, written: WrittenDisk) -> Publication {
