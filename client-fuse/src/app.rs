@@ -1,6 +1,5 @@
 //! Wiring: the one place that picks concrete parts and nests them.
 
-use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -21,8 +20,8 @@ use crate::fetch::mirrors::Mirrors;
 use crate::fetch::resolve::Resolver;
 use crate::fs::ImageFs;
 use crate::log;
+use crate::mount::Mountpoint;
 use crate::mount::signals::Signals;
-use crate::mount::{Mount, MountError, Mountpoint};
 use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
 use crate::overlay::{Base, Overlay, keep_flushed};
@@ -38,7 +37,11 @@ use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
 
 mod fetch;
+mod front;
 mod inside;
+mod tree;
+
+use front::Front;
 
 /// Connections that are opened ahead. An opening asks for three files at once, then for six (see [`crate::open`]).
 const DIALED_EARLY: usize = 3;
@@ -63,7 +66,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
         return take_over(config, seat);
     }
     // A relative path or a bad mount point is told at once, while we are where we were called.
-    let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
+    let front = Front::check(config)?;
     // A machine whose root this is boots whether or not it can be recorded.
     let create = || config.record.as_ref().map(create_trace).transpose();
     let mut trace = match config.process.role {
@@ -87,14 +90,17 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     // Whatever comes from files is read before the first worker: later ones may find none.
     let source = source(config)?;
-    let stand = match supervise::begin(config, &mountpoint, readiness)? {
-        supervise::Side::Done(code) => return Ok(code),
-        supervise::Side::Working(stand) => stand,
+    let stand = match &front {
+        Front::Mount(mountpoint) => match supervise::begin(config, mountpoint, readiness)? {
+            supervise::Side::Done(code) => return Ok(code),
+            supervise::Side::Working(stand) => stand,
+        },
+        Front::Tree(_) | Front::Socket(_) => Stand::Alone(readiness),
     };
     if matches!(stand, Stand::Supervised(_)) && config.process.role == Role::RootDisk {
         process::lock_memory();
     }
-    work(config, mountpoint, source, trace, stand)
+    work(config, front, source, trace, stand)
 }
 
 /// Serves what a supervisor of another version of this program holds.
@@ -106,19 +112,28 @@ fn take_over(config: &Config, seat: Seat) -> anyhow::Result<ExitCode> {
     }
     let mountpoint = Mountpoint::taken(&config.mount.mountpoint, seat.is_file());
     let stand = Stand::Supervised(seat);
-    work(config, mountpoint, source(config)?, None, stand)
+    work(
+        config,
+        Front::Mount(mountpoint),
+        source(config)?,
+        None,
+        stand,
+    )
 }
 
 fn work(
     config: &Config,
-    mountpoint: Mountpoint,
+    front: Front,
     source: HttpSource,
     trace: Option<TraceFile>,
     stand: Stand,
 ) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
     let is_worker = matches!(stand, Stand::Supervised(_));
-    let outcome = runtime.block_on(serve(config, mountpoint, source, trace, stand));
+    let outcome = match front {
+        Front::Tree(mountpoint) => runtime.block_on(tree::serve(config, mountpoint, source, stand)),
+        front => runtime.block_on(serve(config, front, source, trace, stand)),
+    };
     if is_worker {
         // A task that is dropped answers its reader with an error. The next worker would do better:
         // what is not answered when this process is gone is asked again.
@@ -140,7 +155,7 @@ fn runtime() -> anyhow::Result<Runtime> {
 
 async fn serve(
     config: &Config,
-    mountpoint: Mountpoint,
+    front: Front,
     source: HttpSource,
     trace: Option<TraceFile>,
     mut stand: Stand,
@@ -202,14 +217,16 @@ async fn serve(
         ),
         false => None,
     };
-    let served = show(config, stand, mountpoint, fs, &image, first, &mut signals).await?;
+    let served = front
+        .serve(config, stand, fs, &image, first, &mut signals)
+        .await?;
     if let Some(overlay) = overlay {
         let closed = overlay.close().await;
         closed.context("what was written last may be lost")?;
     }
     save(recorder, caches).await?;
     served?;
-    tracing::info!("unmounted");
+    tracing::info!("ended");
     Ok(())
 }
 
@@ -247,37 +264,6 @@ fn open_again(
         resolver.remember(opened.addresses);
         opened.image
     }))
-}
-
-/// Mounts, or gets a mount, and serves until it is gone. The first worker leaves what it opened,
-/// `first`. The outer error says that there was no mount.
-async fn show(
-    config: &Config,
-    stand: Stand,
-    mountpoint: Mountpoint,
-    fs: Arc<ImageFs<HttpSource>>,
-    image: &OpenImage,
-    first: Option<OwnedFd>,
-    signals: &mut Signals,
-) -> anyhow::Result<Result<(), MountError>> {
-    let name = format!("{}{}", config.base, image.reference);
-    let serving = || tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
-    let process = &config.process;
-    Ok(match stand {
-        Stand::Alone(readiness) => {
-            let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
-            serving();
-            readiness.announce().context("cannot leave the terminal")?;
-            mount.serve(process.role, signals).await
-        }
-        Stand::Supervised(seat) => {
-            let first = first.map(|kept| (name, kept));
-            let taken = seat.take(first, mountpoint, &config.mount, fs, process.style);
-            let taken = taken.await?;
-            serving();
-            taken.serve(process.role).await
-        }
-    })
 }
 
 /// Opens the file that keeps what is written, if the disk is to be writable.
@@ -430,7 +416,13 @@ fn trust(config: &TrustConfig) -> anyhow::Result<Trust> {
 async fn caches(config: &Config, image: &OpenImage) -> Caches {
     Caches {
         memory: MemoryCache::new(config.memory_cache.to_usize()),
-        disk: open_disk_cache(config, image).await,
+        disk: match config.disk_cache.clone() {
+            Some(cache) => {
+                let length = image.manifest.disk.length;
+                DiskCache::open_or_off(cache, image.disk_digest(), length).await
+            }
+            None => DiskCache::off(),
+        },
     }
 }
 
@@ -450,27 +442,6 @@ async fn open_documents(config: &Config) -> Documents {
         Err(error) => {
             tracing::error!(%error, "documents are not kept");
             Documents::none()
-        }
-    }
-}
-
-/// The disk cache, or none: whatever is wrong with it, the mount works without.
-async fn open_disk_cache(config: &Config, image: &OpenImage) -> DiskCache {
-    let Some(cache) = config.disk_cache.clone() else {
-        return DiskCache::off();
-    };
-    let (digest, length) = (image.disk_digest(), image.manifest.disk.length);
-    let opened = tokio::task::spawn_blocking(move || DiskCache::open(&cache, digest, length)).await;
-    match opened {
-        Ok(Ok(cache)) => cache,
-        Ok(Err(error)) => {
-            let cause: &dyn std::error::Error = &error;
-            tracing::warn!(error = cause, "no disk cache");
-            DiskCache::off()
-        }
-        Err(error) => {
-            tracing::error!(%error, "no disk cache");
-            DiskCache::off()
         }
     }
 }

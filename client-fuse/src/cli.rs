@@ -22,6 +22,7 @@ use crate::inside::serve::Address;
 
 pub mod cache;
 pub mod top;
+mod tree;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,6 +33,8 @@ Examples:
   losetup --find --show --partscan --read-only /mnt/disk.raw
   umount /mnt        (or, not being root: fusermount3 -u /mnt)
   circular-mount --root root.json --overlay mine.overlay http://host:8080/ debian:12 /mnt
+  circular-mount tree --root root.json http://host:8080/ /mnt      (all images: /mnt/debian/12/disk.raw)
+  circular-mount --root root.json --nbd /run/debian.sock http://host:8080/ debian:12
 
 In fstab, with a link /sbin/mount.fuse.circular to this program:
   http://host:8080/#debian:12  /mnt  fuse.circular  root=/etc/circular/root.json,_netdev  0 0
@@ -51,14 +54,24 @@ pub struct Args {
     pub image: ImageRef,
     /// Empty directory to mount on, in which the disk appears as disk.raw; or empty file, which
     /// becomes the disk itself
-    #[arg(value_name = "MOUNTPOINT", required_unless_present = "fetch")]
+    #[arg(value_name = "MOUNTPOINT", required_unless_present_any = ["fetch", "nbd"])]
     pub mountpoint: Option<PathBuf>,
+    /// Whether all images are shown: `circular-mount tree`
+    #[arg(skip)]
+    pub all: bool,
 
     /// Make the disk writable: keep what is written to it in this file, made if it is missing. The
     /// file takes as much space as was written, and stays with the version of the image that it
     /// began with; a disk that was synced is safe in it, whatever happens. One mount at a time
     #[arg(long, value_name = "FILE")]
     pub overlay: Option<PathBuf>,
+    /// Export the disk on this unix socket, by the NBD protocol, instead of mounting it: read-only,
+    /// or with --overlay. For hypervisors, as nbd+unix:///?socket=PATH
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["mountpoint", "fetch", "initramfs", "supervise"])]
+    pub nbd: Option<PathBuf>,
+    /// What the system is to say is mounted; mount.fuse.circular repeats what fstab says
+    #[arg(long, hide = true)]
+    pub source: Option<String>,
     /// Stay in the foreground
     #[arg(short, long)]
     pub foreground: bool,
@@ -251,7 +264,7 @@ pub fn main() -> ExitCode {
         Some("fetch") => typed[1] = "--fetch".into(),
         _ => {}
     }
-    let args = match Args::try_parse_from(typed) {
+    let args = match tree::parse(typed) {
         Ok(args) => args,
         Err(error) => {
             // Nothing is left to be done when even this cannot be written.
@@ -303,10 +316,11 @@ impl Args {
                 token: self.token_file,
             },
             reference: self.image,
-            purpose: purpose(self.fetch, self.pin),
+            purpose: purpose(self.fetch, self.pin, self.all),
             mount: MountConfig {
                 mountpoint: self.mountpoint.unwrap_or_default(),
                 access: readers(self.allow_other),
+                source: self.source,
             },
             trust: TrustConfig {
                 root: match self.root {
@@ -334,6 +348,7 @@ impl Args {
             }),
             memory_cache: self.memory_cache,
             overlay: self.overlay,
+            nbd: self.nbd,
             record,
             metrics: self.metrics,
             process: ProcessConfig {
@@ -373,8 +388,9 @@ const fn style(foreground: bool) -> Style {
     }
 }
 
-const fn purpose(fetch: bool, pin: bool) -> Purpose {
+const fn purpose(fetch: bool, pin: bool, all: bool) -> Purpose {
     match (fetch, pin) {
+        _ if all => Purpose::MountAll,
         (true, _) => Purpose::Fetch,
         (false, true) => Purpose::MountAndPin,
         (false, false) => Purpose::Mount,

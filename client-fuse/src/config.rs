@@ -41,6 +41,8 @@ pub struct Config {
     pub memory_cache: ByteSize,
     /// File that keeps what is written to the disk; `None`: the disk is read-only.
     pub overlay: Option<PathBuf>,
+    /// Socket to export the disk on, by NBD, instead of mounting it.
+    pub nbd: Option<PathBuf>,
     /// What to do with a trace of first touches.
     pub record: Option<RecordConfig>,
     /// Where to serve metrics; `None`: nowhere.
@@ -58,6 +60,8 @@ pub enum Purpose {
     MountAndPin,
     /// Fetch all of it, and end.
     Fetch,
+    /// Show all images of the store; the reference says nothing.
+    MountAll,
 }
 
 /// Where a trace goes.
@@ -79,6 +83,8 @@ pub struct MountConfig {
     pub mountpoint: PathBuf,
     /// Whether users other than the mounting one may read.
     pub access: Access,
+    /// What the system is to say is mounted; `None`: the image, with its version.
+    pub source: Option<String>,
 }
 
 /// Who may read the mounted files.

@@ -32,6 +32,7 @@ use crate::record::Recorder;
 use crate::stats::Stats;
 use crate::tasks::Tasks;
 
+pub mod extents;
 pub mod pages;
 pub mod pin;
 pub mod plan;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! disk.raw              the disk; the one file that can be written to, if there is an overlay
+//! p1.raw, p2.raw …      its partitions, read-only
 //! disk.vmdk             names it to hypervisors that want a descriptor
 //! .circular/image.json  which image this is
 //! .circular/stats.json  what the mount has done so far; a snapshot at each open
@@ -27,13 +28,16 @@ use crate::overlay::layered::{Layered, LayeredError};
 use crate::stats::Stats;
 use crate::waits::{Reading, Reads};
 
+mod partitions;
 mod vmdk;
+
+use partitions::Partitions;
 
 /// Snapshots open at once; a monitor needs one.
 const SNAPSHOTS_MAX: usize = 256;
 
 /// A file or directory of the mount.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Node {
     /// The mount point.
     Root,
@@ -47,7 +51,12 @@ pub enum Node {
     Image,
     /// `.circular/stats.json`.
     Stats,
+    /// `p1.raw` and so on, by its number.
+    Partition(u16),
 }
+
+/// The inode number of what would be partition 0.
+const PARTITIONS: u64 = 0x1_0000;
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +68,7 @@ pub enum Kind {
 }
 
 impl Node {
-    const ALL: [Self; 6] = [
+    const FIXED: [Self; 6] = [
         Self::Root,
         Self::Disk,
         Self::Descriptor,
@@ -78,13 +87,18 @@ impl Node {
             Self::Image => 4,
             Self::Stats => 5,
             Self::Descriptor => 6,
+            Self::Partition(number) => PARTITIONS + number as u64,
         }
     }
 
     /// The node of an inode number.
     #[must_use]
     pub fn of_number(number: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|node| node.number() == number)
+        let partition = number.checked_sub(PARTITIONS);
+        if let Some(partition) = partition.and_then(|number| number.try_into().ok()) {
+            return Some(Self::Partition(partition));
+        }
+        Self::FIXED.into_iter().find(|node| node.number() == number)
     }
 
     /// File or directory.
@@ -92,7 +106,9 @@ impl Node {
     pub const fn kind(self) -> Kind {
         match self {
             Self::Root | Self::About => Kind::Directory,
-            Self::Disk | Self::Descriptor | Self::Image | Self::Stats => Kind::File,
+            Self::Disk | Self::Descriptor | Self::Image | Self::Stats | Self::Partition(_) => {
+                Kind::File
+            }
         }
     }
 
@@ -100,12 +116,14 @@ impl Node {
     #[must_use]
     pub const fn parent(self) -> Self {
         match self {
-            Self::Root | Self::Disk | Self::Descriptor | Self::About => Self::Root,
+            Self::Root | Self::Disk | Self::Descriptor | Self::About | Self::Partition(_) => {
+                Self::Root
+            }
             Self::Image | Self::Stats => Self::About,
         }
     }
 
-    /// What a directory contains, by name; files contain nothing.
+    /// What a directory contains, by name, but for partitions; files contain nothing.
     #[must_use]
     pub const fn children(self) -> &'static [(&'static str, Self)] {
         match self {
@@ -115,7 +133,7 @@ impl Node {
                 (".circular", Self::About),
             ],
             Self::About => &[("image.json", Self::Image), ("stats.json", Self::Stats)],
-            Self::Disk | Self::Descriptor | Self::Image | Self::Stats => &[],
+            Self::Disk | Self::Descriptor | Self::Image | Self::Stats | Self::Partition(_) => &[],
         }
     }
 
@@ -151,6 +169,7 @@ struct About<'a> {
 #[derive(Debug)]
 pub struct ImageFs<S> {
     disk: Layered<S>,
+    partitions: Partitions,
     image: Bytes,
     descriptor: Bytes,
     created: SystemTime,
@@ -200,6 +219,7 @@ impl<S: Source> ImageFs<S> {
         ];
         Self {
             disk,
+            partitions: Partitions::default(),
             image: json(&about),
             descriptor: descriptor.into(),
             created: UNIX_EPOCH
@@ -240,12 +260,57 @@ impl<S: Source> ImageFs<S> {
         &self.disk
     }
 
-    /// The length of a file; 0 for directories.
+    /// Whether a file called `name` would show a partition.
+    #[must_use]
+    pub fn may_be_partition(name: &str) -> bool {
+        partitions::number_of(name).is_some()
+    }
+
+    /// The partition that a file called `name` shows; reads the table, if nobody did before.
+    ///
+    /// # Errors
+    ///
+    /// When the table cannot be read.
+    pub async fn partition(&self, name: &str) -> Result<Option<Node>, FsError> {
+        let Some(number) = partitions::number_of(name) else {
+            return Ok(None);
+        };
+        let numbers = self.partitions.read(&self.disk).await?;
+        Ok(numbers.contains(&number).then_some(Node::Partition(number)))
+    }
+
+    /// The partitions and the names of their files; none where the table cannot be read soon.
+    pub async fn partitions(&self) -> Vec<(String, Node)> {
+        let numbers = self.partitions.list(&self.disk).await;
+        let named = |number| (partitions::file_name(number), Node::Partition(number));
+        numbers.into_iter().map(named).collect()
+    }
+
+    /// Learns what the kernel may know of a file already, from a worker before this one: of a partition,
+    /// where it is.
+    ///
+    /// # Errors
+    ///
+    /// When the table cannot be read.
+    pub async fn know(&self, node: Node) -> Result<(), FsError> {
+        if let Node::Partition(number) = node
+            && self.partitions.find(number).is_none()
+        {
+            self.partitions.read(&self.disk).await?;
+        }
+        Ok(())
+    }
+
+    /// The length of a file; 0 for directories, and for partitions that are not [known](Self::know).
     #[must_use]
     pub fn length(&self, node: Node) -> u64 {
         match node {
             Node::Root | Node::About => 0,
             Node::Disk => self.disk.length(),
+            Node::Partition(number) => {
+                let on_disk = self.partitions.find(number).unwrap_or_default();
+                on_disk.end - on_disk.start
+            }
             Node::Image => self.image.len() as u64,
             Node::Descriptor => self.descriptor.len() as u64,
             Node::Stats => json(&self.snapshot()).len() as u64,
@@ -260,7 +325,7 @@ impl<S: Source> ImageFs<S> {
     pub fn open(&self, node: Node) -> Result<u64, FsError> {
         match node {
             Node::Root | Node::About => Err(FsError::IsDirectory),
-            Node::Disk | Node::Descriptor | Node::Image => Ok(0),
+            Node::Disk | Node::Descriptor | Node::Image | Node::Partition(_) => Ok(0),
             Node::Stats => {
                 let mut snapshots = self.snapshots();
                 if snapshots.len() >= SNAPSHOTS_MAX {
@@ -308,6 +373,14 @@ impl<S: Source> ImageFs<S> {
         match node {
             Node::Root | Node::About => Err(FsError::IsDirectory),
             Node::Disk => Ok(self.disk.read(offset, len).await?),
+            Node::Partition(number) => {
+                self.know(node).await?;
+                let on_disk = self.partitions.find(number).unwrap_or_default();
+                let start = on_disk.start.saturating_add(offset).min(on_disk.end);
+                let len = u64::from(len).min(on_disk.end - start);
+                let len = u32::try_from(len).unwrap_or(u32::MAX);
+                Ok(self.disk.read(start, len).await?)
+            }
             Node::Image => Ok(part(&self.image, offset, len)),
             Node::Descriptor => Ok(part(&self.descriptor, offset, len)),
             Node::Stats => {
@@ -363,8 +436,9 @@ impl<S: Source> Dump for ImageFs<S> {
     }
 }
 
-fn numbers(snapshot: &Snapshot<'_>) -> serde_json::Value {
-    serde_json::to_value(snapshot).expect("plain structs of numbers serialize")
+/// Counters as JSON.
+pub(crate) fn numbers(counters: &impl Serialize) -> serde_json::Value {
+    serde_json::to_value(counters).expect("plain structs of numbers serialize")
 }
 
 fn json(value: &impl Serialize) -> Bytes {
@@ -385,14 +459,17 @@ mod tests {
 
     #[test]
     fn every_node_is_found_where_it_is() {
-        for node in Node::ALL {
+        for node in Node::FIXED {
             assert_eq!(Node::of_number(node.number()), Some(node));
             for (name, child) in node.children() {
                 assert_eq!(node.child(name), Some(*child));
                 assert_eq!(child.parent(), node);
             }
         }
+        let partition = Node::Partition(u16::MAX);
+        assert_eq!(Node::of_number(partition.number()), Some(partition));
         assert_eq!(Node::of_number(0), None);
+        assert_eq!(Node::of_number(u64::MAX), None);
         assert_eq!(Node::Root.child("nothing"), None);
     }
 

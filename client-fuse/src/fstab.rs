@@ -115,6 +115,8 @@ pub fn translate(arguments: Vec<OsString>) -> Result<Call, FstabError> {
         .ok_or_else(|| FstabError::NoImage(what.to_owned()))?;
     let mut out = vec![OsString::from("circular-mount")];
     out.extend(long_options(&options)?.into_iter().map(OsString::from));
+    // `mount -a` compares what is mounted with the line of fstab, letter by letter.
+    out.push(format!("--source={what}").into());
     out.extend([url.into(), image.into(), directory.clone()]);
     if pretend {
         return Ok(Call::Pretend);
@@ -162,6 +164,7 @@ mod tests {
             "--root=/etc/r.json",
             "--cache-size=1G",
             "--no-state",
+            "--source=http://h:1/#lab/debian:12@3",
             "http://h:1/",
             "lab/debian:12@3",
             "/mnt",

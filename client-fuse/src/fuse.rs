@@ -30,6 +30,8 @@ use crate::supervise::relay::ANSWERED_ITSELF;
 use crate::supervise::wire::{self, NO_NODE};
 use crate::tasks::Tasks;
 
+mod partitions;
+pub mod tree;
 mod write;
 
 /// Threads that read requests; each has a buffer of 16 MiB, of which it touches only the start.
@@ -87,7 +89,9 @@ pub(crate) fn mount_options(writable: bool, source: &str) -> Vec<MountOption> {
         MountOption::DefaultPermissions,
         // A comma would end the option.
         MountOption::FSName(source.replace(',', "%2C")),
-        MountOption::Subtype("circular".to_owned()),
+        // As text, because fuser keeps `Subtype` from the kernel: without it, the type of the mount
+        // would not be that of its line in fstab.
+        MountOption::CUSTOM("subtype=circular".to_owned()),
     ]
 }
 
@@ -146,17 +150,9 @@ impl<S: Source> Adapter<S> {
     ///
     /// When the kernel or `fusermount3` refuses.
     pub fn mount(self, mountpoint: &Path, source: &str) -> io::Result<Session<Self>> {
-        let mut config = session_config();
-        config.mount_options = mount_options(self.fs.is_writable(Node::Disk), source);
-        config.acl = acl(self.access);
-        // A descriptor for each thread spares them a common lock; where /dev/fuse cannot be opened
-        // again (mounts by fusermount3 in some sandboxes) they share one.
-        config.clone_fd = std::fs::File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .is_ok();
-        Session::new(self, mountpoint, &config)
+        let writable = self.fs.is_writable(Node::Disk);
+        let access = self.access;
+        mount(self, mountpoint, source, writable, access)
     }
 
     fn attributes(&self, node: Node) -> FileAttr {
@@ -220,6 +216,27 @@ impl<S: Source> Adapter<S> {
     }
 }
 
+/// Mounts a file system.
+fn mount<F: Filesystem>(
+    filesystem: F,
+    mountpoint: &Path,
+    source: &str,
+    writable: bool,
+    access: Access,
+) -> io::Result<Session<F>> {
+    let mut config = session_config();
+    config.mount_options = mount_options(writable, source);
+    config.acl = acl(access);
+    // A descriptor for each thread spares them a common lock; where /dev/fuse cannot be opened
+    // again (mounts by fusermount3 in some sandboxes) they share one.
+    config.clone_fd = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .is_ok();
+    Session::new(filesystem, mountpoint, &config)
+}
+
 /// What a reader is told.
 ///
 /// - a directory read as a file: `EISDIR`
@@ -270,12 +287,14 @@ impl<S: Source> Filesystem for Adapter<S> {
         let parent = self.node(parent);
         match parent.and_then(|parent| parent.child(name.to_str()?)) {
             Some(node) => reply.entry(&Self::ttl(node), &self.attributes(node), Generation(0)),
+            None if parent == Some(Node::Root) => self.look_up_partition(name, reply),
             None => reply.error(Errno::ENOENT),
         }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.node(ino) {
+            Some(node @ Node::Partition(_)) => self.look_at_partition(node, reply),
             Some(node) => reply.attr(&Self::ttl(node), &self.attributes(node)),
             None => reply.error(Errno::ENOENT),
         }
@@ -289,8 +308,10 @@ impl<S: Source> Filesystem for Adapter<S> {
         if flags.acc_mode() != OpenAccMode::O_RDONLY && !self.fs.is_writable(node) {
             return reply.error(Errno::EROFS);
         }
-        // Whatever length a snapshot has, direct I/O reads up to its end.
-        let flags = if node.is_constant() {
+        // Whatever length a snapshot has, direct I/O reads up to its end. The kernel does not know that
+        // a partition changes with the disk, so it may not keep one that can.
+        let is_stale = matches!(node, Node::Partition(_)) && self.fs.is_writable(Node::Disk);
+        let flags = if node.is_constant() && !is_stale {
             FopenFlags::FOPEN_KEEP_CACHE
         } else {
             FopenFlags::FOPEN_DIRECT_IO
@@ -459,23 +480,12 @@ impl<S: Source> Filesystem for Adapter<S> {
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        let Some(node) = self.node(ino) else {
-            return reply.error(Errno::ENOENT);
-        };
-        let dots = [(".", node), ("..", node.parent())];
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (position, (name, entry)) in (1..).zip(dots.iter().chain(node.children())).skip(skip) {
-            let kind = match entry.kind() {
-                Kind::Directory => FileType::Directory,
-                Kind::File => FileType::RegularFile,
-            };
-            if reply.add(self.number(*entry), position, kind, name) {
-                break;
-            }
+        match self.node(ino) {
+            Some(node) => self.list(node, offset, reply),
+            None => reply.error(Errno::ENOENT),
         }
-        reply.ok();
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

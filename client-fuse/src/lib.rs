@@ -9,6 +9,8 @@
 //!                         └─ prefetch (boot pack) ─► chunks
 //! ```
 //!
+//! Beside `fuse ─► fs` there are [`tree`] (all images of a store) and [`nbd`] (a socket).
+//!
 //! Decisions are pure and stand alone: [`disk::plan`] (bytes to chunks), [`fetch::plan`] (chunks to
 //! requests), [`fetch::retry`], [`readahead`], [`prefetch::planner`]. What acts is kept at the edge: [`fuse`] is the only
 //! file that knows the kernel's interface, [`fetch::http`] the only one that talks to a server,
@@ -30,6 +32,7 @@ pub mod fuse;
 pub mod inside;
 pub mod log;
 pub mod mount;
+pub mod nbd;
 pub mod open;
 pub mod overlay;
 pub mod panics;
@@ -42,5 +45,6 @@ pub mod stats;
 pub mod supervise;
 pub mod tasks;
 pub mod top;
+pub mod tree;
 pub mod trust;
 pub mod waits;

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fuser::{Session, SessionUnmounter};
+use fuser::{Filesystem, Session, SessionUnmounter};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{major, minor};
 use tokio::sync::oneshot;
@@ -15,6 +15,8 @@ use crate::config::{MountConfig, Role};
 use crate::fetch::Source;
 use crate::fs::{ImageFs, Node};
 use crate::fuse::Adapter;
+use crate::fuse::tree::TreeAdapter;
+use crate::tree::Tree;
 
 pub mod signals;
 
@@ -34,6 +36,8 @@ pub enum MountError {
     Dead { path: PathBuf },
     #[error("mount point {} is neither a directory nor a regular file", path.display())]
     NotAPlace { path: PathBuf },
+    #[error("mount point {} is a file; a tree needs a directory", path.display())]
+    NoDirectory { path: PathBuf },
     #[error("mount point {} is not empty", path.display())]
     NotEmpty { path: PathBuf },
     #[error("cannot use mount point {}", path.display())]
@@ -127,12 +131,16 @@ pub(crate) fn adapter<S: Source>(
     config: &MountConfig,
     mountpoint: &Mountpoint,
 ) -> Adapter<S> {
-    let owner = (
+    let runtime = tokio::runtime::Handle::current();
+    Adapter::new(fs, runtime, owner(), config.access, mountpoint.root)
+}
+
+/// The user who mounts, and the group: whom the mounted files belong to.
+fn owner() -> (u32, u32) {
+    (
         nix::unistd::getuid().as_raw(),
         nix::unistd::getgid().as_raw(),
-    );
-    let runtime = tokio::runtime::Handle::current();
-    Adapter::new(fs, runtime, owner, config.access, mountpoint.root)
+    )
 }
 
 /// A mount that serves.
@@ -158,21 +166,49 @@ impl Mount {
         let length = fs.length(Node::Disk);
         let adapter = adapter(fs, config, &mountpoint);
         let disk = mountpoint.disk();
-        let path = mountpoint.path;
+        let mount = Self::of(mountpoint.path, |path| adapter.mount(path, source))?;
+        settle(&mount.path, disk, Some(length)).await?;
+        Ok(mount)
+    }
+
+    /// The same for all images of a store.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be mounted or does not answer.
+    pub async fn start_tree<S: Source>(
+        mountpoint: Mountpoint,
+        config: &MountConfig,
+        tree: Arc<Tree<S>>,
+        source: &str,
+    ) -> Result<Self, MountError> {
+        let Mountpoint { path, root } = mountpoint;
+        if root != Node::Root {
+            return Err(MountError::NoDirectory { path });
+        }
+        let runtime = tokio::runtime::Handle::current();
+        let adapter = TreeAdapter::new(tree, runtime, owner(), config.access);
+        let mount = Self::of(path, |path| adapter.mount(path, source))?;
+        settle(&mount.path, mount.path.clone(), None).await?;
+        Ok(mount)
+    }
+
+    fn of<F: Filesystem + Send + 'static>(
+        path: PathBuf,
+        mount: impl FnOnce(&Path) -> io::Result<Session<F>>,
+    ) -> Result<Self, MountError> {
         let refused = |source| MountError::Refused {
             path: path.clone(),
             source,
         };
-        let mut session = adapter.mount(&path, source).map_err(refused)?;
+        let mut session = mount(&path).map_err(refused)?;
         let unmounter = session.unmount_callable();
         let ended = run(session).map_err(refused)?;
-        let mount = Self {
+        Ok(Self {
             path,
             unmounter,
             ended,
-        };
-        settle(&mount.path, disk, length).await?;
-        Ok(mount)
+        })
     }
 
     /// Serves until the mount is gone: unmounted from outside, or by a signal.
@@ -209,14 +245,19 @@ impl Mount {
     }
 }
 
-/// Waits for a first answer, then raises the kernel's read-ahead where we may.
-pub(crate) async fn settle(path: &Path, disk: PathBuf, length: u64) -> Result<(), MountError> {
+/// Waits until `probe` can be looked at, which is the disk if a `length` is given; then raises the
+/// kernel's read-ahead where we may.
+pub(crate) async fn settle(
+    path: &Path,
+    probe: PathBuf,
+    length: Option<u64>,
+) -> Result<(), MountError> {
     let silent = |source| MountError::Silent {
         path: path.to_owned(),
         source,
     };
     let looked = tokio::task::spawn_blocking(move || {
-        let metadata = fs::metadata(disk)?;
+        let metadata = fs::metadata(probe)?;
         raise_read_ahead(metadata.dev());
         Ok(metadata.len())
     });
@@ -224,12 +265,12 @@ pub(crate) async fn settle(path: &Path, disk: PathBuf, length: u64) -> Result<()
         .await
         .map_err(|error| silent(io::Error::other(error)))?
         .map_err(silent)?;
-    if found == length {
-        return Ok(());
+    match length {
+        Some(length) if found != length => Err(silent(io::Error::other(format!(
+            "the disk has {found} bytes, not {length}"
+        )))),
+        _ => Ok(()),
     }
-    Err(silent(io::Error::other(format!(
-        "the disk has {found} bytes, not {length}"
-    ))))
 }
 
 /// Unmounts, or detaches what is in use. Returns whether the mount is gone.
@@ -262,8 +303,8 @@ pub(crate) fn outcome(
 }
 
 /// Runs a session on a thread of its own.
-pub(crate) fn run<S: Source>(
-    session: Session<Adapter<S>>,
+pub(crate) fn run<F: Filesystem + Send + 'static>(
+    session: Session<F>,
 ) -> io::Result<oneshot::Receiver<io::Result<()>>> {
     let (sender, receiver) = oneshot::channel();
     let serve = move || {

@@ -97,6 +97,17 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// What is wrong with the metadata of what should be a store at `base`.
+    pub(crate) fn of_trust(error: TrustError, base: &BaseUrl) -> Self {
+        if error.is_no_store() {
+            let base = base.to_string();
+            return Self::NotAStore { base };
+        }
+        Self::Trust(error)
+    }
+}
+
 /// Opens the image that `reference` means in the store at `base`, as far as `trust` goes.
 ///
 /// # Errors
@@ -108,13 +119,7 @@ pub async fn open<S: Source>(
     reference: &ImageRef,
     trust: &Trust,
 ) -> Result<OpenImage, OpenError> {
-    let told = |error: TrustError| {
-        if error.is_no_store() {
-            let base = base.to_string();
-            return OpenError::NotAStore { base };
-        }
-        OpenError::Trust(error)
-    };
+    let told = |error: TrustError| OpenError::of_trust(error, base);
     let beginning = trust::begin(fetcher, base, trust).await.map_err(told)?;
     let mut ahead = Ahead::start(fetcher, reference);
     let trusted = trust::load(fetcher, beginning, trust).await.map_err(told)?;
@@ -129,6 +134,43 @@ pub async fn open<S: Source>(
         ahead.take(&entry.manifest.digest).await,
         ahead.take(&entry.disk).await,
     );
+    open_entry(fetcher, reference, (version, entry), early).await
+}
+
+/// The catalogue of `name`, which the signed metadata says is `object`.
+///
+/// # Errors
+///
+/// When it cannot be had.
+pub async fn catalogue<S: Source>(
+    fetcher: &Fetcher<S>,
+    name: &ImageName,
+    object: ObjectRef,
+) -> Result<Catalogue, OpenError> {
+    fetch_catalogue(fetcher, name, object, None).await
+}
+
+/// Opens the version of `reference` that a catalogue has as `entry`.
+///
+/// # Errors
+///
+/// Says which step failed on what.
+pub async fn open_version<S: Source>(
+    fetcher: &Fetcher<S>,
+    reference: &ImageRef,
+    version: Version,
+    entry: &VersionEntry,
+) -> Result<OpenImage, OpenError> {
+    open_entry(fetcher, reference, (version, entry), (None, None)).await
+}
+
+/// The same, with manifest and region table, as far as they came early.
+async fn open_entry<S: Source>(
+    fetcher: &Fetcher<S>,
+    reference: &ImageRef,
+    (version, entry): (Version, &VersionEntry),
+    early: (Option<Bytes>, Option<Bytes>),
+) -> Result<OpenImage, OpenError> {
     let (manifest, table) = futures_util::join!(
         fetch_manifest(fetcher, &reference.name, version, entry, early.0),
         fetch_table(fetcher, entry, early.1),

@@ -6,7 +6,7 @@
 //! ([`region_table`]). A [`manifest`] describes one version of an image; a [`catalogue`] lists the
 //! versions and tags of one name; a [`hint`] says what can be fetched ahead; a [`boot_pack`] holds
 //! what a boot reads first, found by merging [`trace`]s into a [`profile`]; a [`minimum`] says what is
-//! too old; an [`overlay`] keeps what was written; [`mod@reference`] is how people name all this.
+//! too old; an [`overlay`] keeps what was written; a [`partition`] table says what is where on a disk; [`mod@reference`] is how people name all this.
 //!
 //! Invariants, held by `clippy.toml` beside this crate and by `tests/tests/architecture.rs`:
 //! no I/O, no clock, no environment, no async, no unsafe code. Every length and count that comes
@@ -34,6 +34,7 @@ pub mod minimum;
 pub mod overlay;
 pub mod pack;
 pub mod page;
+pub mod partition;
 pub mod profile;
 pub mod reference;
 pub mod region_table;

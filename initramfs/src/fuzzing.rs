@@ -2,12 +2,13 @@
 //!
 //! Each takes any bytes and panics where something was accepted that should not have been.
 
+use image_format::partition::{self, Partition};
+
 use crate::filesystem::{FileSystem, Superblock};
 use crate::init::address::{Addressing, MacAddress, Method};
 use crate::init::base_url;
 use crate::init::cmdline::{CommandLine, Settings};
 use crate::init::userinfo;
-use crate::partition::{Partition, partitions};
 
 /// More partitions than any table that is read has.
 const PARTITIONS_MAX: usize = 256;
@@ -77,19 +78,26 @@ fn reads_back(settings: &Settings) {
 /// # Panics
 /// If a partition ends beyond what a number can say, or two have one number.
 pub fn disk_head(data: &[u8]) {
-    let found = partitions(data);
+    let read = |range: std::ops::Range<u64>| {
+        let at = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(data.len());
+        Ok::<_, std::convert::Infallible>(data[at(range.start)..at(range.end)].to_vec())
+    };
+    let Ok(found) = partition::partitions(u64::MAX, read);
     assert!(found.len() <= PARTITIONS_MAX);
     assert!(found.iter().all(|partition| partition.number > 0));
     assert!(found.is_sorted_by(|one, other| one.number < other.number));
-    found.iter().for_each(partition);
+    found.iter().for_each(on_a_disk);
     superblock(data);
     let far = [&[0; SUPERBLOCK_OFFSET], data].concat();
     superblock(&far);
 }
 
-fn partition(partition: &Partition) {
+fn on_a_disk(partition: &Partition) {
     assert!(partition.length > 0);
-    assert!(partition.offset.checked_add(partition.length).is_some());
+    assert!(
+        partition.offset.checked_add(partition.length).is_some(),
+        "behind any disk"
+    );
     assert!(!partition.name.as_deref().unwrap_or_default().contains('\0'));
 }
 

@@ -4,8 +4,8 @@
 //! `circular-init` into one reproducible archive; [`init`] is that `circular-init`, the first
 //! process of the booted machine. What both must agree on stands in between, as pure values:
 //! the places inside the archive ([`layout`]), the note that the builder leaves for init
-//! ([`record`]), the module index ([`modules`]), and how a disk is looked at ([`filesystem`],
-//! [`partition`]).
+//! ([`record`]), the module index ([`modules`]), and how a disk is looked at ([`filesystem`];
+//! partition tables are read by `image_format::partition`).
 //!
 //! Reading order: [`spec`] (what goes in) → [`build`](mod@build) → [`tree`] → [`archive`]; then
 //! [`init`], whose header tells the story of a boot.
@@ -19,7 +19,6 @@ pub mod fuzzing;
 pub mod init;
 pub mod layout;
 pub mod modules;
-pub mod partition;
 pub mod record;
 pub mod spec;
 pub mod tree;

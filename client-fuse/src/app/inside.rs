@@ -45,13 +45,18 @@ impl Inside {
 
     /// Shows `fs`, for as long as it is there and what is returned is kept.
     pub(super) fn show<S: Source>(self, fs: &Arc<ImageFs<S>>) -> Option<Serving> {
-        let dump: Weak<ImageFs<S>> = Arc::downgrade(fs);
-        // It is set here only, once.
-        let _ = self.mount.set(dump);
+        self.tell_of(fs);
         let bound = self.metrics?;
         if let Some(address) = bound.address() {
             tracing::info!(%address, "metrics are served");
         }
         Some(bound.serve(Arc::downgrade(fs)))
+    }
+
+    /// Lets `mount` answer SIGUSR1, for as long as it is there.
+    pub(super) fn tell_of<D: Dump>(&self, mount: &Arc<D>) {
+        let mount: Weak<D> = Arc::downgrade(mount);
+        // It is set once only.
+        let _ = self.mount.set(mount);
     }
 }

@@ -2,24 +2,27 @@
 //!
 //! A [`Chunk`] is verified by construction, so what is found here is believed.
 
+use std::sync::Arc;
+
 use image_format::chunk::{Chunk, ChunkId};
 
 use crate::cache::shelf::{Dropped, Shelf};
 
-/// A byte-bounded cache of verified chunks; the least recently used one goes first.
-#[derive(Debug)]
-pub struct MemoryCache(Shelf<ChunkId, Chunk>);
+/// A byte-bounded cache of verified chunks; the least recently used one goes first. A clone is the
+/// same cache: several disks may share it, because a chunk is named by its bytes.
+#[derive(Clone, Debug)]
+pub struct MemoryCache(Arc<Shelf<ChunkId, Chunk>>);
 
 impl MemoryCache {
     /// An empty cache of at most `bytes_max` bytes of chunks (their bookkeeping is about 1 % more).
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
-        Self(Shelf::new(bytes_max))
+        Self(Arc::new(Shelf::new(bytes_max)))
     }
 
     /// The bound.
     #[must_use]
-    pub const fn bytes_max(&self) -> usize {
+    pub fn bytes_max(&self) -> usize {
         self.0.bytes_max()
     }
 

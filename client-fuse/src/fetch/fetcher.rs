@@ -47,11 +47,11 @@ pub use whole::{Expect, Whole};
 pub struct Fetcher<S> {
     mirrors: Arc<Mirrors<S>>,
     caches: Arc<Caches>,
-    lanes: Lanes,
+    lanes: Arc<Lanes>,
     policy: RetryPolicy,
-    outage: Outage,
-    hedges: Mutex<Budget>,
-    is_looking: AtomicBool,
+    outage: Arc<Outage>,
+    hedges: Arc<Mutex<Budget>>,
+    is_looking: Arc<AtomicBool>,
     gone: Gone,
     documents: Arc<Documents>,
     underway: Arc<Underway>,
@@ -85,15 +85,34 @@ impl<S: Source> Fetcher<S> {
         Self {
             mirrors,
             caches,
-            lanes: Lanes::new(connections),
+            lanes: Arc::new(Lanes::new(connections)),
             policy,
-            outage: Outage::new(),
-            hedges: Mutex::new(Budget::new()),
-            is_looking: AtomicBool::new(false),
+            outage: Arc::new(Outage::new()),
+            hedges: Arc::new(Mutex::new(Budget::new())),
+            is_looking: Arc::default(),
             gone: Gone::default(),
             documents: Arc::default(),
             underway: Arc::default(),
             stats,
+        }
+    }
+
+    /// One that fetches into other caches, and has everything else in common with this one: what is in
+    /// flight for both is bounded together.
+    #[must_use]
+    pub fn into_caches(&self, caches: Arc<Caches>) -> Self {
+        Self {
+            mirrors: Arc::clone(&self.mirrors),
+            caches,
+            lanes: Arc::clone(&self.lanes),
+            policy: self.policy,
+            outage: Arc::clone(&self.outage),
+            hedges: Arc::clone(&self.hedges),
+            is_looking: Arc::clone(&self.is_looking),
+            gone: Gone::default(),
+            documents: Arc::clone(&self.documents),
+            underway: Arc::clone(&self.underway),
+            stats: Arc::clone(&self.stats),
         }
     }
 

@@ -12,6 +12,8 @@ use super::{Overlay, OverlayError, Patch};
 use crate::disk::{Disk, ReadError};
 use crate::fetch::Source;
 
+mod extents;
+
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
 /// A disk that can be written to, if it has an overlay.

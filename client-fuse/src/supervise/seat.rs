@@ -130,7 +130,7 @@ impl Seat {
             source,
         })?;
         if is_first {
-            mount::settle(&path, mountpoint.disk(), length).await?;
+            mount::settle(&path, mountpoint.disk(), Some(length)).await?;
         }
         let told = process::leave_terminal(style).and_then(|()| control.report(&Report::Serving));
         let orders = told.and_then(|()| listen(control));

@@ -2,19 +2,19 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read as _},
+    io::{self, Read as _, Seek as _, SeekFrom},
+    os::unix::fs::FileExt as _,
     path::Path,
 };
+
+use image_format::partition::{self, Partition};
 
 use super::{
     failure::BootError,
     root::{self, Candidate, RootSpec},
     sys,
 };
-use crate::{
-    filesystem::{self, Superblock},
-    partition::{self, Partition},
-};
+use crate::filesystem::{self, Superblock};
 
 /// 4 MiB: nine times the default's throughput on cold sequential reads over FUSE.
 const READ_AHEAD_SECTORS: u32 = 8192;
@@ -60,16 +60,35 @@ impl Disk {
     }
 
     fn candidates(&self) -> Result<Vec<Candidate>, BootError> {
-        let table = read_head(&self.device, partition::HEAD_BYTES)?;
         let mut candidates = vec![candidate(self.device.clone(), None)?];
-        for partition in partition::partitions(&table) {
+        for partition in self.partitions()? {
             let device = format!("{}p{}", self.device, partition.number);
-            // An extended partition, or one that reaches past the end, has no device.
+            // The kernel has the last word on what is a partition.
             if Path::new(&device).exists() {
                 candidates.push(candidate(device, Some(partition))?);
             }
         }
         Ok(candidates)
+    }
+
+    /// What the partition table lists. The kernel makes the devices; this says which number has which
+    /// PARTUUID, name or type, which older kernels do not tell (`PARTUUID` in `uevent` is from Linux
+    /// 6.12).
+    fn partitions(&self) -> Result<Vec<Partition>, BootError> {
+        let read = || -> io::Result<Vec<Partition>> {
+            let mut disk = File::open(&self.device)?;
+            let length = disk.seek(SeekFrom::End(0))?;
+            partition::partitions(length, |range| {
+                let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+                let mut bytes = vec![0; length];
+                disk.read_exact_at(&mut bytes, range.start)?;
+                Ok(bytes)
+            })
+        };
+        read().map_err(|source| BootError::Read {
+            device: self.device.clone(),
+            source,
+        })
     }
 }
 

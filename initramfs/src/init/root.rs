@@ -5,7 +5,9 @@
 
 use std::str::FromStr;
 
-use crate::{filesystem::Superblock, partition::Partition};
+use image_format::partition::Partition;
+
+use crate::filesystem::Superblock;
 
 /// GPT types that say "this is the root": the Discoverable Partitions Specification's types for
 /// x86-64 and 64-bit ARM.

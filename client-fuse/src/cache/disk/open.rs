@@ -42,6 +42,24 @@ pub enum CacheError {
 }
 
 impl DiskCache {
+    /// The cache of the disk that `disk` names, or none: whatever is wrong with it, a mount works
+    /// without, and says so once.
+    pub async fn open_or_off(config: DiskCacheConfig, disk: Digest, disk_bytes: u64) -> Self {
+        let opened = tokio::task::spawn_blocking(move || Self::open(&config, disk, disk_bytes));
+        match opened.await {
+            Ok(Ok(cache)) => cache,
+            Ok(Err(error)) => {
+                let cause: &dyn std::error::Error = &error;
+                tracing::warn!(error = cause, "no disk cache");
+                Self::off()
+            }
+            Err(error) => {
+                tracing::error!(%error, "no disk cache");
+                Self::off()
+            }
+        }
+    }
+
     /// Opens the cache file of the disk that `disk` names. Blocks on the disk, for a number of system
     /// calls that does not depend on how much is cached.
     ///

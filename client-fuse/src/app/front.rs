@@ -1,0 +1,86 @@
+//! Where a disk appears: at a mount point, or on a socket.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use crate::config::{Config, Purpose};
+use crate::fetch::http::HttpSource;
+use crate::fs::ImageFs;
+use crate::mount::signals::Signals;
+use crate::mount::{Mount, MountError, Mountpoint};
+use crate::nbd::{Export, Socket};
+use crate::open::OpenImage;
+use crate::supervise::Stand;
+
+/// Where it shall appear.
+pub(super) enum Front {
+    /// At a mount point.
+    Mount(Mountpoint),
+    /// At a mount point, with all others of the store.
+    Tree(Mountpoint),
+    /// On a socket.
+    Socket(PathBuf),
+}
+
+impl Front {
+    /// Checks what can be checked before the process becomes a daemon, which has another directory.
+    pub(super) fn check(config: &Config) -> anyhow::Result<Self> {
+        if let Some(socket) = &config.nbd {
+            let path = std::path::absolute(socket);
+            let path = path.with_context(|| format!("{} is no path", socket.display()))?;
+            return Ok(Self::Socket(path));
+        }
+        let mountpoint = Mountpoint::check(&config.mount.mountpoint)?;
+        Ok(match config.purpose {
+            Purpose::MountAll => Self::Tree(mountpoint),
+            _ => Self::Mount(mountpoint),
+        })
+    }
+
+    /// Has `fs`, opened as `image`, appear there, and serves it until it is gone. The first worker of a
+    /// supervisor leaves what it opened, `first`. The outer error says that it did not appear.
+    pub(super) async fn serve(
+        self,
+        config: &Config,
+        stand: Stand,
+        fs: Arc<ImageFs<HttpSource>>,
+        image: &OpenImage,
+        first: Option<OwnedFd>,
+        signals: &mut Signals,
+    ) -> anyhow::Result<Result<(), MountError>> {
+        let process = &config.process;
+        let name = format!("{}{}", config.base, image.reference);
+        let name = config.mount.source.clone().unwrap_or(name);
+        let serving = || tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
+        let told = "cannot leave the terminal";
+        Ok(match (self, stand) {
+            (Self::Mount(mountpoint) | Self::Tree(mountpoint), Stand::Alone(readiness)) => {
+                let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
+                serving();
+                readiness.announce().context(told)?;
+                mount.serve(process.role, signals).await
+            }
+            (Self::Mount(mountpoint) | Self::Tree(mountpoint), Stand::Supervised(seat)) => {
+                let first = first.map(|kept| (name, kept));
+                let taken = seat.take(first, mountpoint, &config.mount, fs, process.style);
+                let taken = taken.await?;
+                serving();
+                taken.serve(process.role).await
+            }
+            (Self::Socket(path), Stand::Alone(readiness)) => {
+                let socket = Socket::listen(&path, config.mount.access).await?;
+                let export = Export::new(fs, &image.reference.to_string());
+                serving();
+                readiness.announce().context(told)?;
+                socket.serve(export, signals).await;
+                Ok(())
+            }
+            (Self::Socket(_), Stand::Supervised(_)) => {
+                anyhow::bail!("a supervisor holds mounts, no sockets")
+            }
+        })
+    }
+}

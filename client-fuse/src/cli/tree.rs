@@ -1,0 +1,74 @@
+//! `circular-mount tree URL MOUNTPOINT`: the same command line, without an image.
+
+use std::ffi::OsString;
+
+use clap::error::Error;
+use clap::{CommandFactory, FromArgMatches};
+
+use super::Args;
+
+/// Parses what was typed, with or without an image.
+pub(super) fn parse(mut typed: Vec<OsString>) -> Result<Args, Error> {
+    if typed.get(1).is_none_or(|word| word != "tree") {
+        return <Args as clap::Parser>::try_parse_from(typed);
+    }
+    typed.remove(1);
+    // Any image: nobody reads it. As an option, it takes no place among the words.
+    let command = Args::command()
+        .bin_name("circular-mount tree")
+        .about("Mount all images of a store, as NAME/TAG/disk.raw")
+        .mut_arg("image", |image| {
+            image
+                .long("image")
+                .hide(true)
+                .required(false)
+                .default_value("all")
+        });
+    let mut args = Args::from_arg_matches(&command.try_get_matches_from(typed)?)?;
+    let of_one = args.overlay.is_some()
+        || args.nbd.is_some()
+        || args.record.is_some()
+        || args.fetch
+        || args.pin
+        || args.metrics.is_some()
+        || args.supervise.is_some()
+        || args.initramfs;
+    if of_one {
+        let message = "overlay, nbd, fetch, pin, record, metrics, supervise and initramfs are about one disk; name an image\n";
+        return Err(Error::raw(
+            clap::error::ErrorKind::ArgumentConflict,
+            message,
+        ));
+    }
+    args.all = true;
+    Ok(args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<Args, Error> {
+        parse(words.iter().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn a_tree_has_no_image() {
+        let args = parsed(&["circular-mount", "tree", "--no-cache", "http://h/", "/mnt"]).unwrap();
+        assert!(args.all && args.no_cache);
+        assert_eq!(args.mountpoint.unwrap().to_str(), Some("/mnt"));
+        assert!(parsed(&["circular-mount", "tree", "http://h/", "debian", "/mnt"]).is_err());
+        assert!(parsed(&["circular-mount", "tree", "http://h/"]).is_err());
+        let overlay = [
+            "circular-mount",
+            "tree",
+            "--overlay",
+            "o",
+            "http://h/",
+            "/mnt",
+        ];
+        assert!(parsed(&overlay).is_err());
+        let one = parsed(&["circular-mount", "http://h/", "debian", "/mnt"]).unwrap();
+        assert!(!one.all);
+    }
+}
