@@ -60,7 +60,7 @@ endif
 # BENCH: suites, like `p1 p13`; all without. OPTIONS: more for tests/examples/bench.rs, like `--quick`.
 bench: image guest ## Compare with others into docs/BENCHMARKS.md (BENCH=p1 selects, REPEATS=5)
 	@$(SUDO) tests/setup.sh bench
-	cargo build --locked --release -p client-fuse -p image-tools -p server -p circular-tests --bins --example bench
+	cargo build --locked --release -p client-fuse -p image-tools -p server -p circular-tests --bins --example bench --example bare_fuse
 	$(SUDO) target/release/examples/bench $(BENCH) --repeats $(REPEATS) --write docs/BENCHMARKS.md $(OPTIONS)
 
 lint: ## Check format, lints and documentation

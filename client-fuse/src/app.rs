@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use image_format::BLOCK_BYTES;
 use image_format::trace::Header;
 use tokio::runtime::{Handle, Runtime};
 
@@ -26,6 +27,7 @@ use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
 use crate::overlay::{Base, Overlay, keep_flushed};
 use crate::panics;
+use crate::passthrough::{Facts, Lender};
 use crate::process::{self, Side};
 use crate::record::send::Sender;
 use crate::record::{Recorder, TraceFile};
@@ -41,7 +43,7 @@ mod front;
 mod inside;
 mod tree;
 
-use front::Front;
+use front::{Front, Shown};
 
 /// Connections that are opened ahead. An opening asks for three files at once, then for six (see [`crate::open`]).
 const DIALED_EARLY: usize = 3;
@@ -192,34 +194,37 @@ async fn serve(
     )
     .with_documents(documents);
     let recorder = record_if_asked(config, trace, &image)?;
-    let disk = Disk::new(
-        image.table.clone(),
-        Arc::new(fetcher),
-        Arc::clone(&caches),
-        &Handle::current(),
+    let disk = disk(
+        config,
+        &mut image,
+        fetcher,
+        &caches,
         recorder.clone(),
+        is_first,
     );
-    if is_first {
-        disk.prefetch(image.manifest.boot_pack, image.early_head.take());
-    }
-    if config.purpose == Purpose::MountAndPin {
-        disk.pin(image.manifest.disk.data_bytes);
-    }
+    let facts = Facts {
+        writable: overlay.is_some(),
+        recorded: recorder.is_some(),
+        ..Facts::default()
+    };
+    let lender = lend(config, &disk, &image, front.may_lend(&stand), facts);
     let disk = match &overlay {
         Some(overlay) => Layered::writable(disk, Arc::clone(overlay)),
         None => Layered::read_only(disk),
     };
     let fs = Arc::new(ImageFs::new(disk, &image, &config.base, stats));
     let _metrics = inside.show(&fs);
-    let first = match is_first && matches!(stand, Stand::Supervised(_)) {
-        true => Some(
-            Opened::keep(&image, resolver.all_known()).context("cannot keep what was opened")?,
-        ),
-        false => None,
+    let keep = || Opened::keep(&image, resolver.all_known());
+    let is_kept = is_first && matches!(stand, Stand::Supervised(_));
+    let first = is_kept.then(keep).transpose();
+    let first = first.context("cannot keep what was opened")?;
+    let shown = Shown {
+        fs,
+        lender,
+        image: &image,
+        first,
     };
-    let served = front
-        .serve(config, stand, fs, &image, first, &mut signals)
-        .await?;
+    let served = front.serve(config, stand, shown, &mut signals).await?;
     if let Some(overlay) = overlay {
         let closed = overlay.close().await;
         closed.context("what was written last may be lost")?;
@@ -228,6 +233,32 @@ async fn serve(
     served?;
     tracing::info!("ended");
     Ok(())
+}
+
+/// The disk of `image`, and what is fetched of it ahead of any reader; by later workers of a supervisor
+/// nothing is.
+fn disk(
+    config: &Config,
+    image: &mut OpenImage,
+    fetcher: Fetcher<HttpSource>,
+    caches: &Arc<Caches>,
+    recorder: Option<Arc<Recorder>>,
+    is_first: bool,
+) -> Disk<HttpSource> {
+    let disk = Disk::new(
+        image.table.clone(),
+        Arc::new(fetcher),
+        Arc::clone(caches),
+        &Handle::current(),
+        recorder,
+    );
+    if is_first {
+        disk.prefetch(image.manifest.boot_pack, image.early_head.take());
+    }
+    if config.purpose == Purpose::MountAndPin {
+        disk.pin(image.manifest.disk.data_bytes);
+    }
+    disk
 }
 
 /// Keeps what was seen in this run. Tasks that still run hold the disk and the caches, and the process
@@ -242,6 +273,29 @@ async fn save(recorder: Option<Arc<Recorder>>, caches: Arc<Caches>) -> anyhow::R
     saving
         .await
         .context("what was seen in this run is not kept")
+}
+
+/// Sees to it that the cache file is verified for the kernel to read it, if it `may`.
+fn lend(
+    config: &Config,
+    disk: &Disk<HttpSource>,
+    image: &OpenImage,
+    may: bool,
+    facts: Facts,
+) -> Arc<Lender> {
+    let every = config.passthrough.filter(|_| may);
+    let facts = Facts {
+        wanted: every.is_some(),
+        whole_blocks: disk.length().is_multiple_of(u64::from(BLOCK_BYTES)),
+        ..facts
+    };
+    let chunks = disk.chunks();
+    let stats = Arc::clone(chunks.fetcher().stats());
+    let lender = Arc::new(Lender::new(facts, Arc::clone(chunks.caches()), stats));
+    if let Some(every) = every {
+        disk.keep_proven(image.manifest.disk.data_bytes, every, &lender);
+    }
+    lender
 }
 
 /// What the first worker opened, if this is another one.

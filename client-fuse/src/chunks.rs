@@ -146,6 +146,22 @@ impl<S: Source> Chunks<S> {
         }
     }
 
+    /// The bytes of `parts`, in order, if the memory cache has all of them.
+    #[must_use]
+    pub fn find_in_memory(&self, parts: &[Part]) -> Option<Vec<Bytes>> {
+        let find = |part: &Part| {
+            let chunk = self.caches.memory.find(&part.place.id())?;
+            Some(chunk.bytes().slice(part.within.clone()))
+        };
+        let found: Vec<Bytes> = parts.iter().map(find).collect::<Option<_>>()?;
+        for part in parts {
+            self.strike(&part.place.id());
+            self.caches.disk.touch(&part.place);
+        }
+        self.stats.memory_hits.add(parts.len() as u64);
+        Some(found)
+    }
+
     fn look_in_memory(&self, parts: &[Part], found: &mut [Found]) -> Missing {
         let mut missing = Vec::new();
         for (number, part) in parts.iter().enumerate() {
@@ -171,7 +187,10 @@ impl<S: Source> Chunks<S> {
         let (caches, before) = (Arc::clone(&self.caches), missing.len());
         let asked = missing.clone();
         let reading = tokio::task::spawn_blocking(move || {
-            let read = |(_, part): &(usize, Part)| caches.disk.read(&part.place);
+            let read = |(_, part): &(usize, Part)| {
+                let sealed = caches.disk.read_part(&part.place, &part.within);
+                sealed.ok_or_else(|| caches.disk.read(&part.place))
+            };
             asked.iter().map(read).collect::<Vec<_>>()
         });
         let Ok(cached) = reading.await else {
@@ -181,17 +200,19 @@ impl<S: Source> Chunks<S> {
         for ((number, part), cached) in missing.into_iter().zip(cached) {
             found[number].from = Origin::Disk;
             match cached {
-                Cached::Chunk(chunk) => {
+                // The kernel keeps what is read in parts: no need to keep it twice.
+                Ok(bytes) => found[number].bytes = bytes,
+                Err(Cached::Chunk(chunk)) => {
                     found[number].bytes = chunk.bytes().slice(part.within);
                     self.caches.memory.keep(chunk);
                 }
-                Cached::Copied(chunk) => {
+                Err(Cached::Copied(chunk)) => {
                     self.stats.disk_copies.increment();
                     found[number].bytes = chunk.bytes().slice(part.within);
                     self.caches.memory.keep(chunk);
                 }
-                Cached::Miss => left.push((number, part)),
-                Cached::Rejected => {
+                Err(Cached::Miss) => left.push((number, part)),
+                Err(Cached::Rejected) => {
                     self.stats.disk_rejects.increment();
                     left.push((number, part));
                 }

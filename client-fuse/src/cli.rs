@@ -14,7 +14,7 @@ use crate::config::proxies::{Proxies, ProxyUrl};
 use crate::config::{
     Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
     MountConfig, NetworkConfig, ProcessConfig, Purpose, RecordConfig, Role, RootConfig, Style,
-    Supervision, TrustConfig,
+    Supervision, TrustConfig, VERIFY_SECONDS,
 };
 use crate::fetch::retry::RetryPolicy;
 use crate::fstab::{self, Call};
@@ -158,6 +158,15 @@ pub struct Args {
     /// the same
     #[arg(long, help_heading = "Caches", conflicts_with_all = ["no_cache", "mountpoint", "pin", "record", "overlay", "initramfs", "metrics", "supervise"])]
     pub fetch: bool,
+    /// Answer each read of the disk ourselves, and verify it. Else the kernel reads the cache file
+    /// itself once all of the disk is in it and was verified, which is as fast as a local file: from
+    /// the first open of a disk that nobody has open, if root mounted it read-only
+    #[arg(long, help_heading = "Caches")]
+    pub no_passthrough: bool,
+    /// How often a cache file that the kernel may read itself is verified anew, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = VERIFY_SECONDS, help_heading = "Caches",
+          value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub verify_every: u64,
     /// Most bytes of chunks kept in memory
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
@@ -347,6 +356,9 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
+            // What a machine boots from is open as long as it runs: nothing would come of it.
+            passthrough: (role == Role::Plain && !self.no_passthrough)
+                .then_some(Duration::from_secs(self.verify_every)),
             overlay: self.overlay,
             nbd: self.nbd,
             record,
@@ -526,6 +538,13 @@ mod tests {
         assert!(config(&[]).disk_cache.is_some());
         assert!(config(&["--no-cache"]).disk_cache.is_none());
         assert!(config(&["--initramfs"]).disk_cache.is_none());
+        assert!(config(&[]).passthrough.is_some());
+        assert!(config(&["--no-passthrough"]).passthrough.is_none());
+        assert!(
+            config(&["--initramfs", "--cache", "/c"])
+                .passthrough
+                .is_none()
+        );
         let chosen = config(&["--initramfs", "--cache", "/run/cache"])
             .disk_cache
             .unwrap();

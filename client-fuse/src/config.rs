@@ -39,6 +39,8 @@ pub struct Config {
     pub disk_cache: Option<DiskCacheConfig>,
     /// Most bytes of verified chunks in the memory cache. A reader in a tight corner can go down to 1 MiB.
     pub memory_cache: ByteSize,
+    /// How often a cache file that the kernel may read itself is verified anew; `None`: it never may.
+    pub passthrough: Option<Duration>,
     /// File that keeps what is written to the disk; `None`: the disk is read-only.
     pub overlay: Option<PathBuf>,
     /// Socket to export the disk on, by NBD, instead of mounting it.
@@ -75,6 +77,9 @@ pub struct RecordConfig {
     /// The machine has come up when nothing new was read for so long.
     pub quiet: Duration,
 }
+
+/// Default of [`Config::passthrough`], in seconds: a day.
+pub const VERIFY_SECONDS: u64 = 86_400;
 
 /// Where and for whom to mount.
 #[derive(Debug)]

@@ -33,9 +33,11 @@ use crate::stats::Stats;
 use crate::tasks::Tasks;
 
 pub mod extents;
+pub mod near;
 pub mod pages;
 pub mod pin;
 pub mod plan;
+pub mod prove;
 
 /// Index pages fetched ahead of a boot: as many as are kept.
 const PAGES_AHEAD_MAX: usize = 64;

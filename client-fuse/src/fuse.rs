@@ -1,10 +1,11 @@
 //! The kernel's side of [`ImageFs`]: a request becomes a call, the answer a reply or an errno.
 //!
-//! FUSE threads only translate. A read of the disk becomes a task that sends the reply when it has
-//! the bytes, so a slow server never keeps a FUSE thread from other requests. Writing, syncing and
-//! discarding are in [`write`](mod@write); the kernel writes through, it keeps no dirty pages but
-//! those of shared maps.
+//! FUSE threads only translate. A read of the disk whose bytes are in memory is answered at once; any
+//! other becomes a task that sends the reply when it has the bytes, so that a slow server never keeps a
+//! FUSE thread from other requests. Writing, syncing and discarding are in [`write`](mod@write); the
+//! kernel writes through, it keeps no dirty pages but those of shared maps.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -23,16 +24,21 @@ use image_format::BLOCK_BYTES;
 use tokio::runtime::Handle;
 
 use crate::config::Access;
+use crate::disk::near::Near;
 use crate::fetch::Source;
 use crate::fs::{FsError, ImageFs, Kind, Node};
+use crate::passthrough::Lender;
 use crate::supervise::gate::Gate;
 use crate::supervise::relay::ANSWERED_ITSELF;
 use crate::supervise::wire::{self, NO_NODE};
 use crate::tasks::Tasks;
 
 mod partitions;
+mod passthrough;
 pub mod tree;
 mod write;
+
+use passthrough::DiskOpens;
 
 /// Threads that read requests; each has a buffer of 16 MiB, of which it touches only the start.
 pub(crate) const THREADS: usize = 2;
@@ -40,6 +46,14 @@ pub(crate) const THREADS: usize = 2;
 /// Requests of read-ahead and direct I/O that the kernel may have under way: at 1 MiB each, as many
 /// bytes as the fetches behind them may have in flight.
 const BACKGROUND_MAX: u16 = 32;
+
+/// The longest read that is answered by the thread that took it: the longest that kernels send unless
+/// they are told to. Each thread keeps a buffer of this length, once it was needed.
+const NEAR_BYTES_MAX: u32 = 1 << 20;
+
+thread_local! {
+    static NEAR: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The kernel may keep names and attributes for long: nothing ever changes.
 const CONSTANT: Duration = Duration::from_secs(86_400);
@@ -53,6 +67,7 @@ pub struct Adapter<S> {
     access: Access,
     /// What is mounted: the directory, or the disk as a file.
     root: Node,
+    opens: DiskOpens,
     /// What there is between the kernel and us, if something is.
     behind: Option<Behind>,
 }
@@ -133,6 +148,7 @@ impl<S: Source> Adapter<S> {
             owner,
             access,
             root,
+            opens: DiskOpens::default(),
             behind: None,
         }
     }
@@ -142,6 +158,13 @@ impl<S: Source> Adapter<S> {
     pub(crate) fn behind(self, behind: Behind) -> Self {
         let behind = Some(behind);
         Self { behind, ..self }
+    }
+
+    /// Lets the kernel read the cache file itself while `lender` allows it.
+    #[must_use]
+    pub fn with_passthrough(mut self, lender: Arc<Lender>) -> Self {
+        self.opens = DiskOpens::with(lender);
+        self
     }
 
     /// Mounts. The kernel's requests are answered once the session runs.
@@ -187,6 +210,26 @@ impl<S: Source> Adapter<S> {
             Node::Root => Some(self.root),
             node => Some(node).filter(|_| self.root == Node::Root),
         }
+    }
+
+    /// Answers a read of the disk at once, if its bytes are at hand; else the reply is still to be sent.
+    fn read_near(&self, node: Node, offset: u64, size: u32, reply: Reply) -> Option<Reply> {
+        if node != Node::Disk || size > NEAR_BYTES_MAX {
+            return Some(reply);
+        }
+        NEAR.with_borrow_mut(
+            |buffer| match self.fs.disk().read_near(offset, size, buffer) {
+                Some(Near::Buffer(within)) => {
+                    reply.data(buffer.get(within).unwrap_or_default());
+                    None
+                }
+                Some(Near::Bytes(bytes)) => {
+                    reply.data(&bytes);
+                    None
+                }
+                None => Some(reply),
+            },
+        )
     }
 
     fn number(&self, node: Node) -> INodeNo {
@@ -252,6 +295,28 @@ fn errno(error: &FsError) -> Errno {
     }
 }
 
+/// Where the answer to a read goes.
+#[derive(Debug)]
+struct Reply {
+    reply: ReplyData,
+    unique: u64,
+    /// Past the supervisor, if requests come through it.
+    device: Option<Arc<OwnedFd>>,
+}
+
+impl Reply {
+    fn data(self, bytes: &[u8]) {
+        match self.device {
+            None => self.reply.data(bytes),
+            Some(device) => self.reply.error(answer_itself(&device, self.unique, bytes)),
+        }
+    }
+
+    fn error(self, error: Errno) {
+        self.reply.error(error);
+    }
+}
+
 /// Gives the kernel the data of a read past the supervisor; returns what tells the latter so.
 fn answer_itself(device: &OwnedFd, unique: u64, bytes: &[u8]) -> Errno {
     let Some(head) = wire::data_head(unique, bytes.len()) else {
@@ -271,6 +336,7 @@ fn answer_itself(device: &OwnedFd, unique: u64, bytes: &[u8]) -> Errno {
 impl<S: Source> Filesystem for Adapter<S> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         negotiate(config);
+        self.opens.negotiate(config);
         Ok(())
     }
 
@@ -308,6 +374,9 @@ impl<S: Source> Filesystem for Adapter<S> {
         if flags.acc_mode() != OpenAccMode::O_RDONLY && !self.fs.is_writable(node) {
             return reply.error(Errno::EROFS);
         }
+        if node == Node::Disk {
+            return self.opens.open(reply);
+        }
         // Whatever length a snapshot has, direct I/O reads up to its end. The kernel does not know that
         // a partition changes with the disk, so it may not keep one that can.
         let is_stale = matches!(node, Node::Partition(_)) && self.fs.is_writable(Node::Disk);
@@ -336,22 +405,26 @@ impl<S: Source> Filesystem for Adapter<S> {
         let Some(node) = self.node(ino) else {
             return reply.error(Errno::ENOENT);
         };
-        let fs = Arc::clone(&self.fs);
-        let reading = fs.watch(node, offset, size);
         let device = self
             .behind
             .as_ref()
             .and_then(|behind| behind.device.clone());
-        let unique = req.unique().0;
+        let reply = Reply {
+            reply,
+            unique: req.unique().0,
+            device,
+        };
+        let Some(reply) = self.read_near(node, offset, size, reply) else {
+            return;
+        };
+        let fs = Arc::clone(&self.fs);
+        let reading = fs.watch(node, offset, size);
         self.tasks.spawn(async move {
             match reading.of(fs.read(node, fh.0, offset, size)).await {
                 Ok(bytes) => {
                     // First, so that whoever has the bytes finds them counted.
                     reading.answered();
-                    match device {
-                        None => reply.data(&bytes),
-                        Some(device) => reply.error(answer_itself(&device, unique, &bytes)),
-                    }
+                    reply.data(&bytes);
                 }
                 Err(error) => {
                     let cause: &dyn std::error::Error = &error;
@@ -463,14 +536,18 @@ impl<S: Source> Filesystem for Adapter<S> {
     fn release(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.release(fh.0);
+        if self.node(ino) == Some(Node::Disk) {
+            self.opens.close();
+        } else {
+            self.fs.release(fh.0);
+        }
         reply.ok();
     }
 

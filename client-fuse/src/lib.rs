@@ -36,6 +36,7 @@ pub mod nbd;
 pub mod open;
 pub mod overlay;
 pub mod panics;
+pub mod passthrough;
 pub mod place;
 pub mod prefetch;
 pub mod process;

@@ -16,6 +16,7 @@ use crate::fetch::Source;
 use crate::fs::{ImageFs, Node};
 use crate::fuse::Adapter;
 use crate::fuse::tree::TreeAdapter;
+use crate::passthrough::Lender;
 use crate::tree::Tree;
 
 pub mod signals;
@@ -152,7 +153,8 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts `fs` and returns when it has answered a first request.
+    /// Mounts `fs` and returns when it has answered a first request. The kernel may read the cache file
+    /// itself while a `lender` allows it.
     ///
     /// # Errors
     ///
@@ -162,9 +164,14 @@ impl Mount {
         config: &MountConfig,
         fs: Arc<ImageFs<S>>,
         source: &str,
+        lender: Option<Arc<Lender>>,
     ) -> Result<Self, MountError> {
         let length = fs.length(Node::Disk);
         let adapter = adapter(fs, config, &mountpoint);
+        let adapter = match lender {
+            Some(lender) => adapter.with_passthrough(lender),
+            None => adapter,
+        };
         let disk = mountpoint.disk();
         let mount = Self::of(mountpoint.path, |path| adapter.mount(path, source))?;
         settle(&mount.path, disk, Some(length)).await?;

@@ -134,7 +134,10 @@ pub async fn open<S: Source>(
         ahead.take(&entry.manifest.digest).await,
         ahead.take(&entry.disk).await,
     );
-    open_entry(fetcher, reference, (version, entry), early).await
+    let mut image = open_entry(fetcher, reference, (version, entry), early).await?;
+    let head = |pack: &BootPack| ahead.take_head(&pack.head.digest);
+    image.early_head = image.manifest.boot_pack.as_ref().and_then(head);
+    Ok(image)
 }
 
 /// The catalogue of `name`, which the signed metadata says is `object`.
@@ -182,15 +185,13 @@ async fn open_entry<S: Source>(
             reason: "it is that of a disk of another length",
         });
     }
-    let head = |pack: &BootPack| ahead.take_head(&pack.head.digest);
-    let early_head = manifest.boot_pack.as_ref().and_then(head);
     Ok(OpenImage {
         reference: reference.pinned(version),
         version,
         created: entry.created,
         manifest,
         table,
-        early_head,
+        early_head: None,
     })
 }
 

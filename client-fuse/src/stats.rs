@@ -10,6 +10,7 @@ use serde::Serialize;
 pub mod histogram;
 pub mod mirrors;
 
+use crate::passthrough;
 use crate::waits::Layer;
 use histogram::{Counts, Histogram};
 
@@ -62,7 +63,7 @@ pub struct Stats {
     pub read_wait: ReadWaits,
     /// Pieces of chunks found in the memory cache.
     pub memory_hits: Counter,
-    /// Pieces of chunks found in the disk cache.
+    /// Pieces of chunks found in the disk cache; a read that is answered from it at once counts as one.
     pub disk_hits: Counter,
     /// Of these, pieces of chunks that another version, or another place of the disk, had.
     pub disk_copies: Counter,
@@ -102,6 +103,8 @@ pub struct Stats {
     pub faults: mirrors::FaultStats,
     /// What each server did.
     pub mirrors: mirrors::ByMirror,
+    /// What the kernel reads without asking us.
+    pub passthrough: PassthroughStats,
 }
 
 /// How long guests waited for their reads, by what they waited for last: see [`Layer`].
@@ -158,6 +161,19 @@ pub struct RequestWaits {
     pub head: Histogram,
     /// From the request to the end of its body, for those that came whole.
     pub whole: Histogram,
+}
+
+/// What the kernel reads without asking us; it is in no other count.
+#[derive(Debug, Default, Serialize)]
+pub struct PassthroughStats {
+    /// `on` while it does, `ready` if it will at the next open, or why not.
+    pub state: passthrough::State,
+    /// Opens of the disk that it serves itself.
+    pub opens: Counter,
+    /// Verifications of the whole cache file.
+    pub passes: Counter,
+    /// Chunks, and holes, that were wrong then, and were mended.
+    pub mended: Counter,
 }
 
 /// Plain bytes that were asked for ahead of any reader.

@@ -11,7 +11,7 @@ use circular_tests::require::{self, Need};
 const MIB: u64 = 1 << 20;
 
 /// Those that take a second or two.
-const SUITES: [&str; 5] = ["p2", "p13", "p14", "p12", "p8"];
+const SUITES: [&str; 6] = ["p2", "p13", "p14", "p12", "p8", "p5"];
 
 #[test]
 fn a_bench_of_one_turn_fills_its_table() -> Result<()> {

@@ -13,6 +13,7 @@ use crate::mount::signals::Signals;
 use crate::mount::{Mount, MountError, Mountpoint};
 use crate::nbd::{Export, Socket};
 use crate::open::OpenImage;
+use crate::passthrough::Lender;
 use crate::supervise::Stand;
 
 /// Where it shall appear.
@@ -23,6 +24,15 @@ pub(super) enum Front {
     Tree(Mountpoint),
     /// On a socket.
     Socket(PathBuf),
+}
+
+/// What appears.
+pub(super) struct Shown<'a> {
+    pub(super) fs: Arc<ImageFs<HttpSource>>,
+    pub(super) lender: Arc<Lender>,
+    pub(super) image: &'a OpenImage,
+    /// What the first worker of a supervisor leaves to the others.
+    pub(super) first: Option<OwnedFd>,
 }
 
 impl Front {
@@ -40,17 +50,27 @@ impl Front {
         })
     }
 
-    /// Has `fs`, opened as `image`, appear there, and serves it until it is gone. The first worker of a
-    /// supervisor leaves what it opened, `first`. The outer error says that it did not appear.
+    /// Whether the kernel may come to read the cache file itself. The supervisor cannot let it: what the
+    /// kernel was lent would end with the worker that lent it.
+    pub(super) const fn may_lend(&self, stand: &Stand) -> bool {
+        matches!((self, stand), (Self::Mount(_), Stand::Alone(_)))
+    }
+
+    /// Has a disk appear there, and serves it until it is gone. The outer error says that it did not
+    /// appear.
     pub(super) async fn serve(
         self,
         config: &Config,
         stand: Stand,
-        fs: Arc<ImageFs<HttpSource>>,
-        image: &OpenImage,
-        first: Option<OwnedFd>,
+        shown: Shown<'_>,
         signals: &mut Signals,
     ) -> anyhow::Result<Result<(), MountError>> {
+        let Shown {
+            fs,
+            lender,
+            image,
+            first,
+        } = shown;
         let process = &config.process;
         let name = format!("{}{}", config.base, image.reference);
         let name = config.mount.source.clone().unwrap_or(name);
@@ -58,7 +78,8 @@ impl Front {
         let told = "cannot leave the terminal";
         Ok(match (self, stand) {
             (Self::Mount(mountpoint) | Self::Tree(mountpoint), Stand::Alone(readiness)) => {
-                let mount = Mount::start(mountpoint, &config.mount, fs, &name).await?;
+                let mount =
+                    Mount::start(mountpoint, &config.mount, fs, &name, Some(lender)).await?;
                 serving();
                 readiness.announce().context(told)?;
                 mount.serve(process.role, signals).await

@@ -1,9 +1,10 @@
 //! Keeps fetched chunks in one sparse file for each disk, in the layout of the disk.
 //!
 //! A chunk is written at its own place; a hole is a miss. Nothing in the file is believed: a chunk
-//! is verified by its digest **each time** it is read from here into memory, and an all-zero block
-//! inside a chunk is a miss (no chunk contains one, so it is a hole). Torn writes, bit rot, a foreign,
-//! a truncated or a punched file are therefore misses, never wrong bytes, whenever they happen.
+//! is verified **each time** it is read from here into memory, by its digest or, when that matched
+//! earlier in this run, by the [seals] of its blocks; and an all-zero block inside a chunk is a miss
+//! (no chunk contains one, so it is a hole). Torn writes, bit rot, a foreign, a truncated or a punched
+//! file are therefore misses, never wrong bytes, whenever they happen.
 //!
 //! A chunk that is not at its place may be elsewhere: in the file of another version, or at another
 //! place of this disk. [`hints`](crate::cache::hints) say where; it is verified and written to its own place.
@@ -13,7 +14,7 @@
 //!
 //! Bounds: the bytes of the whole directory ([`budget`]); what was unused for longest makes room
 //! ([`evict`]), but never in a file that another process mounts. Memory: one bit for each block of a
-//! region that was touched, and 50 bytes for each MiB that was used.
+//! region that was touched, 50 bytes for each MiB that was used, and at most 4 MiB of seals.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -43,11 +44,18 @@ mod budget;
 mod elsewhere;
 pub(super) mod evict;
 mod open;
+mod parts;
+mod proof;
+mod seals;
 #[cfg(test)]
 mod tests;
 
 use budget::{Budget, is_full};
 pub use open::CacheError;
+pub use parts::Wait;
+pub use proof::Pass;
+use proof::Proof;
+use seals::Seals;
 
 /// Reads between two savings of what was used when.
 const TOUCHES: u64 = 8192;
@@ -61,6 +69,7 @@ struct CacheFile {
     file: Flock<File>,
     path: PathBuf,
     disk: Digest,
+    disk_bytes: u64,
     directory: Directory,
     /// Set by the first error.
     off: AtomicBool,
@@ -73,6 +82,11 @@ struct CacheFile {
     /// Files of other disks, as far as somebody asked for them.
     others: Mutex<HashMap<u32, Option<Arc<File>>>>,
     evicted: Evicted,
+    proof: Proof,
+    /// Of what was verified in this run.
+    seals: Option<Seals>,
+    /// Whether the file is on a tmpfs.
+    in_memory: bool,
 }
 
 /// What was taken out of the files of a directory to make room, by this mount.
@@ -182,6 +196,7 @@ impl DiskCache {
                 cache.known().present.insert(place.blocks());
                 cache.touch(place);
                 cache.note(place);
+                cache.proof.filled();
                 bytes
             }
             Err(error) if is_full(&error) => {
@@ -284,13 +299,17 @@ impl CacheFile {
             self.switch_off("read", &error);
             Cached::Miss
         });
-        if let Cached::Chunk(_) = found {
+        if let Cached::Chunk(chunk) = &found {
+            if let Some(seals) = &self.seals {
+                seals.seal(place.blocks().start, chunk.bytes());
+            }
             self.touch(place);
             if self.touches.fetch_add(1, Ordering::Relaxed) % TOUCHES == TOUCHES - 1 {
                 self.save();
             }
         } else {
             self.known().present.remove(place.blocks());
+            self.proof.doubt();
         }
         found
     }

@@ -62,6 +62,12 @@ impl<S: Source> Pages<S> {
         }
     }
 
+    /// The length of the disk, in bytes.
+    #[must_use]
+    pub const fn disk_length(&self) -> u64 {
+        self.table.disk_length()
+    }
+
     /// How many regions the disk has.
     #[must_use]
     pub fn n_regions(&self) -> u32 {
@@ -101,6 +107,15 @@ impl<S: Source> Pages<S> {
         let has_page = |region: &u32| matches!(self.table.lookup(*region), Lookup::Page(_));
         let some: Vec<u32> = all.filter(has_page).take(most + 1).collect();
         if some.len() > most { Vec::new() } else { some }
+    }
+
+    /// The page of `region`, if that can be said at once: `Some(None)` if all of it is a hole.
+    #[must_use]
+    pub fn at_hand(&self, region: u32) -> Option<Option<Arc<Page>>> {
+        match self.table.lookup(region) {
+            Lookup::Hole => Some(None),
+            Lookup::Page(_) | Lookup::Leaf { .. } => self.kept(region).map(Some),
+        }
     }
 
     /// The page of `region`, if it is here already.

@@ -105,7 +105,8 @@ impl<S: Source> Parts<S> {
         Ok(lacking)
     }
 
-    async fn batch(&self, places: Vec<Place>) -> Result<u64, FetchError> {
+    /// Brings `places` into the cache file; returns how many bytes of them it lacked.
+    pub(super) async fn batch(&self, places: Vec<Place>) -> Result<u64, FetchError> {
         while self.chunks.has_guests() {
             tokio::time::sleep(PAUSE).await;
         }

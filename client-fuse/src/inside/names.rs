@@ -294,6 +294,22 @@ pub const NAMES: &[(&str, &str)] = &[
         "now.overlay_is_out_of_use",
         "1: the overlay takes no more writes, because nobody can say what is on disk.",
     ),
+    (
+        "passthrough.state",
+        "Whether the kernel reads the cache file without asking: `on`, `ready` for the next open, or why not.",
+    ),
+    (
+        "passthrough.opens",
+        "Opens of the disk whose reads the kernel serves itself; they are in no other count.",
+    ),
+    (
+        "passthrough.passes",
+        "Verifications of the whole cache file.",
+    ),
+    (
+        "passthrough.mended",
+        "Chunks and holes of the cache file that were wrong then, and were mended.",
+    ),
 ];
 
 /// What the number at `path` means.

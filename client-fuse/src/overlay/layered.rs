@@ -9,6 +9,7 @@ use image_format::BLOCK_BYTES;
 
 use super::ledger::{Content, Run};
 use super::{Overlay, OverlayError, Patch};
+use crate::disk::near::Near;
 use crate::disk::{Disk, ReadError};
 use crate::fetch::Source;
 
@@ -82,6 +83,15 @@ impl<S: Source> Layered<S> {
     #[must_use]
     pub fn modified(&self) -> Option<SystemTime> {
         self.overlay.as_ref().map(|overlay| overlay.modified())
+    }
+
+    /// What is read, if it is at hand; see [`Disk::read_near`]. What an overlay has never is.
+    #[must_use]
+    pub fn read_near(&self, offset: u64, len: u32, buffer: &mut Vec<u8>) -> Option<Near> {
+        match self.overlay {
+            None => self.base.read_near(offset, len, buffer),
+            Some(_) => None,
+        }
     }
 
     /// Reads `len` bytes at `offset`, fewer at the end of the disk and none behind it.

@@ -6,10 +6,10 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use bytes::Bytes;
+use image_format::partition::partitions;
 use image_store::ImageReader;
 use initramfs::FileSystem;
 use initramfs::filesystem::{HEAD_BYTES, Superblock};
-use initramfs::partition::{self, partitions};
 use tokio::runtime::Handle;
 
 /// What is fetched and kept at once. A file system's metadata lies close together.
@@ -111,9 +111,11 @@ impl Disk {
         if self.is_ext4(0)? {
             return Ok(vec![(0, 0)]);
         }
-        let head = self.head(0, partition::HEAD_BYTES)?;
+        let found = partitions(self.length, |range| {
+            self.read(range.start, index(range.end - range.start))
+        })?;
         let mut volumes = Vec::new();
-        for partition in partitions(&head) {
+        for partition in found {
             if self.is_ext4(partition.offset)? {
                 volumes.push((partition.number, partition.offset));
             }

@@ -96,6 +96,7 @@ impl CacheFile {
                 None => {
                     let block = u64::from(BLOCK_BYTES);
                     let blocks = bytes.start / block..bytes.end / block;
+                    self.proof.doubt();
                     self.known().present.remove(blocks);
                     self.recency().forget(*segment);
                     punch(&self.file, bytes)

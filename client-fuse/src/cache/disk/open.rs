@@ -15,7 +15,8 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
 use super::budget::Budget;
-use super::{CacheFile, DiskCache, Evicted, Known};
+use super::parts::is_in_memory;
+use super::{CacheFile, DiskCache, Evicted, Known, Proof, Seals};
 use crate::cache::directory::{Directory, HINTS, Patience, Room};
 use crate::cache::hints::Hints;
 use crate::cache::recency::{RECENCY_BYTES_MAX, Recency};
@@ -115,10 +116,12 @@ impl DiskCache {
         let recency = saved.and_then(|saved| Recency::decode(&saved));
         let hints = Hints::open(&disks.join(HINTS), directory.disks_max())
             .inspect_err(|error| tracing::warn!(%error, "chunks of other versions are not found"));
+        let in_memory = is_in_memory(&file);
         Ok(Self(Some(CacheFile {
             file,
             path,
             disk,
+            disk_bytes,
             directory,
             off: AtomicBool::new(false),
             budget: Mutex::new(Budget::default()),
@@ -128,6 +131,9 @@ impl DiskCache {
             hints: hints.ok(),
             others: Mutex::new(HashMap::new()),
             evicted: Evicted::default(),
+            proof: Proof::default(),
+            seals: Seals::new(),
+            in_memory,
         })))
     }
 }

@@ -12,6 +12,7 @@ use crate::config::{ByteSize, DiskCacheConfig};
 
 mod bound;
 mod damage;
+mod lent;
 mod shared;
 mod systems;
 

@@ -28,12 +28,13 @@ impl Here {
     async fn of(source: &MemorySource) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = MountConfig {
+            source: None,
             mountpoint: directory.path().to_owned(),
             access: Access::Owner,
         };
         let fs = show(source, Setup::DEFAULT).await;
         let mountpoint = Mountpoint::check(directory.path()).unwrap();
-        let mount = Mount::start(mountpoint, &config, fs, "test").await;
+        let mount = Mount::start(mountpoint, &config, fs, "test", None).await;
         Self {
             directory,
             _mount: mount.unwrap(),
