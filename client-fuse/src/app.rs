@@ -225,11 +225,7 @@ async fn serve(
         first,
     };
     let served = front.serve(config, stand, shown, &mut signals).await?;
-    if let Some(overlay) = overlay {
-        let closed = overlay.close().await;
-        closed.context("what was written last may be lost")?;
-    }
-    save(recorder, caches).await?;
+    save(overlay, recorder, caches).await?;
     served?;
     tracing::info!("ended");
     Ok(())
@@ -261,9 +257,17 @@ fn disk(
     disk
 }
 
-/// Keeps what was seen in this run. Tasks that still run hold the disk and the caches, and the process
-/// does not wait for them.
-async fn save(recorder: Option<Arc<Recorder>>, caches: Arc<Caches>) -> anyhow::Result<()> {
+/// Keeps what was written and seen in this run. Tasks that still run hold the disk and the caches, and
+/// the process does not wait for them.
+async fn save(
+    overlay: Option<Arc<Overlay>>,
+    recorder: Option<Arc<Recorder>>,
+    caches: Arc<Caches>,
+) -> anyhow::Result<()> {
+    if let Some(overlay) = overlay {
+        let closed = overlay.close().await;
+        closed.context("what was written last may be lost")?;
+    }
     let saving = tokio::task::spawn_blocking(move || {
         if let Some(recorder) = recorder {
             recorder.end();

@@ -119,11 +119,14 @@ pub struct Images<S> {
     open: Mutex<Open<S>>,
 }
 
+/// Where an image is, if it is open.
+type Place<S> = Arc<tokio::sync::Mutex<Weak<Opened<S>>>>;
+
 #[derive(Debug)]
 struct Open<S> {
     kept: LruCache<Arc<Pinned>, Arc<Opened<S>>>,
     /// All that are open, those kept included; the locks are held by who opens.
-    live: HashMap<Arc<Pinned>, Arc<tokio::sync::Mutex<Weak<Opened<S>>>>>,
+    live: HashMap<Arc<Pinned>, Place<S>>,
 }
 
 impl<S: Source> Images<S> {
@@ -245,10 +248,7 @@ impl<S: Source> Images<S> {
 
 impl<S> Open<S> {
     /// Where `pinned` is, or will be, open.
-    fn place(
-        &mut self,
-        pinned: &Arc<Pinned>,
-    ) -> Result<Arc<tokio::sync::Mutex<Weak<Opened<S>>>>, TreeError> {
+    fn place(&mut self, pinned: &Arc<Pinned>) -> Result<Place<S>, TreeError> {
         if let Some(place) = self.live.get(pinned) {
             return Ok(Arc::clone(place));
         }

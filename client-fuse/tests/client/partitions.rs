@@ -14,6 +14,7 @@ use nix::mount::umount;
 use crate::mount::{Mounted, assert_ok, can_mount, mount, mount_dir};
 use crate::server::{Manner, serve};
 use crate::store::{Store, mixed_disk};
+use crate::supervise::{Supervised, WAYS};
 
 const SECTOR: usize = 512;
 
@@ -271,4 +272,32 @@ fn a_table_that_cannot_be_read_hides_partitions_and_nothing_else() {
     assert!(mounted.disk().exists() && mounted.point().join("disk.vmdk").exists());
     let found = fs::metadata(partition(&mounted, "p1.raw"));
     assert_eq!(found.unwrap_err().raw_os_error(), Some(EIO));
+}
+
+#[test]
+fn a_partition_outlives_the_worker_that_read_the_table() {
+    if !can_mount() {
+        return;
+    }
+    for way in WAYS {
+        let mut disk = blank_head();
+        put_mbr(&mut disk, 0, &[(0, 0x83, 2048, 4096)]);
+        let store = Arc::new(Store::of(disk));
+        let supervised = Supervised::new(&store, &serve(&store, Manner::Right), &[way]);
+        let path = partition(&supervised.mounted, "p1.raw");
+        let opened = fs::File::open(&path).unwrap();
+        supervised.kill_worker();
+        supervised.wait_for_restarts(1);
+        // Nobody has looked for its name since, and none of it is in the kernel's cache.
+        let partition = &store.disk[2048 * SECTOR..][..4096 * SECTOR];
+        let mut bytes = vec![0; partition.len()];
+        opened.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == partition, "{way}");
+        supervised.kill_worker();
+        supervised.wait_for_restarts(2);
+        assert_eq!(fs::metadata(&path).unwrap().len(), partition.len() as u64);
+        assert_eq!(opened.metadata().unwrap().len(), partition.len() as u64);
+        drop(opened);
+        supervised.end();
+    }
 }

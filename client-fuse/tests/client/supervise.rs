@@ -19,18 +19,18 @@ use crate::server::{Manner, serve};
 use crate::store::{Random, Store, mixed_disk};
 
 /// Both ways in which requests get to the worker.
-const WAYS: [&str; 2] = ["--supervise", "--supervise=relay"];
+pub(crate) const WAYS: [&str; 2] = ["--supervise", "--supervise=relay"];
 
 const BLOCK: usize = 4096;
 
 /// A mount in the foreground, its supervisor a child of the test.
-struct Supervised {
-    mounted: Mounted,
+pub(crate) struct Supervised {
+    pub(crate) mounted: Mounted,
     child: Child,
 }
 
 impl Supervised {
-    fn new(store: &Arc<Store>, base: &str, extra: &[&str]) -> Self {
+    pub(crate) fn new(store: &Arc<Store>, base: &str, extra: &[&str]) -> Self {
         Self::of(
             Path::new(env!("CARGO_BIN_EXE_circular-mount")),
             store,
@@ -76,7 +76,7 @@ impl Supervised {
     }
 
     /// Kills the worker and waits until another process is in its place.
-    fn kill_worker(&self) {
+    pub(crate) fn kill_worker(&self) {
         let worker = wait_for(|| self.workers().last().copied());
         kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
         wait_for(|| {
@@ -97,7 +97,7 @@ impl Supervised {
     }
 
     /// Waits until `n` workers are gone and another one serves.
-    fn wait_for_restarts(&self, n: usize) {
+    pub(crate) fn wait_for_restarts(&self, n: usize) {
         let count = format!("\"restarts\": {n},");
         wait_for(|| self.stats().contains(&count).then_some(()));
     }
@@ -107,7 +107,7 @@ impl Supervised {
     }
 
     /// Unmounts; all processes are gone then, and nobody complains.
-    fn end(mut self) -> String {
+    pub(crate) fn end(mut self) -> String {
         umount(&self.mounted.point()).unwrap();
         assert_eq!(self.child.wait().unwrap().code(), Some(0), "{}", self.log());
         self.log()
