@@ -287,7 +287,10 @@ impl Lender {
         match self.caches.disk.lend() {
             Ok(Some(file)) => Some(file),
             Ok(None) => {
-                self.tell_content(Content::Unverified);
+                // Or somebody has it for a moment, to make room in it.
+                if !self.caches.disk.is_proven() {
+                    self.tell_content(Content::Unverified);
+                }
                 None
             }
             Err(error) => {

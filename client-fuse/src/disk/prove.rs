@@ -50,6 +50,22 @@ struct Extent {
     holes: Vec<Range<u64>>,
 }
 
+/// What was wrong in a part of the file.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wrong {
+    /// Chunks, and holes.
+    count: u64,
+    /// Where the first of the chunks is on the disk.
+    at: Option<u64>,
+}
+
+impl Wrong {
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        self.at = self.at.or(other.at);
+    }
+}
+
 impl<S: Source> Disk<S> {
     /// Keeps the cache file verified, in the background: once all of it is there (`data` bytes of the
     /// disk are no holes), and again after `every`. `lender` learns what was found.
@@ -65,18 +81,18 @@ impl<S: Source> Disk<S> {
 
 impl<S: Source> Parts<S> {
     async fn keep_proven(&self, data: u64, every: Duration, lender: &Lender) {
-        if !lender.kernel_can().await {
-            return;
-        }
         let caches = self.chunks.caches();
         let mut is_due = true;
-        loop {
+        // The kernel may come to refuse it, and the cache to be of no use.
+        while lender.kernel_can().await && caches.disk.is_on() {
             let occupied = self.with_cache(|caches| caches.disk.occupied_bytes()).await;
             let is_proven = caches.disk.is_proven();
             if occupied.unwrap_or(0) < data {
                 lender.tell_content(Content::Incomplete);
-            } else if is_due || !is_proven {
-                self.prove(lender).await;
+            } else if (is_due || !is_proven) && !self.prove(lender).await {
+                tokio::time::sleep(every).await;
+                is_due = true;
+                continue;
             }
             is_due = tokio::select! {
                 () = tokio::time::sleep(every) => true,
@@ -88,7 +104,8 @@ impl<S: Source> Parts<S> {
         }
     }
 
-    async fn prove(&self, lender: &Lender) {
+    /// Goes over the file until nothing is wrong. Returns whether it is worth going on before a rest.
+    async fn prove(&self, lender: &Lender) -> bool {
         for _ in 0..PASSES_MAX {
             let content = match self.pass(lender).await {
                 Ok(Verdict::Doubtful) => continue,
@@ -104,9 +121,11 @@ impl<S: Source> Parts<S> {
             if content == Content::Verified {
                 tracing::debug!("all of the cache file is verified");
             }
-            return lender.tell_content(content);
+            lender.tell_content(content);
+            return true;
         }
         tracing::warn!("the cache file is wrong again and again; its disk may be dying");
+        false
     }
 
     /// Goes over the file once.
@@ -122,16 +141,25 @@ impl<S: Source> Parts<S> {
         let Some(pass) = begun.flatten() else {
             return Ok(Verdict::Unfit);
         };
-        let mut wrong = 0;
+        let mut wrong = Wrong::default();
         for region in 0..self.pages.n_regions() {
             let page = self.pages.page(region).await?;
             let extent = extent(region, page.as_deref(), self.pages.disk_length());
             for batch in batches(extent) {
-                wrong += self.check(batch, lender).await?;
+                match self.check(batch, lender).await? {
+                    Some(found) => wrong.add(found),
+                    None => return Ok(Verdict::Unfit),
+                }
             }
         }
         lender.stats().passthrough.passes.increment();
-        if wrong > 0 {
+        if wrong.count > 0 {
+            let Wrong { count, at } = wrong;
+            tracing::warn!(
+                count,
+                at,
+                "the cache file is not what it was; what was wrong was fetched anew"
+            );
             return Ok(Verdict::Doubtful);
         }
         let proven = self
@@ -159,31 +187,29 @@ impl<S: Source> Parts<S> {
         Ok(false)
     }
 
-    /// Verifies a part of the file, mends what is wrong in it, and returns how much that is.
-    async fn check(&self, part: Extent, lender: &Lender) -> Result<u64, ReadError> {
+    /// Verifies a part of the file, mends what is wrong in it, and returns how much that is. `None`: the
+    /// file cannot be read, and the cache is off; nothing is fetched for it then.
+    async fn check(&self, part: Extent, lender: &Lender) -> Result<Option<Wrong>, ReadError> {
         while self.chunks.has_guests() {
             tokio::time::sleep(PAUSE).await;
         }
         let begun = Instant::now();
-        let all = part.places.len();
         let checked = self.with_cache(move |caches| check(caches, part)).await;
-        let Some((wrong, holes)) = checked else {
-            return Ok(all as u64);
+        let Some((wrong, holes)) = checked.filter(|_| self.chunks.caches().disk.is_on()) else {
+            lender.tell_content(Content::Unverified);
+            return Ok(None);
         };
         tokio::time::sleep(begun.elapsed()).await;
-        let found = wrong.len() as u64 + holes;
-        if found > 0 {
+        let found = Wrong {
+            count: wrong.len() as u64 + holes,
+            at: wrong.first().map(Place::disk_offset),
+        };
+        if found.count > 0 {
             lender.tell_content(Content::Unverified);
-            lender.stats().passthrough.mended.add(found);
-            let at = wrong.first().map(Place::disk_offset);
-            tracing::warn!(
-                found,
-                at,
-                "the cache file is not what it was; what is wrong is fetched anew"
-            );
+            lender.stats().passthrough.mended.add(found.count);
             self.batch(wrong).await?;
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// Does something with the caches that blocks; `None`: it failed.

@@ -46,6 +46,20 @@ impl Drop for Mounted {
     }
 }
 
+/// Whether `program`, which tests of mounts use, is installed; `CIRCULAR_REQUIRE` makes "no" a failure.
+pub(crate) fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        let required = std::env::var("CIRCULAR_REQUIRE").unwrap_or_default();
+        assert!(
+            !required.contains("fuse"),
+            "{program} is missing (tests/setup.sh)"
+        );
+        println!("skipped: no {program}");
+    }
+    found
+}
+
 /// Whether a mount can be tried here; `CIRCULAR_REQUIRE` makes "no" a failure.
 pub(crate) fn can_mount() -> bool {
     let can = File::options()

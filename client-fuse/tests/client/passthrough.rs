@@ -9,7 +9,7 @@ use std::sync::Arc;
 use nix::libc::O_DIRECT;
 use serde_json::Value;
 
-use crate::mount::{Mounted, assert_ok, can_mount, mount_dir, program};
+use crate::mount::{Mounted, assert_ok, can_mount, has, mount_dir, program};
 use crate::server::{Manner, serve};
 use crate::store::{Store, mixed_disk};
 
@@ -349,4 +349,76 @@ fn where_it_may_not_be_the_disk_is_served_and_the_reason_told() {
         assert!(reads_while(&mounted, store, &open) > 0);
         assert_eq!(count(&mounted, "/passthrough/opens"), 0);
     }
+}
+
+/// A file system whose disk can die.
+struct Dying {
+    backing: PathBuf,
+    device: String,
+    mounted: PathBuf,
+}
+
+impl Dying {
+    fn mount(directory: &Path) -> Self {
+        let [backing, mounted] = ["dying", "mnt"].map(|name| directory.join(name));
+        File::create(&backing).unwrap().set_len(64 << 20).unwrap();
+        fs::create_dir(&mounted).unwrap();
+        let name = backing.to_str().unwrap();
+        run("mkfs.ext4", &["-q", name]);
+        let attach = ["--direct-io=on", "--find", "--show", name];
+        let device = run("losetup", &attach);
+        run("mount", &[&device, mounted.to_str().unwrap()]);
+        Self {
+            backing,
+            device,
+            mounted,
+        }
+    }
+
+    /// Everything behind the first bytes is lost.
+    fn lose(&self) {
+        nix::unistd::sync();
+        let backing = File::options().write(true).open(&self.backing).unwrap();
+        backing.set_len(1 << 20).unwrap();
+        let device = File::open(&self.device).unwrap();
+        let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        nix::fcntl::posix_fadvise(&device, 0, 0, advice).unwrap();
+    }
+}
+
+impl Drop for Dying {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.mounted, nix::mount::MntFlags::MNT_DETACH);
+        let _ = Command::new("losetup").args(["-d", &self.device]).status();
+    }
+}
+
+fn run(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).output().unwrap();
+    assert_ok(&output);
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[test]
+fn a_disk_that_dies_ends_the_verification_and_nothing_is_fetched_for_it() {
+    if !can_mount() || !has("mkfs.ext4") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let dying = Dying::mount(directory.path());
+    let store = store(3000);
+    let base = serve(&store, Manner::Right);
+    let mounted = mount_dir(&store);
+    let cache = dying.mounted.join("cache");
+    mount(&base, &mounted, &cache, &["--verify-every", "1"]);
+    drop(fs::read(mounted.disk()).unwrap());
+    if becomes(&mounted, READY) {
+        let requests = count(&mounted, "/requests");
+        dying.lose();
+        assert!(becomes(&mounted, "off: the cache file is not verified"));
+        assert_eq!(count(&mounted, "/requests"), requests);
+        let file = File::open(mounted.disk()).unwrap();
+        reads_while(&mounted, &store, &file);
+    }
+    run("umount", &[mounted.point().to_str().unwrap()]);
 }

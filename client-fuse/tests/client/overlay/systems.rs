@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use super::directory;
 use super::mounted::{Place, kill_9, run};
-use crate::mount::can_mount;
+use crate::mount::{can_mount, has};
 use crate::store::Random;
 
 /// A loop device that is let go of when the test ends.
@@ -53,19 +53,6 @@ impl Drop for Tree {
     fn drop(&mut self) {
         let _ = umount2(&self.0, MntFlags::MNT_DETACH);
     }
-}
-
-fn has(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok();
-    if !found {
-        let required = std::env::var("CIRCULAR_REQUIRE").unwrap_or_default();
-        assert!(
-            !required.contains("fuse"),
-            "{program} is missing (tests/setup.sh)"
-        );
-        println!("skipped: no {program}");
-    }
-    found
 }
 
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
