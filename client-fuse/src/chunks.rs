@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use image_format::chunk::ChunkId;
+use image_format::chunk::{Chunk, ChunkId};
 use image_format::trace::Origin;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -151,7 +151,7 @@ impl<S: Source> Chunks<S> {
     pub fn find_in_memory(&self, parts: &[Part]) -> Option<Vec<Bytes>> {
         let find = |part: &Part| {
             let chunk = self.caches.memory.find(&part.place.id())?;
-            Some(chunk.bytes().slice(part.within.clone()))
+            piece(&chunk, part)
         };
         let found: Vec<Bytes> = parts.iter().map(find).collect::<Option<_>>()?;
         for part in parts {
@@ -165,10 +165,11 @@ impl<S: Source> Chunks<S> {
     fn look_in_memory(&self, parts: &[Part], found: &mut [Found]) -> Missing {
         let mut missing = Vec::new();
         for (number, part) in parts.iter().enumerate() {
-            match self.caches.memory.find(&part.place.id()) {
-                Some(chunk) => {
+            let chunk = self.caches.memory.find(&part.place.id());
+            match chunk.and_then(|chunk| piece(&chunk, part)) {
+                Some(bytes) => {
                     self.caches.disk.touch(&part.place);
-                    found[number].bytes = chunk.bytes().slice(part.within.clone());
+                    found[number].bytes = bytes;
                 }
                 None => missing.push((number, part.clone())),
             }
@@ -375,6 +376,13 @@ impl<S: Source> Chunks<S> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The bytes of `part`; `None`: `chunk`, though of the same name, has not the length that the index says
+/// of this place, which whoever fetches it is told.
+fn piece(chunk: &Chunk, part: &Part) -> Option<Bytes> {
+    let fits = chunk.bytes().len() as u64 == part.place.plain_bytes();
+    fits.then(|| chunk.bytes().slice(part.within.clone()))
 }
 
 /// The stretch of the disk from the first to the last of `wanted`.

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -217,8 +218,12 @@ impl<S: Source> Adapter<S> {
         if node != Node::Disk || size > NEAR_BYTES_MAX {
             return Some(reply);
         }
-        NEAR.with_borrow_mut(
-            |buffer| match self.fs.disk().read_near(offset, size, buffer) {
+        // In a task a panic costs one read, here it would cost the mount. The caches are whole after it: what
+        // they lock, they lock for lines that do not panic.
+        let find = |buffer: &mut Vec<u8>| self.fs.disk().read_near(offset, size, buffer);
+        NEAR.with_borrow_mut(|buffer| {
+            let found = catch_unwind(AssertUnwindSafe(|| find(buffer)));
+            match found.unwrap_or_default() {
                 Some(Near::Buffer(within)) => {
                     reply.data(buffer.get(within).unwrap_or_default());
                     None
@@ -228,8 +233,8 @@ impl<S: Source> Adapter<S> {
                     None
                 }
                 None => Some(reply),
-            },
-        )
+            }
+        })
     }
 
     fn number(&self, node: Node) -> INodeNo {
