@@ -81,11 +81,14 @@ impl CacheFile {
             let saved = read_bounded(&saved, RECENCY_BYTES_MAX).ok();
             let recency = saved.and_then(|saved| Recency::decode(&saved));
             let recency = recency.unwrap_or_else(Recency::new);
-            candidates.extend(of_file(number, &idle.file, &recency)?);
+            let present = segments(&idle.file)?;
+            candidates.extend(of_file(number, &idle.file, &present, &recency)?);
         }
         let own = idle.len();
         if alone {
-            candidates.extend(of_file(own, &self.file, &self.recency())?);
+            // The disk is asked before the lock is taken: readers want it, too.
+            let present = segments(&self.file)?;
+            candidates.extend(of_file(own, &self.file, &present, &self.recency())?);
         }
         let order = policy::order(candidates, self.directory.disks_max());
         let freed = policy::evict(&order, need, |(number, segment)| {
@@ -115,7 +118,7 @@ impl CacheFile {
 }
 
 /// The segments of a file that have data.
-fn of_file(number: usize, file: &File, recency: &Recency) -> io::Result<Vec<Candidate<Key>>> {
+fn segments(file: &File) -> io::Result<HashSet<u32>> {
     let mut present = HashSet::new();
     let mut position = 0;
     // One question for each segment that has data: some ten thousand for 10 GiB.
@@ -124,9 +127,19 @@ fn of_file(number: usize, file: &File, recency: &Recency) -> io::Result<Vec<Cand
         present.insert(u32::try_from(segment).map_err(io::Error::other)?);
         position = (segment + 1) * SEGMENT_BYTES;
     }
+    Ok(present)
+}
+
+/// What could be taken out of a file whose segments with data are `present`.
+fn of_file(
+    number: usize,
+    file: &File,
+    present: &HashSet<u32>,
+    recency: &Recency,
+) -> io::Result<Vec<Candidate<Key>>> {
     // What no run has told of was filled in at the last write, or before.
     let unknown = u32::try_from(file.metadata()?.mtime()).unwrap_or(0);
-    let candidates = recency.candidates(&present, unknown);
+    let candidates = recency.candidates(present, unknown);
     let candidates = candidates.map(|candidate| Candidate {
         key: (number, candidate.key),
         used_at: candidate.used_at,
