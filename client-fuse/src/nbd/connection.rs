@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use super::Export;
 use super::handshake::{
@@ -42,6 +42,8 @@ enum Cut {
     Io(#[from] io::Error),
     #[error("it said nothing")]
     Silent,
+    #[error("a request of it failed")]
+    Failed(#[from] JoinError),
 }
 
 /// One client of an export.
@@ -89,19 +91,26 @@ impl<S: Source> Connection<S> {
         let room = Room::new();
         let this = Arc::new(self);
         let answers: Answers = Arc::new(Mutex::new(writer));
-        let mut tasks = JoinSet::new();
+        // What fails in them ends the connection: its client would wait for ever.
+        let (mut reads, mut changes) = (JoinSet::new(), JoinSet::new());
         let outcome = loop {
-            while let Some(ended) = tasks.try_join_next() {
-                if let Err(error) = ended {
-                    // Its client would wait for ever.
-                    tracing::error!(%error, "an NBD request failed");
-                    return Ok(());
+            let next = next(&mut reader, &room);
+            tokio::pin!(next);
+            let taken = loop {
+                tokio::select! {
+                    taken = &mut next => break taken,
+                    Some(ended) = reads.join_next() => ended?,
+                    Some(ended) = changes.join_next() => ended?,
                 }
-            }
-            match next(&mut reader, &room).await {
+            };
+            match taken {
                 Ok(None) => break Ok(()),
                 Ok(Some((request, payload, held))) => {
                     let (this, answers) = (Arc::clone(&this), Arc::clone(&answers));
+                    let tasks = match request.command {
+                        Command::Read | Command::BlockStatus => &mut reads,
+                        _ => &mut changes,
+                    };
                     tasks.spawn(async move {
                         this.answer(request, payload, agreed, &answers).await;
                         drop(held);
@@ -110,8 +119,13 @@ impl<S: Source> Connection<S> {
                 Err(cut) => break Err(cut),
             }
         };
-        // What was asked for is done, and answered as far as anybody listens.
-        while tasks.join_next().await.is_some() {}
+        // What was to be changed is, and who says good-bye gets all answers. A client that is just gone has
+        // nobody who waits for what it read: that may take as long as a server is away.
+        if outcome.is_err() {
+            reads.abort_all();
+        }
+        while changes.join_next().await.is_some() {}
+        while reads.join_next().await.is_some() {}
         outcome
     }
 
@@ -215,16 +229,14 @@ impl Room {
     }
 }
 
-/// The next request, with what it brings and the room it takes; `None`: there are no more.
+/// The next request, with what it brings and the room it takes; `None`: the client says that there are no
+/// more.
 async fn next(
     reader: &mut OwnedReadHalf,
     room: &Room,
 ) -> Result<Option<(Request, Bytes, Held)>, Cut> {
     let mut head = [0; REQUEST_BYTES];
-    match reader.read_exact(&mut head).await {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
-    };
+    reader.read_exact(&mut head).await?;
     let request = Request::decode(&head)?;
     if request.command == Command::Disconnect {
         return Ok(None);
