@@ -161,13 +161,16 @@ impl<S: Source> Images<S> {
     ///
     /// When it cannot be opened, or too many are.
     pub(super) async fn open(&self, pinned: &Arc<Pinned>) -> Result<Arc<Opened<S>>, TreeError> {
+        let mut dropped = Vec::new();
         let place = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(opened) = open.kept.get(pinned) {
                 return Ok(Arc::clone(opened));
             }
-            open.place(pinned)?
+            open.place(pinned, &mut dropped)
         };
+        drop(dropped);
+        let place = place?;
         // Who opens the same image waits here; others do not.
         let mut place = place.lock().await;
         let opened = match place.upgrade() {
@@ -247,8 +250,13 @@ impl<S: Source> Images<S> {
 }
 
 impl<S> Open<S> {
-    /// Where `pinned` is, or will be, open.
-    fn place(&mut self, pinned: &Arc<Pinned>) -> Result<Place<S>, TreeError> {
+    /// Where `pinned` is, or will be, open. What is no longer kept for it goes to `dropped`, to end outside
+    /// of the lock.
+    fn place(
+        &mut self,
+        pinned: &Arc<Pinned>,
+        dropped: &mut Vec<Arc<Opened<S>>>,
+    ) -> Result<Place<S>, TreeError> {
         if let Some(place) = self.live.get(pinned) {
             return Ok(Arc::clone(place));
         }
@@ -261,8 +269,16 @@ impl<S> Open<S> {
                         .is_ok_and(|opened| opened.strong_count() > 0)
             });
         }
-        if self.live.len() >= LIVE_MAX {
-            return Err(TreeError::TooManyOpen);
+        while self.live.len() >= LIVE_MAX {
+            // What is only kept makes room for what is asked for.
+            let Some((pinned, opened)) = self.kept.pop_lru() else {
+                return Err(TreeError::TooManyOpen);
+            };
+            let is_in_use = Arc::strong_count(&opened) > 1;
+            dropped.push(opened);
+            if !is_in_use {
+                self.live.remove(&pinned);
+            }
         }
         let place = Arc::new(tokio::sync::Mutex::new(Weak::new()));
         self.live.insert(Arc::clone(pinned), Arc::clone(&place));
