@@ -104,8 +104,10 @@ impl Scan {
     }
 
     fn take_head(&mut self, head: &[u8]) {
+        // As Linux has it: without the entry that protects it, a GPT is what somebody left behind.
         let gpt = [512, 4096]
             .into_iter()
+            .filter(|_| mbr::protects_a_gpt(head))
             .find_map(|sector_bytes| gpt(head, sector_bytes));
         if let Some(gpt) = gpt {
             let within = |at: u64| usize::try_from(at).ok();
@@ -271,6 +273,12 @@ mod tests {
 
     fn gpt_disk(sector: usize) -> Vec<u8> {
         let mut disk = vec![0; HEAD_BYTES];
+        put(
+            &mut disk,
+            446 + 4,
+            &[0xee, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+        );
+        put(&mut disk, 510, &[0x55, 0xaa]);
         put(&mut disk, sector, b"EFI PART");
         put(&mut disk, sector + 72, &2_u64.to_le_bytes());
         put(&mut disk, sector + 80, &128_u32.to_le_bytes());
@@ -294,6 +302,21 @@ mod tests {
         let linux_data = "0fc63daf-8483-4772-8e79-3d69d8477de4";
         assert_eq!(found[0].type_guid.as_deref(), Some(linux_data));
         assert_eq!((found[0].offset, found[0].length), (1 << 20, 1 << 20));
+    }
+
+    #[test]
+    fn a_gpt_that_nothing_protects_was_left_behind() {
+        let mut disk = gpt_disk(512);
+        put(
+            &mut disk,
+            446 + 4,
+            &[0x83, 0, 0, 0, 0, 8, 0, 0, 16, 0, 0, 0],
+        );
+        let found = partitions(&disk);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].number, found[0].offset), (1, 2048 * 512));
+        put(&mut disk, 510, &[0, 0]);
+        assert!(partitions(&disk).is_empty());
     }
 
     #[test]

@@ -123,8 +123,14 @@ mod tests {
         #[test]
         fn any_bytes(data in vec(any::<u8>(), 0..1200), gpt in any::<bool>()) {
             super::kernel_command_line(&data);
-            let magic = if gpt { &b"EFI PART"[..] } else { b"" };
-            super::disk_head(&[&[0; 512], magic, &data].concat());
+            let mut boot_sector = [0; 512];
+            let mut magic = &b""[..];
+            if gpt {
+                boot_sector[446 + 4] = 0xee;
+                boot_sector[510..].copy_from_slice(&[0x55, 0xaa]);
+                magic = b"EFI PART";
+            }
+            super::disk_head(&[&boot_sector, magic, &data].concat());
         }
     }
 }

@@ -309,6 +309,8 @@ fn disks() -> Result<()> {
         disk[at..at + bytes.len()].copy_from_slice(bytes);
     };
     let mut gpt = Vec::new();
+    put(&mut gpt, 446 + 4, &[0xee, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff]);
+    put(&mut gpt, 510, &[0x55, 0xaa]);
     put(&mut gpt, 512, b"EFI PART");
     put(&mut gpt, 512 + 72, &2_u64.to_le_bytes());
     put(&mut gpt, 512 + 80, &128_u32.to_le_bytes());

@@ -76,6 +76,11 @@ fn entries(sector: &[u8]) -> Option<[Entry; 4]> {
     Some([entry(0)?, entry(1)?, entry(2)?, entry(3)?])
 }
 
+/// Whether the table in `head` says that the disk has a GPT.
+pub(super) fn protects_a_gpt(head: &[u8]) -> bool {
+    entries(head).is_some_and(|entries| entries.iter().any(|entry| entry.kind == PROTECTS_GPT))
+}
+
 /// The partitions of the table in `head`, and where logical ones begin; `None`: there is no table.
 pub(super) fn read(head: &[u8]) -> Option<(Vec<Partition>, Option<Chain>)> {
     let signature = u32_at(head, 440)?;
