@@ -18,6 +18,8 @@ use crate::mount::{Mounted, assert_ok, can_mount, mount, mount_dir, program, sup
 use crate::server::{Manner, serve};
 use crate::store::{Random, Store, mixed_disk};
 
+mod fio;
+
 /// Both ways in which requests get to the worker.
 pub(crate) const WAYS: [&str; 2] = ["--supervise", "--supervise=relay"];
 
