@@ -26,6 +26,9 @@ const COMMAND: Duration = Duration::from_secs(180);
 /// Longer than a plain mount waits, and than the kernel and systemd wait for most things.
 const OUTAGE: Duration = Duration::from_secs(90);
 
+/// What a machine is told to wait.
+const DEADLINE: Duration = Duration::from_secs(15);
+
 /// What a boot needs of this machine.
 const NEEDS: &[Need] = &[Need::Qemu, Need::Debian, Need::Guest];
 
@@ -89,6 +92,7 @@ fn machine_outlives_its_server_twice_and_is_switched_off() -> Result<()> {
         done == expected.trim_end(),
         "the files are not those of the image: {done}"
     );
+    memory_may_be_short(console)?;
     outages_are_told(console)?;
     network_is_left_alone(console)?;
     is_recorded(&traces)?;
@@ -101,7 +105,8 @@ fn machine_gives_up_on_its_server_when_told_and_is_switched_off() -> Result<()> 
         return Ok(());
     }
     let store = TestStore::new()?;
-    publish(&store, "circular.deadline=15")?;
+    let deadline = format!("circular.deadline={}", DEADLINE.as_secs());
+    publish(&store, &deadline)?;
     let mut server = Server::start(&store.path())?;
     let options = Options::named("boot-deadline");
     let mut machine = Machine::boot(server.url(), "boot/debian=12.ipxe", &options)?;
@@ -110,7 +115,12 @@ fn machine_gives_up_on_its_server_when_told_and_is_switched_off() -> Result<()> 
     is_up(console)?;
     server.kill()?;
     // Nothing runs this one in a boot, and one file is enough: each waits.
+    let began = Instant::now();
     let read = console.run("cat /usr/bin/perl > /dev/null", COMMAND)?;
+    ensure!(
+        began.elapsed() >= DEADLINE,
+        "it gives up before it was told to"
+    );
     ensure!(
         read.status != 0 && read.text.contains("Input/output error"),
         "reads of what is not here wait for ever: {read:?}"
@@ -141,6 +151,23 @@ fn log_in(console: &mut Console) -> Result<()> {
 fn is_up(console: &mut Console) -> Result<()> {
     let up = console.run("systemctl is-system-running --wait", COMMAND)?;
     ensure!(up.text == "running", "{up:?}");
+    Ok(())
+}
+
+/// Programs take all memory that there is, one after another, while others are read: the kernel ends them,
+/// and nobody else.
+fn memory_may_be_short(console: &mut Console) -> Result<()> {
+    let command = "cat /usr/bin/* | cksum > /run/before; \
+         (for i in 1 2 3; do perl -e 'push @held, \"x\" x (1 << 20) while 1'; echo taken: $?; done) 2>/dev/null & \
+         echo 3 > /proc/sys/vm/drop_caches; cat /usr/bin/* | cksum > /run/after; wait; \
+         cmp /run/before /run/after && dmesg | grep -c 'Killed process.*(perl)'";
+    let outcome = console.run(command, COMMAND)?;
+    ensure!(
+        outcome.status == 0
+            && outcome.text.matches("taken: 137").count() == 3
+            && outcome.text.ends_with('3'),
+        "the memory was not taken, or that harmed somebody: {outcome:?}"
+    );
     Ok(())
 }
 
