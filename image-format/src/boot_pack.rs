@@ -187,19 +187,20 @@ impl Head {
     /// # Panics
     /// If there is no such frame.
     pub fn decode_frame(&self, frame: usize, stored: &[u8]) -> Result<Vec<Chunk>, FrameError> {
-        let plain = frame::unpack(self.frames[frame].plain_bytes as usize, stored)
-            .map_err(|source| FrameError::Unpack { frame, source })?;
-        let mut rest = &plain[..];
-        self.chunks_of(frame)
-            .map(|chunk| {
+        let verify = |plain: &[u8]| {
+            let mut rest = plain;
+            let chunks = self.chunks_of(frame).map(|chunk| {
                 // A frame is as long as its chunks together; `check` holds that.
                 let (bytes, behind) = rest.split_at(chunk.entry.plain_len());
                 rest = behind;
                 // A copy: one chunk that is kept must not keep the whole frame.
                 Chunk::verify(chunk.entry.chunk, Bytes::copy_from_slice(bytes))
                     .map_err(|source| FrameError::Corrupt { frame, source })
-            })
-            .collect()
+            });
+            chunks.collect()
+        };
+        frame::unpacked(self.frames[frame].plain_bytes as usize, stored, verify)
+            .map_err(|source| FrameError::Unpack { frame, source })?
     }
 
     /// Builds a head of `chunks`, in the order of the stream, packed into frames of these stored

@@ -77,7 +77,12 @@ impl Encoder {
 thread_local! {
     /// A context costs 160 KiB to make; each thread that decodes keeps its own.
     static DECODER: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    /// What a frame of a boot pack was unpacked to last.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
+
+/// As much memory a thread keeps: more than the usual frame of a boot pack has.
+const SCRATCH_BYTES_MAX: usize = 2 << 20;
 
 /// Decodes and verifies the chunk `id` of `plain_len` bytes from its stored bytes.
 ///
@@ -94,6 +99,33 @@ pub(crate) fn unpack(expected: usize, stored: &[u8]) -> Result<Bytes, UnpackErro
     if stored.len() == expected {
         return Ok(Bytes::copy_from_slice(stored));
     }
+    let mut plain = Vec::new();
+    unpack_into(&mut plain, expected, stored)?;
+    Ok(Bytes::from(plain))
+}
+
+/// What `read` makes of the plain bytes, which are in memory that the thread uses again: fresh memory
+/// costs more than what is written to it.
+pub(crate) fn unpacked<T>(
+    expected: usize,
+    stored: &[u8],
+    read: impl FnOnce(&[u8]) -> T,
+) -> Result<T, UnpackError> {
+    if stored.len() == expected {
+        return Ok(read(stored));
+    }
+    SCRATCH.with_borrow_mut(|plain| {
+        unpack_into(plain, expected, stored)?;
+        let made = read(plain);
+        if plain.capacity() > SCRATCH_BYTES_MAX {
+            *plain = Vec::new();
+        }
+        Ok(made)
+    })
+}
+
+/// Makes `plain` the `expected` plain bytes of a frame.
+fn unpack_into(plain: &mut Vec<u8>, expected: usize, stored: &[u8]) -> Result<(), UnpackError> {
     let shape = UnpackError::Shape { expected };
     if get_frame_content_size(stored).ok().flatten() != Some(expected as u64)
         || find_frame_compressed_size(stored) != Ok(stored.len())
@@ -111,11 +143,13 @@ pub(crate) fn unpack(expected: usize, stored: &[u8]) -> Result<Bytes, UnpackErro
                 slot.insert(decoder)
             }
         };
-        let plain = decoder
-            .decompress(stored, expected)
+        plain.clear();
+        plain.reserve_exact(expected);
+        let length = decoder
+            .decompress_to_buffer(stored, plain)
             .map_err(UnpackError::Zstd)?;
-        if plain.len() == expected {
-            Ok(Bytes::from(plain))
+        if length == expected && plain.len() == expected {
+            Ok(())
         } else {
             Err(shape)
         }

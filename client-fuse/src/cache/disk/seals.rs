@@ -40,7 +40,9 @@ impl Seals {
     /// None yet; `None`: this system has no random numbers for a key.
     pub(super) fn new() -> Option<Self> {
         let mut key = [0; 16];
-        aws_lc_rs::rand::fill(&mut key).ok()?;
+        // The kernel's: the library's own source would measure the jitter of the processor first, for longer than
+        // it takes to open an image.
+        getrandom::fill(&mut key).ok()?;
         let key = UnboundKey::new(&AES_128_GCM, &key).ok()?;
         Some(Self {
             key: LessSafeKey::new(key),

@@ -181,7 +181,8 @@ impl<S: Source> Fetcher<S> {
         };
         let want = part.range.end - part.range.start;
         let mut incoming = self.open(attempt, request).await?;
-        let mut bytes = BytesMut::new();
+        // The head, which is verified, bounds it.
+        let mut bytes = BytesMut::with_capacity(usize::try_from(want).unwrap_or(0));
         while let Some(more) = incoming.next().await? {
             self.stats.fetched.boot_pack_bytes.add(more.len() as u64);
             if (bytes.len() + more.len()) as u64 > want {
