@@ -151,8 +151,10 @@ fn rows(kind: &Kind, turns: &Turns, touched: f64) -> Vec<Row> {
         rows.push(row(packed(), seconds(peer.title(), samples)));
     }
     if let Some(best) = best(&turns.peers) {
-        rows.push(row(packed(), best.clone()).marked(Mark::AtMost(0.2)));
-        rows.push(row(plain(), best).marked(Mark::AtMost(0.25)));
+        let (mut packed, mut plain) = (row(packed(), best.clone()), row(plain(), best));
+        packed.mark = kind.conditions.map(|_| Mark::AtMost(0.2));
+        plain.mark = (kind.name == FAR.name).then_some(Mark::AtMost(0.25));
+        rows.extend([packed, plain]);
     }
     rows.push(row(plain(), packed()));
     let touched = turns.plain.iter().map(|_| touched);
