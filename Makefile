@@ -70,7 +70,7 @@ lint: ## Check format, lints and documentation
 
 # The wheel on PyPI is of 2023: it knows neither today's licences nor today's advisories.
 $(DENY):
-	CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_DEBUG=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 	cargo install --quiet --locked --root build/cargo-deny-$(DENYVER) --target-dir target/cargo-deny cargo-deny@$(DENYVER)
 	rm -rf target/cargo-deny
 
