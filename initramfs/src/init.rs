@@ -29,6 +29,7 @@ use crate::{layout, record::BuildRecord};
 
 pub mod address;
 pub mod base_url;
+mod cache;
 mod client;
 mod clock;
 pub mod cmdline;
@@ -69,6 +70,7 @@ fn boot(log: &Log, line: &CommandLine, on_failure: OnFailure) -> Result<Infallib
     drivers.load_all(&record.load)?;
     let network = network::bring_up(log, &mut drivers, &settings)?;
     clock::set_if_unset(log);
+    cache::prepare(log, &mut drivers, &settings)?;
     let client = client::start(log, &settings, on_failure)?;
     let disk = disk::attach(&client.disk())?;
     let image = client.hide();

@@ -25,18 +25,17 @@ use nix::{
 };
 
 use super::{
+    cache::CACHE,
     cmdline::{Cache, OnFailure, Settings},
     failure::{self, BootError},
     log::Log,
-    mounts, sys,
+    sys,
     userinfo::Token,
 };
 use crate::layout;
 
 /// Where the client mounts the image.
 const MOUNT_POINT: &str = "/circular/disk";
-/// Where it keeps what it fetched.
-const CACHE: &str = "/circular/cache";
 /// The client keeps this part of the machine's memory full of chunks at most. What it drops is in its cache on
 /// [`CACHE`], or with the server; what programs lack is nowhere.
 const MEMORY_CACHE_PART: u64 = 16;
@@ -80,9 +79,6 @@ pub(super) fn start(
 ) -> Result<Client, BootError> {
     if let Some(token) = &settings.token {
         keep_token(log, token).map_err(BootError::Token)?;
-    }
-    if let Cache::Memory(size) = &settings.cache {
-        mounts::mount_memory(CACHE, size, "0700")?;
     }
     let mut pause = Duration::from_secs(1);
     let mut offer_shell = on_failure.shell;
@@ -162,7 +158,7 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
         }
     }
     match settings.cache {
-        Cache::Memory(_) => {
+        Cache::Memory(_) | Cache::Disk(_) => {
             let size = cache_bytes()?.to_string();
             command.args(["--cache", CACHE, "--cache-size", &size])
         }

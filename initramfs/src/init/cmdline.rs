@@ -7,7 +7,7 @@
 //! | `circular.url=URL` | address of the store, instead |
 //! | `circular.mirror=URL` | another server of the same store; may be given several times |
 //! | `circular.proxy=URL` | HTTP proxy on the way to all of them |
-//! | `circular.cache=tmpfs[:size=SIZE]`, `none` | where fetched chunks are kept (25 % of memory) |
+//! | `circular.cache=tmpfs[:size=SIZE]`, `none`, `/dev/NAME`, `UUID=…`, `LABEL=…` | where fetched chunks are kept (25 % of memory) |
 //! | `circular.overlay=tmpfs[:size=SIZE]` | room for what the booted system writes (50 % of memory) |
 //! | `circular.deadline=SECONDS` | how long a read waits for a server that is gone before it fails; 0, the default, is for ever |
 //! | `circular.record`, `=server`, `=URL`, `=/dev/DEVICE` | record what this boot reads: to a file in /run, and to a server; or to a serial line |
@@ -31,6 +31,10 @@ use super::{
     userinfo::{self, Token},
 };
 use crate::filesystem::FileSystem;
+
+mod cache;
+
+pub use cache::{Cache, CacheDisk};
 
 /// Longer than any sensible reference.
 const IMAGE_BYTES_MAX: usize = 512;
@@ -70,15 +74,6 @@ pub struct Settings {
     pub record: Option<Record>,
 }
 
-/// Where fetched chunks are kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cache {
-    /// In a tmpfs of its own, up to this size.
-    Memory(TmpfsSize),
-    /// Nowhere but in the client's own small memory cache.
-    Off,
-}
-
 /// The size of a tmpfs, as `mount -o size=` takes it: bytes with `k`, `m` or `g`, or percent of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TmpfsSize(String);
@@ -87,6 +82,11 @@ impl TmpfsSize {
     /// Returns the text for `size=`.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// A quarter of memory: with the half that the overlay may take, a quarter is left for programs.
+    pub(super) fn for_cache() -> Self {
+        Self::of_memory(25)
     }
 
     /// `percent` of the machine's memory.
@@ -307,18 +307,18 @@ impl CommandLine {
         }
     }
 
-    /// A quarter of memory unless said otherwise: with the half that the overlay may take, a
-    /// quarter is left for programs.
+    /// A part of memory unless said otherwise.
     fn cache(&self) -> Result<Cache, SettingsError> {
         match self.value("circular.cache") {
-            None => Ok(Cache::Memory(TmpfsSize::of_memory(25))),
+            None => Ok(Cache::Memory(TmpfsSize::for_cache())),
             Some("none" | "off") => Ok(Cache::Off),
-            Some(value) => {
-                let size = tmpfs("circular.cache", "none, tmpfs, tmpfs:size=SIZE", value)?;
-                Ok(Cache::Memory(
-                    size.unwrap_or_else(|| TmpfsSize::of_memory(25)),
-                ))
-            }
+            Some(value) => match CacheDisk::parse(value) {
+                Some(disk) => Ok(Cache::Disk(disk)),
+                None => {
+                    let size = tmpfs("circular.cache", Cache::TAKEN, value)?;
+                    Ok(Cache::Memory(size.unwrap_or_else(TmpfsSize::for_cache)))
+                }
+            },
         }
     }
 
@@ -496,7 +496,9 @@ mod tests {
         assert!(error("circular.url=http://h/").contains("circular.image="));
         for (more, named) in [
             ("circular.image=--help", "circular.image"),
-            ("circular.cache=/dev/sda", "circular.cache"),
+            ("circular.cache=/dev/../sda", "circular.cache"),
+            ("circular.cache=UUID=", "circular.cache"),
+            ("circular.cache=sda", "circular.cache"),
             ("circular.overlay=tmpfs:size=lots", "lots"),
             ("circular.deadline=soon", "circular.deadline=soon"),
             ("circular.deadline=-1", "circular.deadline=-1"),

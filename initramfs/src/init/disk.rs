@@ -93,12 +93,17 @@ impl Disk {
 }
 
 fn candidate(device: String, partition: Option<Partition>) -> Result<Candidate, BootError> {
-    let head = read_head(&device, filesystem::HEAD_BYTES)?;
     Ok(Candidate {
-        superblock: Superblock::detect(&head),
+        superblock: superblock(&device)?,
         device,
         partition,
     })
+}
+
+/// What the file system on `device` says of itself, if it is a known one.
+pub(super) fn superblock(device: &str) -> Result<Option<Superblock>, BootError> {
+    let head = read_head(device, filesystem::HEAD_BYTES)?;
+    Ok(Superblock::detect(&head))
 }
 
 fn read_head(device: &str, length: usize) -> Result<Vec<u8>, BootError> {
