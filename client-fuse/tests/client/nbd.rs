@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use crate::mount::{assert_ok, supervise};
 use crate::server::{Manner, serve};
 use crate::store::{Random, Store, mixed_disk};
+use crate::supervise::Gatehouse;
 
 /// As in `client_fuse::nbd`.
 const CONNECTIONS_MAX: usize = 16;
@@ -330,6 +331,28 @@ fn all_connections_see_one_disk_and_one_too_many_is_sent_away() {
     let again = || Client::raw(&export.socket).greet().ok();
     let told = std::iter::repeat_with(again).flatten().next().unwrap();
     assert_eq!(told.0, store.disk.len() as u64);
+}
+
+#[test]
+fn clients_that_vanish_while_the_server_is_silent_leave_their_places() {
+    let store = Arc::new(Store::of(mixed_disk(700, 0)));
+    let mut place = Place::new(&store);
+    let gatehouse = Gatehouse::before(&place.base);
+    place.base.clone_from(&gatehouse.address);
+    let export = place.export("disk.sock", &["--deadline", "0"]);
+    let mut first = export.connect();
+    gatehouse.set_shut(true);
+    for number in 0..2 * CONNECTIONS_MAX {
+        // Places are free again a moment after who had them is gone.
+        let client = || {
+            let mut client = Client::raw(&export.socket);
+            client.greet().is_ok().then_some(client)
+        };
+        let mut client = std::iter::repeat_with(client).flatten().next().unwrap();
+        client.send(0, 1, number as u64 * 60_000, 4096, b"");
+    }
+    gatehouse.set_shut(false);
+    assert!(first.read(0, 100_000).unwrap() == store.disk[..100_000]);
 }
 
 /// What breaks the protocol at its beginning.

@@ -231,14 +231,14 @@ fn fifty_deaths_are_as_many_pauses_where_requests_are_passed_on() {
 }
 
 /// Stands before a server, and keeps every connection waiting while it is shut.
-struct Gatehouse {
-    address: String,
+pub(crate) struct Gatehouse {
+    pub(crate) address: String,
     shut: Arc<(Mutex<bool>, Condvar)>,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Gatehouse {
-    fn before(base: &str) -> Self {
+    pub(crate) fn before(base: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}/", listener.local_addr().unwrap());
         let server = base
@@ -266,13 +266,13 @@ impl Gatehouse {
         }
     }
 
-    fn set_shut(&self, shut: bool) {
+    pub(crate) fn set_shut(&self, shut: bool) {
         *self.shut.0.lock().unwrap() = shut;
         self.shut.1.notify_all();
     }
 
     /// Requests that waited here so far.
-    fn waited(&self) -> usize {
+    pub(crate) fn waited(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 }
