@@ -92,6 +92,7 @@ fn machine_outlives_its_server_twice_and_is_switched_off() -> Result<()> {
         done == expected.trim_end(),
         "the files are not those of the image: {done}"
     );
+    client_is_spared(console)?;
     memory_may_be_short(console)?;
     outages_are_told(console)?;
     network_is_left_alone(console)?;
@@ -151,6 +152,24 @@ fn log_in(console: &mut Console) -> Result<()> {
 fn is_up(console: &mut Console) -> Result<()> {
     let up = console.run("systemctl is-system-running --wait", COMMAND)?;
     ensure!(up.text == "running", "{up:?}");
+    Ok(())
+}
+
+/// Neither systemd nor the kernel ends what serves the root, and none of it is written to a swap space.
+fn client_is_spared(console: &mut Console) -> Result<()> {
+    let command = "for p in /proc/[0-9]*; do grep -q '^@circular-mount' $p/cmdline 2>/dev/null && \
+         echo $(cat $p/oom_score_adj) $(grep VmLck $p/status | tr -dc 0-9) $(grep ^VmSwap $p/status | tr -dc 0-9); done";
+    let outcome = console.run(command, COMMAND)?;
+    let mut processes = 0;
+    for line in outcome.text.lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        ensure!(
+            words.len() == 3 && words[0] == "-1000" && words[1] != "0" && words[2] == "0",
+            "a process of the root disk is not spared: {outcome:?}"
+        );
+        processes += 1;
+    }
+    ensure!(processes == 2, "a supervisor and a worker: {outcome:?}");
     Ok(())
 }
 

@@ -161,7 +161,10 @@ fn machine_boots_the_partitioned_image_from_nginx_through_the_menu() -> Result<(
 /// Kills the process that serves the root disk, again and again from the moment at which the root is
 /// there to the moment at which the machine is off; then becomes the init of the image. Only the
 /// supervisor is a child of the first process. Written so that iPXE and the kernel pass it on whole.
-const KILLER: &str = r#"init=/bin/sh -- -c "while sleep 5; do for p in /proc/[0-9]*/stat; do read -r a b c d e <$p; case $b$d in *mount?1) ;; *circular-mount*) kill -9 $a;; esac; done; done 2>/dev/null & exec /sbin/init""#;
+const KILLER: &str = r#"init=/bin/sh -- -c "while sleep 1; do for p in /proc/[0-9]*/stat; do read -r a b c d e <$p; case $b$d in *mount?1) ;; *circular-mount*) kill -9 $a;; esac; done; done 2>/dev/null & exec /sbin/init""#;
+
+/// As many of them are waited for.
+const DEATHS: u32 = 50;
 
 #[test]
 fn machine_outlives_the_deaths_of_the_process_that_serves_its_root() -> Result<()> {
@@ -181,9 +184,9 @@ fn machine_outlives_the_deaths_of_the_process_that_serves_its_root() -> Result<(
     log_in(console)?;
     root_is_the_image(console)?;
     let died = "dmesg | grep -c 'readers wait for another'";
-    let wait = format!("while [ $({died}) -lt 5 ]; do sleep 1; done; {died}");
+    let wait = format!("while [ $({died}) -lt {DEATHS} ]; do sleep 1; done; {died}");
     let deaths = console.run(&wait, COMMAND)?.text;
-    ensure!(deaths.parse::<u32>().is_ok_and(|n| n >= 5), "{deaths}");
+    ensure!(deaths.parse::<u32>().is_ok_and(|n| n >= DEATHS), "{deaths}");
     // Nothing of the disk is in memory, and the process that has to bring it back is killed.
     let again = "echo 3 > /proc/sys/vm/drop_caches; find /usr -xdev -type f | head -n 100 | xargs cat > /dev/null";
     let read = console.run(again, BOOT)?;
