@@ -63,7 +63,9 @@ impl Standing {
     #[must_use]
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Unwanted => "off: not wanted (--no-passthrough, or a root disk)",
+            Self::Unwanted => {
+                "off: not wanted (--no-passthrough, --supervise or --nbd; or a root disk)"
+            }
             Self::Writable => "off: the disk can be written to",
             Self::Recorded => "off: what is read is recorded",
             Self::NoCache => "off: there is no disk cache",
