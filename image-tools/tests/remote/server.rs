@@ -60,6 +60,8 @@ struct State {
     asked: Mutex<Vec<Asked>>,
     faults: Mutex<Faults>,
     before_commit: Mutex<Option<BeforeCommit>>,
+    /// One commit at a time.
+    commits: Mutex<()>,
 }
 
 /// The running server.
@@ -89,6 +91,7 @@ impl UploadServer {
             asked: Mutex::default(),
             faults: Mutex::new(Box::new(|_, _, _| None)),
             before_commit: Mutex::default(),
+            commits: Mutex::default(),
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -186,6 +189,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Answer,
             if let Some(run) = run {
                 run();
             }
+            let _turn = state.commits.lock().unwrap();
             commit(&state.root, &content)
         }
         (&Method::PUT, _) => put(&state.root, &parts, &path, &content),
@@ -282,8 +286,15 @@ fn put(root: &Path, head: &hyper::http::request::Parts, path: &str, body: &[u8])
         return json(StatusCode::OK, &());
     }
     fs::create_dir_all(file.parent().unwrap()).unwrap();
-    fs::write(file, body).unwrap();
+    replace(&file, body);
     json(StatusCode::CREATED, &())
+}
+
+/// Writes a file in one step, as the real server does: others read it meanwhile.
+fn replace(path: &Path, bytes: &[u8]) {
+    let file = tempfile::NamedTempFile::new_in(path.parent().unwrap()).unwrap();
+    fs::write(&file, bytes).unwrap();
+    file.persist(path).unwrap();
 }
 
 fn commit(root: &Path, body: &[u8]) -> Answer {
@@ -312,9 +323,12 @@ fn commit(root: &Path, body: &[u8]) -> Answer {
         if fs::read(&file).is_ok_and(|there| there != content.as_bytes()) {
             return text(StatusCode::CONFLICT, "the number is taken");
         }
-        fs::write(file, content).unwrap();
+        replace(&file, content.as_bytes());
     }
-    fs::write(metadata.join("timestamp.json"), &files["timestamp.json"]).unwrap();
+    replace(
+        &metadata.join("timestamp.json"),
+        files["timestamp.json"].as_bytes(),
+    );
     let answer = serde_json::json!({ "timestamp": 1, "boot_files": true });
     json(StatusCode::OK, &answer)
 }
