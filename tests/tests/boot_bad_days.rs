@@ -173,18 +173,17 @@ fn client_is_spared(console: &mut Console) -> Result<()> {
     Ok(())
 }
 
-/// Programs take all memory that there is, one after another, while others are read: the kernel ends them,
-/// and nobody else.
+/// A program takes what memory is left, while others are read; then the kernel has to end somebody, and that
+/// is not who serves the root. (Without any memory for programs a machine crawls, whatever its root is on.)
 fn memory_may_be_short(console: &mut Console) -> Result<()> {
     let command = "cat /usr/bin/* | cksum > /run/before; \
-         (for i in 1 2 3; do perl -e 'push @held, \"x\" x (1 << 20) while 1'; echo taken: $?; done) 2>/dev/null & \
-         echo 3 > /proc/sys/vm/drop_caches; cat /usr/bin/* | cksum > /run/after; wait; \
-         cmp /run/before /run/after && dmesg | grep -c 'Killed process.*(perl)'";
+         perl -e 'push @held, \"x\" x (1 << 20) for 1 .. 56; sleep 900' & sleep 8; \
+         echo 3 > /proc/sys/vm/drop_caches; cat /usr/bin/* | cksum > /run/after; \
+         echo f > /proc/sysrq-trigger; wait $!; echo ended: $?; \
+         cmp /run/before /run/after";
     let outcome = console.run(command, COMMAND)?;
     ensure!(
-        outcome.status == 0
-            && outcome.text.matches("taken: 137").count() == 3
-            && outcome.text.ends_with('3'),
+        outcome.status == 0 && outcome.text.contains("ended: 137"),
         "the memory was not taken, or that harmed somebody: {outcome:?}"
     );
     Ok(())
