@@ -82,14 +82,15 @@ impl<S: Source> Disk<S> {
 impl<S: Source> Parts<S> {
     async fn keep_proven(&self, data: u64, every: Duration, lender: &Lender) {
         let caches = self.chunks.caches();
-        let mut is_due = true;
+        let (mut is_due, mut lacking) = (true, 0);
         // The kernel may come to refuse it, and the cache to be of no use.
         while lender.kernel_can().await && caches.disk.is_on() {
             let occupied = self.with_cache(|caches| caches.disk.occupied_bytes()).await;
             let is_proven = caches.disk.is_proven();
-            if occupied.unwrap_or(0) < data {
+            // What is on the disk twice need be in the file only once until now.
+            if occupied.unwrap_or(0) < data / 2 {
                 lender.tell_content(Content::Incomplete);
-            } else if (is_due || !is_proven) && !self.prove(lender).await {
+            } else if (is_due || !is_proven) && !self.prove(lender, &mut lacking).await {
                 tokio::time::sleep(every).await;
                 is_due = true;
                 continue;
@@ -105,9 +106,9 @@ impl<S: Source> Parts<S> {
     }
 
     /// Goes over the file until nothing is wrong. Returns whether it is worth going on before a rest.
-    async fn prove(&self, lender: &Lender) -> bool {
+    async fn prove(&self, lender: &Lender, lacking: &mut u32) -> bool {
         for _ in 0..PASSES_MAX {
-            let content = match self.pass(lender).await {
+            let content = match self.pass(lender, lacking).await {
                 Ok(Verdict::Doubtful) => continue,
                 Ok(Verdict::Proven) => Content::Verified,
                 Ok(Verdict::Lacking) => Content::Incomplete,
@@ -129,8 +130,9 @@ impl<S: Source> Parts<S> {
     }
 
     /// Goes over the file once.
-    async fn pass(&self, lender: &Lender) -> Result<Verdict, ReadError> {
-        if self.lacks_something().await? {
+    async fn pass(&self, lender: &Lender, lacking: &mut u32) -> Result<Verdict, ReadError> {
+        if let Some(region) = self.find_lacking(*lacking).await? {
+            *lacking = region;
             return Ok(Verdict::Lacking);
         }
         lender.tell_content(match self.chunks.caches().disk.is_proven() {
@@ -171,20 +173,22 @@ impl<S: Source> Parts<S> {
         })
     }
 
-    /// Whether a chunk of the disk is a hole of the file. Answered without reading it.
-    async fn lacks_something(&self) -> Result<bool, ReadError> {
-        for region in 0..self.pages.n_regions() {
+    /// A region of which a chunk is not in the file, nor anywhere else in the cache, from where it could be
+    /// copied: a chunk that the disk has twice is kept where it was read first. Begins to look in region
+    /// `first`, which lacked something the last time.
+    async fn find_lacking(&self, first: u32) -> Result<Option<u32>, ReadError> {
+        let all = self.pages.n_regions();
+        for region in (first..all).chain(0..first.min(all)) {
             let Some(page) = self.pages.page(region).await? else {
                 continue;
             };
             let places = extent(region, Some(&page), self.pages.disk_length()).places;
-            let all = self
-                .with_cache(move |caches| places.iter().all(|place| caches.disk.may_hold(place)));
-            if all.await != Some(true) {
-                return Ok(true);
+            let has_all = move |caches: &Caches| places.iter().all(|it| caches.disk.obtain(it));
+            if self.with_cache(has_all).await != Some(true) {
+                return Ok(Some(region));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Verifies a part of the file, mends what is wrong in it, and returns how much that is. `None`: the

@@ -351,6 +351,26 @@ fn where_it_may_not_be_the_disk_is_served_and_the_reason_told() {
     }
 }
 
+#[test]
+fn a_disk_that_has_chunks_twice_is_whole_when_it_was_read() {
+    if !can_mount() {
+        return;
+    }
+    let half = mixed_disk(1500, 0);
+    let store = Arc::new(Store::of([&half[..], &half].concat()));
+    let base = serve(&store, Manner::Right);
+    let mounted = mount_dir(&store);
+    let cache = mounted.directory.path().join("cache");
+    mount(&base, &mounted, &cache, &[]);
+    // The second half comes from memory.
+    assert!(fs::read(mounted.disk()).unwrap() == store.disk);
+    if becomes(&mounted, READY) {
+        let file = File::open(mounted.disk()).unwrap();
+        assert_eq!(reads_while(&mounted, &store, &file), 0);
+    }
+    umount(&mounted, &cache, &store);
+}
+
 /// A file system whose disk can die.
 struct Dying {
     backing: PathBuf,
