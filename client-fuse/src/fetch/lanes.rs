@@ -12,10 +12,9 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use crate::fetch::line::Estimate;
 
 /// Bytes that requests under way may bring and unpack to. A request brings at most 4 MiB and
-/// unpacks to at most 4 MiB (see [`PlanLimits`](crate::fetch::plan::PlanLimits)): three of the
-/// largest, or one beside as much read-ahead as there may be. With all else this keeps the process
-/// within 32 MiB beside its caches.
-const BYTES_IN_FLIGHT_MAX: u32 = 24 << 20;
+/// unpacks to at most 4 MiB (see [`PlanLimits`](crate::fetch::plan::PlanLimits)): two of the
+/// largest beside as much read-ahead.
+const BYTES_IN_FLIGHT_MAX: u32 = 32 << 20;
 
 /// Second requests for what the first lets wait for, at once; beside all others, because those may
 /// all be stuck.
