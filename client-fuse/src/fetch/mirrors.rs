@@ -188,15 +188,17 @@ impl<S> Mirrors<S> {
         self.ranking().score(mirror).and_then(Score::late)
     }
 
-    /// From when on silence is a stall. Where a mirror answers others of our requests meanwhile, it is
-    /// later: this one stands in a queue.
-    pub(crate) fn stall(&self, mirror: MirrorId) -> Duration {
-        let heard = Duration::from_millis(self.server(mirror).heard.load(Ordering::Relaxed));
-        let silent = self.began.elapsed().saturating_sub(heard);
+    /// From when on it is a stall that a request heard nothing since `heard`, if the mirror keeps silent
+    /// until then. Where it answers others of our requests, it is later: this one stands in a queue.
+    pub(crate) fn stalls_at(&self, mirror: MirrorId, heard: Instant) -> Instant {
+        let answered = Duration::from_millis(self.server(mirror).heard.load(Ordering::Relaxed));
         let ranking = self.ranking();
         let unknown = Score::default();
         let score = ranking.score(mirror).unwrap_or(&unknown);
-        score.stall(!heard.is_zero() && silent < score.stall(false) / 2)
+        let idle = score.stall(false);
+        // It is busy as long as it was heard of within half of that.
+        let is_idle_at = self.began + answered + idle / 2;
+        (heard + idle).max(is_idle_at).min(heard + score.stall(true))
     }
 
     /// Notes that something came from a mirror.

@@ -285,6 +285,40 @@ async fn a_body_that_stops_goes_on_elsewhere_and_nothing_that_came_is_asked_agai
 }
 
 #[tokio::test(start_paused = true)]
+async fn readers_wait_little_for_a_server_that_dies_in_the_middle_of_its_answers() {
+    let store = Arc::new(Store::of(mixed_disk(6000, 0)));
+    let dies: Faults = Arc::new(|n, _| match n {
+        0..80 => Fault::None,
+        _ => Fault::Silent,
+    });
+    let first = MemorySource::faulty(&store, dies).at(NEAR, FAST);
+    let second = MemorySource::new(&store).at(NEAR, FAST);
+    let good = MemorySource::new(&store);
+    let (disk, stats) = mounted(&good, &[("a", first), ("b", second)]).await;
+    // Some of them still get what the server has sent when others wait already.
+    let reader = |seed| {
+        let (disk, store) = (&disk, &store);
+        async move {
+            let (mut random, mut longest) = (Random(seed), Duration::ZERO);
+            for _ in 0..100 {
+                let began = Instant::now();
+                read(disk, store, &mut random, 1).await;
+                longest = longest.max(began.elapsed());
+            }
+            longest
+        }
+    };
+    let all = futures_util::future::join_all((1..5).map(reader)).await;
+    let longest = all.into_iter().max().unwrap();
+    assert!(longest < Duration::from_millis(2500), "{longest:?}");
+    let faults = &stats.faults;
+    // As many as there were readers, and a look at it.
+    let rescues = faults.rescues.count();
+    assert!((1..6).contains(&rescues), "{rescues}");
+    assert!(sent(&stats, "b") > sent(&stats, "a"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_old_request_that_goes_on_wins_over_a_second_one_that_is_silent() {
     let store = Arc::new(Store::of(mixed_disk(600, 0)));
     let faults = on_chunks(|n| match n {

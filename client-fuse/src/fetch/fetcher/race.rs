@@ -284,7 +284,7 @@ impl<S: Source> Fetcher<S> {
                 return std::future::pending().await;
             }
             let now = Instant::now();
-            let stall = progress.heard() + self.mirrors.stall(first.mirror);
+            let stall = self.mirrors.stalls_at(first.mirror, progress.heard());
             if now >= stall {
                 return Cause::Stall;
             }

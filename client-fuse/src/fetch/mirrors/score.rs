@@ -59,8 +59,10 @@ impl Mean {
 /// What is known of the speed of a mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Score {
-    /// Microseconds from a request to the head of its answer.
+    /// Microseconds from a request to the head of its answer, or until nobody waited any more.
     wait: Mean,
+    /// The same of those that were answered.
+    answer: Mean,
     /// Picoseconds that a byte of a body takes.
     pace: Mean,
     waits: Waits,
@@ -73,9 +75,11 @@ impl Score {
     pub fn answered(&mut self, waited: Duration) {
         self.waits.add(waited);
         self.wait.add(micros(waited));
+        self.answer.add(micros(waited));
     }
 
-    /// Notes that an answer was waited for this long in vain: it would have taken longer yet.
+    /// Notes that an answer was waited for this long in vain: it would have taken longer yet. What is a
+    /// stall does not follow it, or each reader would wait longer for a dead server than the one before.
     pub fn given_up(&mut self, waited: Duration) {
         self.wait.add(micros(waited));
     }
@@ -120,7 +124,7 @@ impl Score {
     /// From when on silence is a stall; `busy`: the mirror answers others of our requests meanwhile.
     #[must_use]
     pub fn stall(&self, busy: bool) -> Duration {
-        let usual = match self.wait.get() {
+        let usual = match self.answer.get() {
             Some(wait) => STALL + Duration::from_micros(wait).saturating_mul(STALL_TRIPS),
             None => STALL_UNKNOWN,
         };
@@ -191,6 +195,8 @@ mod tests {
         score.answered(ms(50));
         assert_eq!(score.stall(false), ms(1400));
         assert_eq!(score.stall(true), ms(5600));
+        score.given_up(ms(1400));
+        assert_eq!(score.stall(false), ms(1400));
         score.stalled(true);
         assert_eq!(score.stall(false), ms(2800));
         for _ in 0..9 {
