@@ -355,11 +355,11 @@ fn source(config: &Config) -> anyhow::Result<HttpSource> {
             tracing::info!(%proxy, except = proxies.except, "going through a proxy");
         }
     }
-    Ok(HttpSource::with(
-        config.base.clone(),
-        &config.network,
-        &identity,
-    )?)
+    let source = HttpSource::with(config.base.clone(), &config.network, &identity)?;
+    if config.process.role == Role::RootDisk {
+        source.load_authorities();
+    }
+    Ok(source)
 }
 
 /// The servers of the store.

@@ -5,8 +5,9 @@
 //! ranges would otherwise send a whole pack for each chunk. Which redirects are followed is decided in
 //! [`redirect`], whom TLS believes and what is shown to a private store in [`identity`]. Nothing decodes a body on the way, and whoever reads it bounds and verifies it.
 //!
-//! Everything that needs a file (name resolution apart, see [`resolve`](super::resolve)) is loaded
-//! when the source is made: certificates above all.
+//! What needs a file (name resolution apart, see [`resolve`](super::resolve)) is loaded when the source
+//! is made; the certificates of a store behind plain HTTP when they are needed, or when that is
+//! [asked for](HttpSource::load_authorities).
 
 use std::io;
 use std::ops::Range;
@@ -34,8 +35,10 @@ pub mod identity;
 mod post;
 pub mod redirect;
 mod retry_after;
+mod tls;
 
 use identity::Identity;
+use tls::Judge;
 
 /// An object up to this length may come whole when a part of it was asked for.
 const WHOLE_BYTES_MAX: u64 = 1 << 20;
@@ -59,6 +62,7 @@ pub struct HttpSource {
     clients: [Client; 2],
     /// Which of them is used.
     turn: Arc<AtomicUsize>,
+    judge: Arc<Judge>,
     base: BaseUrl,
     authorization: Option<HeaderValue>,
     resolver: Resolver,
@@ -66,8 +70,13 @@ pub struct HttpSource {
 
 /// Why there can be no HTTP client.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot set up the HTTP client")]
-pub struct SetupError(#[from] reqwest::Error);
+#[expect(missing_docs, reason = "the messages are the docs")]
+pub enum SetupError {
+    #[error("cannot set up the HTTP client")]
+    Client(#[from] reqwest::Error),
+    #[error("cannot set up TLS")]
+    Tls(#[from] rustls::Error),
+}
 
 impl HttpSource {
     /// A source for the store at `base`, for everybody.
@@ -104,17 +113,18 @@ impl HttpSource {
         identity: &Identity,
         resolver: &Resolver,
     ) -> Result<Self, SetupError> {
-        let builder = || builder(network, resolver);
-        let client = || match identity.apply(builder()?).build() {
-            // An initramfs without certificates can still use an http store.
-            Err(error) if base.as_url().scheme() == "http" => {
-                tracing::debug!(%error, "no certificates; https redirects will fail");
-                builder()?.tls_certs_only([]).build()
-            }
-            outcome => outcome,
+        let judge = Judge::new(identity.believed());
+        if judge.is_asked_for() || base.as_url().scheme() == "https" {
+            judge.prepare().map_err(Clone::clone)?;
+        }
+        let tls = judge.client()?;
+        let client = || {
+            let builder = builder(network, resolver)?;
+            builder.tls_backend_preconfigured(tls.clone()).build()
         };
         Ok(Self {
             clients: [client()?, client()?],
+            judge,
             turn: Arc::default(),
             base,
             authorization: identity.authorization(),
@@ -128,9 +138,20 @@ impl HttpSource {
         &self.resolver
     }
 
+    /// Reads now whom TLS believes, which may be needed when the files are no more. Without authorities
+    /// a store behind plain HTTP can still be used; redirects to https will fail.
+    pub fn load_authorities(&self) {
+        if let Err(error) = self.judge.prepare() {
+            tracing::debug!(%error, "no certificates; https redirects will fail");
+        }
+    }
+
     /// A source for a mirror at `base`, which is shown the same token.
     #[must_use]
     pub fn mirror(&self, base: BaseUrl) -> Self {
+        if base.as_url().scheme() == "https" {
+            self.load_authorities();
+        }
         Self {
             base,
             turn: Arc::default(),

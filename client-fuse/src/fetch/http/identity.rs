@@ -7,8 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use reqwest::header::HeaderValue;
-use reqwest::{Certificate, ClientBuilder};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject as _};
 
+use super::tls::Believed;
 use crate::config::{Authorities, IdentityConfig};
 use crate::trust::read_bounded;
 
@@ -21,9 +23,7 @@ const TOKEN_BYTES_MAX: u64 = 4096;
 /// Certificate authorities and a token.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
-    certificates: Vec<Certificate>,
-    /// Whether the system's authorities do not count.
-    only: bool,
+    believed: Believed,
     token: Option<Token>,
 }
 
@@ -38,7 +38,7 @@ pub enum IdentityError {
     #[error("the certificates in {} cannot be used", path.display())]
     Certificates {
         path: PathBuf,
-        source: reqwest::Error,
+        source: pem::Error,
     },
     #[error("{} has no token in it: one line of visible ASCII characters is expected", path.display())]
     Token { path: PathBuf },
@@ -58,8 +58,7 @@ impl Identity {
         };
         let token = config.token.as_deref().map(Token::read).transpose()?;
         Ok(Self {
-            certificates,
-            only,
+            believed: Believed { certificates, only },
             token,
         })
     }
@@ -75,23 +74,19 @@ impl Identity {
         self.token.as_ref().map(|Token(header)| header.clone())
     }
 
-    /// Sets up whom TLS believes.
-    pub(super) fn apply(&self, builder: ClientBuilder) -> ClientBuilder {
-        match (self.only, self.certificates.is_empty()) {
-            (true, _) => builder.tls_certs_only(self.certificates.clone()),
-            (false, true) => builder,
-            (false, false) => builder.tls_certs_merge(self.certificates.clone()),
-        }
+    /// Whom TLS believes.
+    pub(super) fn believed(&self) -> Believed {
+        self.believed.clone()
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<Certificate>, IdentityError> {
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let path = path.to_owned();
     let pem = match read_bounded(&path, CA_BYTES_MAX) {
         Ok(pem) => pem,
         Err(source) => return Err(IdentityError::Read { path, source }),
     };
-    match Certificate::from_pem_bundle(&pem) {
+    match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
         Ok(certificates) if certificates.is_empty() => Err(IdentityError::NoCertificates { path }),
         Ok(certificates) => Ok(certificates),
         Err(source) => Err(IdentityError::Certificates { path, source }),
