@@ -64,13 +64,25 @@ impl Ui {
         !self.quiet && !self.json && io::stderr().is_terminal()
     }
 
-    /// Returns a bar for `bytes` of work; it shows only on a terminal.
-    pub fn progress(&self, what: &'static str, bytes: u64) -> ProgressBar {
-        let target = match self.shows_progress() {
+    /// Returns what turns while work goes on of which nobody knows how much it is; it shows only on a
+    /// terminal.
+    pub fn spinner(&self, what: &'static str) -> ProgressBar {
+        let spinner = ProgressBar::with_draw_target(None, self.target());
+        spinner.set_message(what);
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        spinner
+    }
+
+    fn target(&self) -> ProgressDrawTarget {
+        match self.shows_progress() {
             false => ProgressDrawTarget::hidden(),
             true => ProgressDrawTarget::stderr_with_hz(10),
-        };
-        let bar = ProgressBar::with_draw_target(Some(bytes), target);
+        }
+    }
+
+    /// Returns a bar for `bytes` of work; it shows only on a terminal.
+    pub fn progress(&self, what: &'static str, bytes: u64) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(Some(bytes), self.target());
         let style = "{msg:9} {bar:32} {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
         bar.set_style(
             ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),

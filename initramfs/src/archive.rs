@@ -66,6 +66,12 @@ pub fn compress(archive: &[u8]) -> io::Result<Vec<u8>> {
     compressor.compress(archive)
 }
 
+/// Whether `packed` unpacks to `archive`. What is longer is not unpacked any further.
+#[must_use]
+pub fn is_packed_in(archive: &[u8], packed: &[u8]) -> bool {
+    zstd::bulk::decompress(packed, archive.len()).is_ok_and(|unpacked| unpacked == archive)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -98,6 +104,21 @@ mod tests {
             found.push((path, mode, content));
             rest = reader.finish().unwrap();
         }
+    }
+
+    #[test]
+    fn what_unpacks_to_the_same_is_the_same_however_it_was_packed() {
+        let archive = write_cpio(&sample(), Vec::new()).unwrap();
+        let mut longer = archive.clone();
+        longer.push(0);
+        for level in [1, ZSTD_LEVEL] {
+            let packed = |bytes: &[u8]| zstd::bulk::compress(bytes, level).unwrap();
+            assert!(is_packed_in(&archive, &packed(&archive)));
+            assert!(!is_packed_in(&archive, &packed(&longer)));
+            assert!(!is_packed_in(&longer, &packed(&archive)));
+            assert!(!is_packed_in(&archive, &packed(&archive)[1..]));
+        }
+        assert!(!is_packed_in(&archive, &[]));
     }
 
     #[test]

@@ -89,11 +89,43 @@ pub struct Report {
     pub n_modules: usize,
 }
 
+/// An initramfs that is not compressed yet, which takes most of the time.
+#[derive(Clone, Debug)]
+pub struct Unpacked {
+    archive: Vec<u8>,
+    report: Report,
+}
+
+impl Unpacked {
+    /// Compresses it, or takes the one of `known`, built before, that unpacks to the same.
+    ///
+    /// # Errors
+    /// Fails only if memory runs out inside the compressor.
+    pub fn pack(self, known: &[impl AsRef<[u8]>]) -> Result<Initramfs, BuildError> {
+        let mut known = known.iter().map(AsRef::as_ref);
+        let bytes = match known.find(|bytes| archive::is_packed_in(&self.archive, bytes)) {
+            Some(bytes) => bytes.to_vec(),
+            None => archive::compress(&self.archive).map_err(BuildError::Archive)?,
+        };
+        let mut report = self.report;
+        report.total_bytes = byte_count(&bytes);
+        Ok(Initramfs { bytes, report })
+    }
+}
+
 /// Builds the initramfs that `spec` describes; equal inputs give equal bytes.
 ///
 /// # Errors
 /// Fails if a program or module cannot be read, or if the kernel lacks what every boot needs.
 pub fn build(spec: &Spec<'_>) -> Result<Initramfs, BuildError> {
+    unpacked(spec)?.pack(&[] as &[&[u8]])
+}
+
+/// The same, not compressed.
+///
+/// # Errors
+/// As [`build`].
+pub fn unpacked(spec: &Spec<'_>) -> Result<Unpacked, BuildError> {
     let mut tree = Tree::default();
     let mut report = Report::default();
     for path in layout::DIRECTORIES {
@@ -124,11 +156,9 @@ pub fn build(spec: &Spec<'_>) -> Result<Initramfs, BuildError> {
         tree.add_file(&file.path, file.bytes.clone(), file.mode)?;
     }
 
-    let unpacked = archive::write_cpio(&tree, Vec::new()).map_err(BuildError::Archive)?;
-    report.unpacked_bytes = byte_count(&unpacked);
-    let bytes = archive::compress(&unpacked).map_err(BuildError::Archive)?;
-    report.total_bytes = byte_count(&bytes);
-    Ok(Initramfs { bytes, report })
+    let archive = archive::write_cpio(&tree, Vec::new()).map_err(BuildError::Archive)?;
+    report.unpacked_bytes = byte_count(&archive);
+    Ok(Unpacked { archive, report })
 }
 
 fn byte_count(bytes: &[u8]) -> u64 {

@@ -23,6 +23,6 @@ pub mod record;
 pub mod spec;
 pub mod tree;
 
-pub use build::{BuildError, Initramfs, Report, build};
+pub use build::{BuildError, Initramfs, Report, Unpacked, build, unpacked};
 pub use filesystem::FileSystem;
 pub use spec::{DirectoryModules, ExtraFile, ModuleSource, Spec};

@@ -198,7 +198,9 @@ impl<S> Mirrors<S> {
         let idle = score.stall(false);
         // It is busy as long as it was heard of within half of that.
         let is_idle_at = self.began + answered + idle / 2;
-        (heard + idle).max(is_idle_at).min(heard + score.stall(true))
+        (heard + idle)
+            .max(is_idle_at)
+            .min(heard + score.stall(true))
     }
 
     /// Notes that something came from a mirror.

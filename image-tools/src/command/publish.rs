@@ -249,8 +249,7 @@ async fn publish(
     loop {
         let written = write_disk(store, source, args, &mut lost, ui).await?;
         let stats = written.stats;
-        let (built, not_bootable) =
-            make_bootable(store, source, &args.boot, ring.root()?, ui).await?;
+        let (built, not_bootable) = make_bootable(store, source, args, ring.root()?, ui).await?;
         source.check_unchanged()?;
         let carried = carry_over(store, args, &written.disk, ui).await;
         let publication = Publication {
@@ -373,10 +372,11 @@ async fn carry_over(store: &Store, args: &Args, disk: &Disk, ui: &Ui) -> Option<
 async fn make_bootable(
     store: &Store,
     source: &Source,
-    args: &BootArgs,
+    args: &Args,
     root: Vec<u8>,
     ui: &Ui,
 ) -> anyhow::Result<(Option<BootBuilt>, Option<String>)> {
+    let (reference, args) = (&args.reference, &args.boot);
     if args.no_boot {
         return Ok((None, None));
     }
@@ -402,9 +402,12 @@ async fn make_bootable(
             programs: paths.find()?,
             trusted_root: root,
         };
-        boot::build(store, source, config).await
+        boot::build(store, reference, source, config).await
     };
-    match attempt.await {
+    let spinner = ui.spinner("making it bootable");
+    let outcome = attempt.await;
+    spinner.finish_and_clear();
+    match outcome {
         Ok(built) => {
             if built.needs_recovery {
                 ui.warn(

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use image_format::ImageRef;
 use image_format::manifest::{self, Boot};
 use image_store::{Store, StoreError};
 use initramfs::layout::TRUSTED_ROOT;
@@ -95,12 +96,21 @@ pub struct BootBuilt {
     pub needs_recovery: bool,
 }
 
-/// Builds the initramfs for the disk of `source`, and stores it with its kernel.
+/// An initramfs of an earlier version that is longer is not looked at.
+const KNOWN_BYTES_MAX: u64 = 64 << 20;
+
+/// How many versions are looked through for theirs, newest first. Most have that of the one before.
+const KNOWN_VERSIONS: usize = 4;
+
+/// Builds the initramfs for the disk of `source`, and stores it with its kernel. That of an earlier
+/// version of `reference` is taken as it is where nothing of it changed: to compress it takes longer
+/// than all else of a publish.
 ///
 /// # Errors
 /// The image has no kernel that can be used, or the store cannot be written.
 pub async fn build(
     store: &Store,
+    reference: &ImageRef,
     source: &Source,
     config: BootConfig,
 ) -> Result<BootBuilt, BootError> {
@@ -111,7 +121,8 @@ pub async fn build(
         .map_err(|source| InsideError::Read { source })?;
     let cmdline = config.cmdline.clone();
     let (base_url, mirrors) = (config.base_url.clone(), config.mirrors.clone());
-    let made = tokio::task::spawn_blocking(move || build_blocking(&disk, config))
+    let known = known(store, reference).await;
+    let made = tokio::task::spawn_blocking(move || build_blocking(&disk, config, &known))
         .await
         .map_err(|_| BootError::Died)??;
     let boot = Boot {
@@ -128,6 +139,32 @@ pub async fn build(
         report: made.initramfs.report,
         needs_recovery: made.needs_recovery,
     })
+}
+
+/// What earlier versions of an image boot with. One that cannot be read saves no time, and does no harm.
+async fn known(store: &Store, reference: &ImageRef) -> Vec<Bytes> {
+    let objects = async {
+        let names = store.names().await?;
+        if !names.names.contains_key(&reference.name) {
+            return Ok(Vec::new());
+        }
+        let catalogue = store.catalogue(&names, &reference.name).await?;
+        let newest = catalogue.versions.values().rev().take(KNOWN_VERSIONS);
+        let mut objects = Vec::new();
+        for entry in newest {
+            let boot = store.manifest(&entry.manifest).await?.boot;
+            objects.extend(boot.map(|boot| boot.initramfs));
+        }
+        Ok::<_, StoreError>(objects)
+    };
+    let mut objects = objects.await.unwrap_or_default();
+    objects.dedup();
+    objects.retain(|object| object.length <= KNOWN_BYTES_MAX);
+    let mut known = Vec::new();
+    for object in objects {
+        known.extend(store.object(&object).await.ok());
+    }
+    known
 }
 
 /// Checks what the publisher gives for the kernel command line: it becomes part of boot scripts.
@@ -162,7 +199,7 @@ struct FoundKernel<'a> {
     volume: Option<&'a Volume>,
 }
 
-fn build_blocking(disk: &File, config: BootConfig) -> Result<Made, BootError> {
+fn build_blocking(disk: &File, config: BootConfig, known: &[Bytes]) -> Result<Made, BootError> {
     match config.kernel.clone() {
         KernelSource::Image => {
             let mut kernel = inside::find_kernel(disk)?;
@@ -172,7 +209,7 @@ fn build_blocking(disk: &File, config: BootConfig) -> Result<Made, BootError> {
                 modules: &kernel,
                 volume: Some(&kernel.volume),
             };
-            finish(disk, found, config)
+            finish(disk, found, config, known)
         }
         KernelSource::Files { kernel, modules } => {
             let bytes = std::fs::read(&kernel).map_err(|source| BootError::Kernel {
@@ -198,17 +235,22 @@ fn build_blocking(disk: &File, config: BootConfig) -> Result<Made, BootError> {
                     None => volumes.first(),
                 },
             };
-            finish(disk, found, config)
+            finish(disk, found, config, known)
         }
     }
 }
 
-fn finish(disk: &File, found: FoundKernel<'_>, config: BootConfig) -> Result<Made, BootError> {
+fn finish(
+    disk: &File,
+    found: FoundKernel<'_>,
+    config: BootConfig,
+    known: &[Bytes],
+) -> Result<Made, BootError> {
     let volume = found.volume;
     let root = config
         .root
         .or_else(|| volume.and_then(|volume| volume.root.clone()));
-    let initramfs = initramfs::build(&Spec {
+    let unpacked = initramfs::unpacked(&Spec {
         kernel_release: found.release.clone(),
         modules: found.modules,
         filesystem: volume.map_or(FileSystem::Ext4, |volume| volume.superblock.filesystem),
@@ -227,7 +269,7 @@ fn finish(disk: &File, found: FoundKernel<'_>, config: BootConfig) -> Result<Mad
         kernel: Bytes::from(found.bytes),
         release: found.release,
         root,
-        initramfs,
+        initramfs: unpacked.pack(known)?,
         needs_recovery: match volume {
             Some(volume) => inside::needs_recovery(disk, volume)?,
             None => false,

@@ -172,3 +172,21 @@ fn a_kernel_without_index_or_a_module_file_is_an_error() {
         assert!(matches!(error, BuildError::NoIndex { .. }));
     });
 }
+
+#[test]
+fn what_was_packed_before_is_taken_and_nothing_else() {
+    with_kernel(|_, mut spec| {
+        let before = build(&spec).unwrap();
+        let archive = zstd::stream::decode_all(&before.bytes[..]).unwrap();
+        // Of the same content and other bytes, so that it shows which one is taken.
+        let known = zstd::bulk::compress(&archive, 1).unwrap();
+        assert_ne!(known, before.bytes);
+        let taken = unpacked(&spec).unwrap();
+        let taken = taken.pack(&[&b"junk"[..], &known]).unwrap();
+        assert_eq!(taken.bytes, known);
+        assert_eq!(taken.report.total_bytes, known.len() as u64);
+        spec.root = Some("LABEL=other".to_owned());
+        let other = unpacked(&spec).unwrap().pack(&[known]).unwrap();
+        assert_eq!(other.bytes, build(&spec).unwrap().bytes);
+    });
+}

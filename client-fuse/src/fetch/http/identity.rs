@@ -36,10 +36,7 @@ pub enum IdentityError {
     #[error("{} has no certificates in it; PEM is expected: -----BEGIN CERTIFICATE-----", path.display())]
     NoCertificates { path: PathBuf },
     #[error("the certificates in {} cannot be used", path.display())]
-    Certificates {
-        path: PathBuf,
-        source: pem::Error,
-    },
+    Certificates { path: PathBuf, source: pem::Error },
     #[error("{} has no token in it: one line of visible ASCII characters is expected", path.display())]
     Token { path: PathBuf },
 }
