@@ -208,7 +208,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = NetworkConfig::TIMEOUT_SECONDS, help_heading = "Network",
           value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout: u64,
-    /// Longest time that a reader waits for a failing server, in seconds; 0: for ever
+    /// Longest time that a reader waits for a failing server, in seconds, then it gets an error; 0: for ever
     /// [default: 60; with --initramfs: 0]
     #[arg(long, value_name = "SECONDS", help_heading = "Network")]
     pub deadline: Option<u64>,

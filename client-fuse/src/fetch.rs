@@ -201,6 +201,8 @@ pub enum FetchError {
         got: u64,
         seconds: u64,
     },
+    #[error("nothing more of {path} came for {seconds} s, and no reader waits longer (--deadline)")]
+    Overdue { path: String, seconds: u64 },
     #[error("{path} is not what its name says")]
     Digest {
         path: String,
@@ -242,7 +244,7 @@ impl FetchError {
     pub fn fault(&self) -> Fault {
         match self {
             Self::Source(error) => error.fault(),
-            Self::Short { .. } | Self::Slow { .. } => Fault::Transient,
+            Self::Short { .. } | Self::Slow { .. } | Self::Overdue { .. } => Fault::Transient,
             Self::Long { .. } | Self::Digest { .. } | Self::Chunk { .. } | Self::Useless { .. } => {
                 Fault::Wrong
             }
@@ -288,6 +290,11 @@ impl FetchError {
         let broken =
             matches!(self, Self::Source(error) if matches!(**error, SourceError::Broken { .. }));
         matches!(self, Self::Source(_)) && self.fault() == Fault::Transient && !broken
+    }
+
+    /// Whether the time of whoever waits is over.
+    pub(crate) const fn is_overdue(&self) -> bool {
+        matches!(self, Self::Overdue { .. })
     }
 
     /// Whether the server says that there is no such file.

@@ -182,7 +182,7 @@ impl Basis<'_> {
     async fn check<S: Source>(
         &self,
         transport: &MetadataTransport<S>,
-        attempts: &mut Attempts,
+        attempts: &mut Attempts<'_>,
     ) -> Result<Found, TrustError> {
         let metadata = Url::parse(transport::METADATA).expect("a constant");
         let root: Signed<Root> = serde_json::from_slice(self.root).map_err(TrustError::Root)?;

@@ -336,9 +336,16 @@ impl<S: Source> Chunks<S> {
                 let held = held.into_iter().chain(boot.held(frame)).collect();
                 self.deliver_frame(chunks, held).await
             }
+            // Who waited for all of the deadline does not wait for it twice.
+            Err(error) if error.is_overdue() && hurry.is_called() => {
+                for held in held.into_iter().chain(boot.held(frame)) {
+                    held.wanted.landing.deliver(Err(error.clone()));
+                }
+                Vec::new()
+            }
             Err(error) => {
                 self.stats.boot_pack.frames_by_ranges.increment();
-                if !error.is_outage() {
+                if !error.is_outage() && !error.is_overdue() {
                     self.stats.boot_pack.damaged.increment();
                     if boot.distrust() {
                         warn(&error);

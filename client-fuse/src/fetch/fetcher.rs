@@ -10,6 +10,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::cache::Caches;
 use crate::cache::documents::Documents;
 use crate::fetch::hedge::Budget;
@@ -23,6 +25,7 @@ use crate::fetch::{FetchError, Request, Source};
 use crate::stats::Stats;
 
 mod attempts;
+mod deadline;
 mod gone;
 mod incoming;
 mod kept;
@@ -127,8 +130,19 @@ impl<S: Source> Fetcher<S> {
     }
 
     /// The tries of something that begins now.
-    pub(crate) fn attempts(&self) -> Attempts {
-        Attempts::begin(self.policy)
+    pub(crate) fn attempts(&self) -> Attempts<'static> {
+        Attempts::begin(self.policy, Instant::now(), None)
+    }
+
+    /// The tries of something that is waited for since `began`, or since `hurry` rings.
+    fn attempts_since<'a>(
+        &self,
+        began: Instant,
+        priority: Priority,
+        hurry: &'a Hurry,
+    ) -> Attempts<'a> {
+        let awaited = (priority == Priority::Ahead).then_some(hurry);
+        Attempts::begin(self.policy, began, awaited)
     }
 
     /// The requests under way.
@@ -167,7 +181,7 @@ impl<S: Source> Fetcher<S> {
     }
 
     /// The mirror for the next try.
-    fn choose(&self, attempts: &Attempts) -> MirrorId {
+    fn choose(&self, attempts: &Attempts<'_>) -> MirrorId {
         let next = self.mirrors.next(&attempts.round.tried());
         next.unwrap_or_else(|| self.mirrors.order()[0])
     }
@@ -176,11 +190,15 @@ impl<S: Source> Fetcher<S> {
     /// error for good.
     async fn turn_or_wait(
         &self,
-        attempts: &mut Attempts,
+        attempts: &mut Attempts<'_>,
         mirror: MirrorId,
         error: FetchError,
     ) -> Result<(), FetchError> {
         attempts.round.add(mirror, error.clone());
+        if error.is_overdue() {
+            let error = attempts.round.finish(&self.mirrors, error);
+            return Err(attempts.in_vain(error));
+        }
         if self.mirrors.next(&attempts.round.tried()).is_some() {
             self.stats.retries.increment();
             self.stats.faults.failovers.increment();
@@ -189,6 +207,7 @@ impl<S: Source> Fetcher<S> {
         }
         let told = attempts.round.retry_after();
         let error = attempts.round.finish(&self.mirrors, error);
+        attempts.note(&error);
         if self
             .wait_as_told(attempts, error.fault(), told, &error)
             .await
@@ -201,7 +220,7 @@ impl<S: Source> Fetcher<S> {
     /// Waits before the next try; `false`: there is to be none.
     pub(crate) async fn wait(
         &self,
-        attempts: &mut Attempts,
+        attempts: &mut Attempts<'_>,
         fault: Fault,
         error: &(dyn std::error::Error + Sync + 'static),
     ) -> bool {
@@ -211,7 +230,7 @@ impl<S: Source> Fetcher<S> {
     /// The same, not before the time that every server told, if they did.
     async fn wait_as_told(
         &self,
-        attempts: &mut Attempts,
+        attempts: &mut Attempts<'_>,
         fault: Fault,
         told: Option<Duration>,
         error: &(dyn std::error::Error + Sync + 'static),
@@ -223,7 +242,7 @@ impl<S: Source> Fetcher<S> {
                 self.outage.began(fault, error, &self.stats.faults);
                 tracing::debug!(%error, ?wait, "trying again");
                 tokio::time::sleep(wait).await;
-                true
+                !attempts.is_over()
             }
         }
     }

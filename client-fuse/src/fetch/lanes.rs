@@ -8,6 +8,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::Instant;
 
 use crate::fetch::line::Estimate;
 
@@ -175,29 +176,38 @@ async fn acquire(semaphore: &Semaphore, permits: u32) -> Option<SemaphorePermit<
 
 /// A bell that tells read-ahead that somebody now waits for it.
 #[derive(Debug)]
-pub struct Hurry(watch::Sender<bool>);
+pub struct Hurry(watch::Sender<Option<Instant>>);
 
 impl Hurry {
     /// Not in a hurry.
     #[must_use]
     pub fn new() -> Self {
-        Self(watch::Sender::new(false))
+        Self(watch::Sender::new(None))
     }
 
     /// Rings.
     pub fn call(&self) {
-        self.0.send_replace(true);
+        self.0.send_if_modified(|called| {
+            let is_first = called.is_none();
+            called.get_or_insert_with(Instant::now);
+            is_first
+        });
+    }
+
+    /// When it rang first.
+    pub(crate) fn called_at(&self) -> Option<Instant> {
+        *self.0.borrow()
     }
 
     /// Whether it has rung.
     pub fn is_called(&self) -> bool {
-        *self.0.borrow()
+        self.called_at().is_some()
     }
 
     /// Waits until it has rung.
     pub(crate) async fn called(&self) {
         // The sender is `self`, so the channel cannot close while this waits.
-        let _ = self.0.subscribe().wait_for(|called| *called).await;
+        let _ = self.0.subscribe().wait_for(Option::is_some).await;
     }
 }
 

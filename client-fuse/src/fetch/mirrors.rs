@@ -203,6 +203,23 @@ impl<S> Mirrors<S> {
             .min(heard + score.stall(true))
     }
 
+    /// When something came from any of them last.
+    pub(crate) fn last_heard(&self) -> Instant {
+        let heard = self
+            .servers
+            .iter()
+            .map(|server| server.heard.load(Ordering::Relaxed));
+        self.began + Duration::from_millis(heard.max().unwrap_or_default())
+    }
+
+    /// From when on nothing more is to be hoped for of a body that heard nothing since `heard`: the longest
+    /// that it is given before it is asked for elsewhere.
+    pub(crate) fn dries_up_at(&self, mirror: MirrorId, heard: Instant) -> Instant {
+        let ranking = self.ranking();
+        let unknown = Score::default();
+        heard + ranking.score(mirror).unwrap_or(&unknown).stall(true)
+    }
+
     /// Notes that something came from a mirror.
     pub(crate) fn heard(&self, mirror: MirrorId) {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -40,7 +40,7 @@ pub enum Next {
 /// When failed fetches are tried again.
 #[derive(Clone, Copy, Debug)]
 pub struct RetryPolicy {
-    /// How long a reader may wait for the server before it gets an error; `None`: for ever, which
+    /// How long a reader may wait for a server that fails before it gets an error; `None`: for ever, which
     /// is right for a root disk (a machine whose root answers EIO is lost, one that waits is not).
     pub deadline: Option<Duration>,
     /// The ceiling of the first wait.
@@ -60,6 +60,10 @@ impl RetryPolicy {
     /// robots, not disks.
     pub const TOLD_MAX: Duration = Duration::from_secs(60);
 
+    /// The last try goes out this part of the deadline before it, so that there is time for an answer:
+    /// two seconds before a minute is over.
+    const LAST_TRY: u32 = 30;
+
     /// Gives up after `deadline`. The first wait is at most a round trip across a continent, the
     /// last at most 10 s.
     #[must_use]
@@ -73,7 +77,7 @@ impl RetryPolicy {
 
     /// Decides after try number `tries` (from 1) failed with `fault`, `elapsed` after the start, and the
     /// server `told` for how long to leave it alone. Where the answer was wrong, only tries that ended
-    /// so are counted.
+    /// so are counted. Who has waited until the deadline tries no more.
     ///
     /// `random` is any number; the same number gives the same wait.
     #[must_use]
@@ -102,7 +106,13 @@ impl RetryPolicy {
         let wait = told.unwrap_or_default().min(Self::TOLD_MAX) + wait;
         match self.deadline {
             Some(deadline) if elapsed >= deadline => Next::Stop,
-            Some(deadline) => Next::Wait(wait.min(deadline.saturating_sub(elapsed))),
+            Some(deadline) => {
+                let left = deadline.saturating_sub(elapsed);
+                let last = deadline / Self::LAST_TRY;
+                // Behind the last try there is only the deadline.
+                let most = if left > last { left - last } else { left };
+                Next::Wait(wait.min(most))
+            }
             None => Next::Wait(wait),
         }
     }
@@ -143,6 +153,18 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn the_last_try_has_time_for_an_answer_and_none_comes_at_the_deadline() {
+        let policy = RetryPolicy::DEFAULT;
+        let decide = |elapsed| {
+            let elapsed = Duration::from_secs(elapsed);
+            policy.next(20, Fault::Transient, elapsed, None, u32::MAX)
+        };
+        assert_eq!(decide(55), Next::Wait(Duration::from_secs(3)));
+        assert_eq!(decide(58), Next::Wait(Duration::from_secs(2)));
+        assert_eq!(decide(60), Next::Stop);
+    }
+
     proptest! {
         /// No wait is outside its bounds, and none reaches past the deadline.
         #[test]
@@ -161,7 +183,7 @@ mod tests {
                 Next::Wait(wait) => {
                     let told = told.unwrap_or_default().min(RetryPolicy::TOLD_MAX);
                     prop_assert!(wait <= told + policy.last);
-                    prop_assert!(wait >= told || elapsed + wait == deadline);
+                    prop_assert!(wait >= told || elapsed + wait >= deadline - deadline / RetryPolicy::LAST_TRY);
                     prop_assert!(elapsed + wait <= deadline);
                 }
             }

@@ -16,7 +16,7 @@ const TRIP: Duration = Duration::from_millis(50);
 
 async fn far(store: &Arc<Store>) -> (MemorySource, Stack) {
     let source = MemorySource::far(store, TRIP);
-    let stack = start(&source, Setup::DEFAULT).await;
+    let stack = start(&source, Setup::FAR).await;
     (source, stack)
 }
 
@@ -116,7 +116,7 @@ async fn who_reads_before_the_head_of_the_boot_pack_is_here_fetches_nothing_twic
 async fn a_late_head_lets_few_chunks_come_twice() {
     let store = Arc::new(Store::booting(mixed_disk(4000, 0), 1));
     let source = MemorySource::far(&store, Duration::from_millis(700));
-    let stack = start(&source, Setup::DEFAULT).await;
+    let stack = start(&source, Setup::FAR).await;
     stack.prefetch(store.boot_pack);
     for chunk in &store.boot_set {
         let offset = chunk.first_block() * 4096;

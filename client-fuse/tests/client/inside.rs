@@ -289,7 +289,7 @@ async fn what_memory_drops_is_counted() {
 async fn a_read_that_waits_is_told_with_what_it_waits_for() {
     let store = Arc::new(Store::of(mixed_disk(100, 0)));
     let source = MemorySource::far(&store, Duration::from_secs(3));
-    let fs = show(&source, Setup::DEFAULT).await;
+    let fs = show(&source, Setup::FAR).await;
     let reader = Arc::clone(&fs);
     let reading = tokio::spawn(async move { read(&reader, 4096, 8192).await });
     let told = loop {

@@ -344,7 +344,8 @@ async fn an_old_request_that_goes_on_wins_over_a_second_one_that_is_silent() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_says_when_to_come_back_is_left_alone_until_then() {
     let store = Arc::new(Store::of(mixed_disk(600, 0)));
-    for (told, least, most) in [(7, 7, 9), (3600, 59, 61)] {
+    // Who waits for a minute asks once more just before it is over.
+    for (told, least, most) in [(7, 7, 9), (3600, 57, 60)] {
         let faults = on_chunks(move |n| match n {
             0 => Fault::Wait(Duration::from_secs(told)),
             _ => Fault::None,
@@ -397,17 +398,92 @@ async fn waited(
 #[tokio::test(start_paused = true)]
 async fn a_reader_waits_until_the_deadline_and_for_ever_where_there_is_none() {
     let (plain, root) = (RetryPolicy::DEFAULT, RetryPolicy::until(None));
-    let (is_read, waited_for) = waited(plain, |_| Fault::Refuse).await;
-    assert!(!is_read && waited_for >= Duration::from_secs(60));
-    assert!(waited_for < Duration::from_secs(62), "{waited_for:?}");
-    // A try that is under way at the deadline ends by its own time-out.
-    let (is_read, waited_for) = waited(plain, |_| Fault::Silent).await;
-    assert!(!is_read && waited_for >= Duration::from_secs(60));
-    assert!(waited_for < Duration::from_secs(100), "{waited_for:?}");
+    // However it fails, and whatever is under way then.
+    for fault in [
+        Fault::Refuse,
+        Fault::Unavailable,
+        Fault::Silent,
+        Fault::Stall,
+    ] {
+        let (is_read, waited_for) = waited(plain, move |_| fault).await;
+        assert!(
+            !is_read && waited_for >= Duration::from_secs(60),
+            "{fault:?}"
+        );
+        assert!(
+            waited_for < Duration::from_secs(61),
+            "{fault:?}: {waited_for:?}"
+        );
+    }
+    // What comes back just before is not too late.
+    let began = Instant::now();
+    let late = move |_| match began.elapsed().as_secs() {
+        0..58 => Fault::Refuse,
+        _ => Fault::None,
+    };
+    let (is_read, waited_for) = waited(plain, late).await;
+    assert!(
+        is_read && waited_for < Duration::from_secs(60),
+        "{waited_for:?}"
+    );
     let hour = |n| match n {
         0..1000 => Fault::Unavailable,
         _ => Fault::None,
     };
     let (is_read, waited_for) = waited(root, hour).await;
     assert!(is_read && waited_for > Duration::from_secs(3600));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_slowly_is_not_cut_off_at_the_deadline() {
+    let store = Arc::new(Store::of(mixed_disk(2000, 0)));
+    let source = MemorySource::new(&store).at(NEAR, 12_500);
+    let good = MemorySource::new(&store);
+    let (disk, stats) = mounted(&good, &[("a", source)]).await;
+    let began = Instant::now();
+    let bytes = disk.read(0, 4 << 20).await.unwrap();
+    assert!(bytes == store.flat(0, 4 << 20));
+    let waited = began.elapsed();
+    assert!(waited > Duration::from_secs(90), "{waited:?}");
+    assert_eq!(stats.retries.count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_deadline_no_request_goes_on_and_all_slots_are_free() {
+    let store = Arc::new(Store::of(mixed_disk(2000, 0)));
+    let is_silent = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let silent = Arc::clone(&is_silent);
+    let faults = on_chunks(move |_| match silent.load(Ordering::Relaxed) {
+        true => Fault::Silent,
+        false => Fault::None,
+    });
+    let source = MemorySource::faulty(&store, faults).at(NEAR, 0);
+    let good = MemorySource::new(&store);
+    let (disk, _) = mounted(&good, &[("a", source)]).await;
+    let disk = Arc::new(disk);
+    let began = Instant::now();
+    // More than there are slots.
+    let readers: Vec<_> = (0..40)
+        .map(|n| {
+            let disk = Arc::clone(&disk);
+            tokio::spawn(async move { disk.read(n * 200_000, 1).await.is_ok() })
+        })
+        .collect();
+    for reader in readers {
+        reader.await.unwrap();
+        assert!(
+            began.elapsed() < Duration::from_secs(62),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+    assert!(began.elapsed() >= Duration::from_secs(60));
+    is_silent.store(false, Ordering::Relaxed);
+    let began = Instant::now();
+    read(&disk, &store, &mut Random(1), 30).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
 }

@@ -11,6 +11,7 @@ use client_fuse::cache::Caches;
 use client_fuse::cache::disk::DiskCache;
 use client_fuse::cache::memory::MemoryCache;
 use client_fuse::fetch::fetcher::Fetcher;
+use client_fuse::fetch::retry::RetryPolicy;
 use client_fuse::fetch::{Body, Part, Request, Source, SourceError};
 use client_fuse::open::open;
 use client_fuse::stats::Stats;
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::publisher::Release;
 use crate::source::MemorySource;
-use crate::stack::{IMPATIENT, Setup, start};
+use crate::stack::{PATIENT, Setup, start};
 use crate::store::{Store, mixed_disk};
 
 /// One round trip.
@@ -45,7 +46,12 @@ async fn fetcher<S: Source>(source: S) -> Arc<Fetcher<S>> {
         disk: DiskCache::off(),
     });
     let stats = Arc::new(Stats::default());
-    Arc::new(Fetcher::new(source, 8, IMPATIENT, caches, stats))
+    // Longer than any of these round trips, and shorter than a server may be silent.
+    let policy = RetryPolicy {
+        deadline: Some(TRIP * 20),
+        ..PATIENT
+    };
+    Arc::new(Fetcher::new(source, 8, policy, caches, stats))
 }
 
 /// The round trips of opening `reference`, and the requests.
@@ -84,7 +90,7 @@ async fn trips_to_the_first_chunk(store: Store) -> (u64, usize) {
     let store = Arc::new(store);
     let source = MemorySource::far(&store, TRIP);
     let began = Instant::now();
-    let stack = start(&source, Setup::DEFAULT).await;
+    let stack = start(&source, Setup::FAR).await;
     assert_eq!(began.elapsed().as_secs(), 2, "nobody waits for the head");
     stack.prefetch(store.boot_pack);
     let offset = store.boot_set[0].first_block() * 4096;

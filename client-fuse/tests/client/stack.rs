@@ -46,6 +46,12 @@ pub(crate) const IMPATIENT: RetryPolicy = RetryPolicy {
     last: Duration::from_millis(2),
 };
 
+/// The same for servers that are seconds away.
+pub(crate) const PATIENT: RetryPolicy = RetryPolicy {
+    deadline: None,
+    ..IMPATIENT
+};
+
 /// How a stack is made.
 #[derive(Clone, Copy)]
 pub(crate) struct Setup<'a> {
@@ -56,6 +62,12 @@ pub(crate) struct Setup<'a> {
 }
 
 impl Setup<'_> {
+    /// For servers that are seconds away.
+    pub(crate) const FAR: Self = Self {
+        policy: PATIENT,
+        ..Self::DEFAULT
+    };
+
     pub(crate) const DEFAULT: Self = Self {
         memory_bytes: 64 << 20,
         cache: None,

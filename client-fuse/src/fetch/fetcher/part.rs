@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use image_format::ObjectRef;
 use image_format::manifest::BootPack;
+use tokio::time::Instant;
 
 use super::Fetcher;
 use super::race::{Terms, Try};
@@ -62,13 +63,18 @@ impl<S: Source> Fetcher<S> {
         E: std::error::Error + Send + Sync + 'static,
         D: Fn(&[u8]) -> Result<T, E> + Clone + Send + 'static,
     {
-        let mut attempts = self.attempts();
+        let mut attempts = self.attempts_since(Instant::now(), priority, hurry);
         let mut freshness = Freshness::Any;
+        let path = part.object.digest.object_path();
         let bytes = part.range.end - part.range.start + part.plain_bytes;
         loop {
             let first = self.choose(&attempts);
-            let slot = self.enter(priority, bytes, hurry).await;
+            let slot = self
+                .enter_in_time(&mut attempts, &path, priority, bytes, hurry)
+                .await?;
             let terms = Terms {
+                path: &path,
+                attempts: Some(&attempts),
                 first,
                 elsewhere: true,
                 bytes: part.range.end - part.range.start,
@@ -87,6 +93,9 @@ impl<S: Source> Fetcher<S> {
                 Ok(decoded) => return Ok(decoded),
                 Err(error) => error,
             };
+            if error.is_overdue() {
+                return Err(error);
+            }
             if error.is_outage() && patience == Patience::Policy {
                 self.turn_or_wait(&mut attempts, mirror, error).await?;
                 continue;

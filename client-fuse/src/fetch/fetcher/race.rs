@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Fetcher;
 use super::outage::{Helped, Seen};
+use super::{Attempts, Fetcher};
 use crate::fetch::hedge::Budget;
 use crate::fetch::lanes::{Hurry, Priority, Spare};
 use crate::fetch::mirrors::{MirrorId, Way};
@@ -81,7 +81,13 @@ impl Progress {
         self.has_ended.store(true, Ordering::Relaxed);
     }
 
-    fn heard(&self) -> Instant {
+    /// Whether the body is here.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Relaxed)
+    }
+
+    /// When something came last; where nothing did, when it was asked for.
+    pub(super) fn heard(&self) -> Instant {
         self.began + Duration::from_micros(self.heard.load(Ordering::Relaxed))
     }
 
@@ -89,7 +95,8 @@ impl Progress {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn has_head(&self) -> bool {
+    /// Whether anything came.
+    pub(super) fn has_head(&self) -> bool {
         self.has_head.load(Ordering::Relaxed)
     }
 }
@@ -97,6 +104,10 @@ impl Progress {
 /// What a race is about.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms<'a> {
+    /// What it is about, for messages.
+    pub(super) path: &'a str,
+    /// The tries of which this is one, which know until when somebody waits; `None`: for ever.
+    pub(super) attempts: Option<&'a Attempts<'a>>,
     /// Who is asked first.
     pub(super) first: MirrorId,
     /// Whether another mirror may be asked.
@@ -165,8 +176,24 @@ pub(super) struct Raced<T> {
     pub(super) outcome: Result<T, FetchError>,
     /// What went wrong before.
     pub(super) before: Option<(MirrorId, FetchError)>,
+    /// When something came last.
+    pub(super) heard: Instant,
     seen: Seen,
     helped: Helped,
+}
+
+impl<T> Raced<T> {
+    /// There was no second one.
+    fn alone(only: &Try, outcome: Result<T, FetchError>, seen: Seen) -> Self {
+        Self {
+            mirror: only.mirror,
+            outcome,
+            before: None,
+            heard: only.progress.heard(),
+            seen,
+            helped: Helped::Retry,
+        }
+    }
 }
 
 /// Nothing came for so long.
@@ -195,19 +222,29 @@ impl<S: Source> Fetcher<S> {
         }
         let mut one = Box::pin(start(first.clone()));
         let waiting = self.wait_for_cause(&first, &terms);
-        let (cause, mut ticket) = tokio::select! {
+        let (tries, began) = ([&first], Instant::now());
+        let caused = tokio::select! {
             biased;
-            outcome = &mut one => {
-                let mirror = first.mirror;
-                let helped = Helped::Retry;
-                return Raced { mirror, outcome, before: None, seen, helped };
-            }
-            cause = waiting => cause,
+            outcome = &mut one => Err(outcome),
+            () = self.cut(&terms, &tries, began) => Err(Err(self.overdue(terms.path))),
+            cause = waiting => Ok(cause),
+        };
+        let (cause, mut ticket) = match caused {
+            Ok(caused) => caused,
+            Err(outcome) => return Raced::alone(&first, outcome, seen),
         };
         let second = self.begin_second(cause, &first, terms.elsewhere);
         let seen = self.outage.seen();
         let two = Box::pin(start(second.clone()));
-        let (second_won, outcome, before) = faster(one, two).await;
+        let tries = [&first, &second];
+        let (second_won, outcome, before) = tokio::select! {
+            biased;
+            won = faster(one, two) => won,
+            () = self.cut(&terms, &tries, began) => {
+                let overdue = || self.overdue(terms.path);
+                (false, Err(overdue()), Some(overdue()))
+            }
+        };
         let [winner, loser] = if second_won {
             [second.mirror, first.mirror]
         } else {
@@ -228,6 +265,7 @@ impl<S: Source> Fetcher<S> {
             mirror: winner,
             outcome,
             before: before.map(|error| (loser, error)),
+            heard: first.progress.heard().max(second.progress.heard()),
             seen,
             helped,
         }
@@ -280,7 +318,7 @@ impl<S: Source> Fetcher<S> {
     async fn alarm(&self, first: &Try, terms: &Terms<'_>, may_hedge: bool) -> Cause {
         let progress = &first.progress;
         loop {
-            if progress.has_ended.load(Ordering::Relaxed) {
+            if progress.has_ended() {
                 return std::future::pending().await;
             }
             let now = Instant::now();

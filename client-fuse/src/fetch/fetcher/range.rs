@@ -13,6 +13,7 @@ use image_format::chunk::{Chunk, ChunkId};
 use image_format::digest::ObjectRef;
 use image_format::frame::FrameError;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Fetcher;
 use super::race::{Terms, Try};
@@ -127,16 +128,24 @@ impl<S: Source> Fetcher<S> {
         hurry: Arc<Hurry>,
     ) {
         let job = Arc::new(Job::new(request));
+        let path = job.pack.digest.object_path();
         let places: Vec<Place> = job.left().iter().map(|piece| piece.place).collect();
-        let mut attempts = self.attempts();
+        let mut attempts = self.attempts_since(Instant::now(), priority, &hurry);
         let mut freshness = Freshness::Any;
         loop {
             let first = self.choose(&attempts);
             let left = job.left();
             let (range, plain_bytes) = extent(&left);
             let bytes = range.end - range.start;
-            let slot = self.enter(priority, bytes + plain_bytes, &hurry).await;
+            let entering =
+                self.enter_in_time(&mut attempts, &path, priority, bytes + plain_bytes, &hurry);
+            let slot = match entering.await {
+                Ok(slot) => slot,
+                Err(error) => return job.fail(&error),
+            };
             let terms = Terms {
+                path: &path,
+                attempts: Some(&attempts),
                 first,
                 elsewhere: true,
                 bytes,
@@ -159,12 +168,17 @@ impl<S: Source> Fetcher<S> {
                 return;
             }
             if n_left < left.len() {
-                attempts = self.attempts();
+                attempts = self.attempts_since(raced.heard, priority, &hurry);
             }
             if let Some((mirror, error)) = before {
                 attempts.round.add(mirror, error);
             }
             freshness = Freshness::Revalidate;
+            if error.is_overdue() && !attempts.is_over() {
+                // What came before the silence counts: there is time for another try.
+                self.stats.retries.increment();
+                continue;
+            }
             if let Err(error) = self.turn_or_wait(&mut attempts, mirror, error).await {
                 self.tell_if_gone(&error);
                 job.fail(&error);

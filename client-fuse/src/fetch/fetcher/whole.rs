@@ -3,8 +3,8 @@
 use bytes::{Bytes, BytesMut};
 use image_format::digest::{Digest, DigestMismatch, ObjectRef};
 
-use super::Fetcher;
 use super::race::{Raced, Terms, Try};
+use super::{Attempts, Fetcher};
 use crate::fetch::lanes::{Hurry, Priority};
 use crate::fetch::mirrors::{MirrorId, Way};
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
@@ -75,6 +75,25 @@ impl Whole {
         matches!(self.expect, Expect::Optional(_)) && error.is_missing_or_forbidden()
     }
 
+    /// What a race for it is about.
+    fn terms<'a>(
+        &'a self,
+        first: MirrorId,
+        elsewhere: bool,
+        attempts: Option<&'a Attempts<'a>>,
+        hurry: &'a Hurry,
+    ) -> Terms<'a> {
+        Terms {
+            path: &self.path,
+            attempts,
+            first,
+            elsewhere,
+            bytes: self.bytes_max(),
+            priority: Priority::Guest,
+            hurry,
+        }
+    }
+
     /// Checks what came.
     fn verify(&self, bytes: &[u8]) -> Result<(), FetchError> {
         let path = || self.path.clone();
@@ -121,9 +140,14 @@ impl<S: Source> Fetcher<S> {
         let mut freshness = whole.freshness();
         loop {
             let first = self.choose(&attempts);
-            let raced = self
-                .race_whole(first, true, whole, freshness, counter)
-                .await;
+            let (priority, hurry) = (Priority::Guest, Hurry::new());
+            let bytes = whole.bytes_max();
+            let slot = self
+                .enter_in_time(&mut attempts, &whole.path, priority, bytes, &hurry)
+                .await?;
+            let terms = whole.terms(first, true, Some(&attempts), &hurry);
+            let raced = self.race_whole(terms, whole, freshness, counter).await;
+            drop(slot);
             let error = match raced.outcome {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) if whole.is_answered_by(&error) => return Err(error),
@@ -179,29 +203,21 @@ impl<S: Source> Fetcher<S> {
         freshness: Freshness,
         counter: &Counter,
     ) -> Result<Bytes, FetchError> {
-        let raced = self.race_whole(mirror, false, whole, freshness, counter);
+        let (priority, hurry) = (Priority::Guest, Hurry::new());
+        let _slot = self.enter(priority, whole.bytes_max(), &hurry).await;
+        let terms = whole.terms(mirror, false, None, &hurry);
+        let raced = self.race_whole(terms, whole, freshness, counter);
         raced.await.outcome
     }
 
     /// Asks for a whole file once, or twice where that lets wait.
     async fn race_whole(
         &self,
-        first: MirrorId,
-        elsewhere: bool,
+        terms: Terms<'_>,
         whole: &Whole,
         freshness: Freshness,
         counter: &Counter,
     ) -> Raced<Bytes> {
-        let (hurry, bytes) = (Hurry::new(), whole.bytes_max());
-        let priority = Priority::Guest;
-        let _slot = self.enter(priority, bytes, &hurry).await;
-        let terms = Terms {
-            first,
-            elsewhere,
-            bytes,
-            priority,
-            hurry: &hurry,
-        };
         let start = |attempt| self.try_whole(attempt, whole, freshness, counter);
         let raced = self.race(terms, start).await;
         self.note(&raced, |error| whole.is_answered_by(error));
