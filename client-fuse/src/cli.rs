@@ -89,6 +89,10 @@ pub struct Args {
     #[arg(long, value_name = "auto|relay|off", num_args = 0..=1, require_equals = true,
           default_missing_value = "auto", conflicts_with = "overlay")]
     pub supervise: Option<Supervision>,
+    /// Without a sign of life for so many milliseconds, a worker hangs; for tests
+    #[arg(long, hide = true, value_name = "MS", default_value_t = 30_000,
+          value_parser = clap::value_parser!(u64).range(1000..))]
+    pub silence_max_ms: u64,
     /// Carry the root disk of this machine: never give up, never be killed, log to the kernel
     #[arg(long)]
     pub initramfs: bool,
@@ -367,6 +371,7 @@ impl Args {
                 style: style(self.foreground),
                 role,
                 supervision,
+                silence_max: Duration::from_millis(self.silence_max_ms),
                 ready_fd: self.ready_fd,
                 log_file: self.log_file,
                 log_level: self.log_level,

@@ -223,6 +223,8 @@ pub struct ProcessConfig {
     pub role: Role,
     /// What happens to the mount when the process that serves it dies.
     pub supervision: Supervision,
+    /// Without a sign of life for so long, a worker hangs.
+    pub silence_max: Duration,
     /// Descriptor that gets "READY\n" when the mount serves.
     pub ready_fd: Option<i32>,
     /// Where log lines go when not to the standard error stream.

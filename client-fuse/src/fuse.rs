@@ -29,7 +29,7 @@ use crate::disk::near::Near;
 use crate::fetch::Source;
 use crate::fs::{FsError, ImageFs, Kind, Node};
 use crate::passthrough::Lender;
-use crate::supervise::gate::Gate;
+use crate::supervise::gate::Behind;
 use crate::supervise::relay::ANSWERED_ITSELF;
 use crate::supervise::wire::{self, NO_NODE};
 use crate::tasks::Tasks;
@@ -71,15 +71,6 @@ pub struct Adapter<S> {
     opens: DiskOpens,
     /// What there is between the kernel and us, if something is.
     behind: Option<Behind>,
-}
-
-/// What stands between the kernel and a worker that is handed a mount.
-#[derive(Debug)]
-pub(crate) struct Behind {
-    /// Holds requests until the mount is handed over.
-    pub(crate) gate: Arc<Gate>,
-    /// Where data goes if requests pass through the supervisor.
-    pub(crate) device: Option<Arc<OwnedFd>>,
 }
 
 /// How sessions read: alike in whoever mounts and in whoever serves.
@@ -159,6 +150,13 @@ impl<S: Source> Adapter<S> {
     pub(crate) fn behind(self, behind: Behind) -> Self {
         let behind = Some(behind);
         Self { behind, ..self }
+    }
+
+    /// Tells whoever watches that a thread took a request.
+    fn take(&self) {
+        if let Some(behind) = &self.behind {
+            behind.gate.take();
+        }
     }
 
     /// Lets the kernel read the cache file itself while `lender` allows it.
@@ -347,6 +345,7 @@ impl<S: Source> Filesystem for Adapter<S> {
 
     /// The kernel forgets what it knew; only the gate, where there is one, wants to know.
     fn forget(&self, _req: &Request, ino: INodeNo, _nlookup: u64) {
+        self.take();
         if ino.0 == NO_NODE
             && let Some(behind) = &self.behind
         {
@@ -355,6 +354,7 @@ impl<S: Source> Filesystem for Adapter<S> {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.take();
         let parent = self.node(parent);
         match parent.and_then(|parent| parent.child(name.to_str()?)) {
             Some(node) => reply.entry(&Self::ttl(node), &self.attributes(node), Generation(0)),
@@ -364,6 +364,7 @@ impl<S: Source> Filesystem for Adapter<S> {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.take();
         match self.node(ino) {
             Some(node @ Node::Partition(_)) => self.look_at_partition(node, reply),
             Some(node) => reply.attr(&Self::ttl(node), &self.attributes(node)),
@@ -372,6 +373,7 @@ impl<S: Source> Filesystem for Adapter<S> {
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.take();
         let Some(node) = self.node(ino) else {
             return reply.error(Errno::ENOENT);
         };
@@ -407,6 +409,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.take();
         let Some(node) = self.node(ino) else {
             return reply.error(Errno::ENOENT);
         };
@@ -571,6 +574,7 @@ impl<S: Source> Filesystem for Adapter<S> {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.take();
         let blocks = self.fs.length(Node::Disk).div_ceil(u64::from(BLOCK_BYTES));
         reply.statfs(blocks, 0, 0, 6, 0, BLOCK_BYTES, 255, BLOCK_BYTES);
     }

@@ -20,7 +20,11 @@
 //! A hand-over to the program of another version is the same, begun by SIGUSR2: the worker that
 //! prepares is executed rather than forked, and the old one is ended only when the new one is ready.
 //!
-//! Decisions are pure: [pace] (when the next worker starts), [ledger] (what is unanswered), [wire].
+//! A worker that hangs is as good as dead: one from which no beat comes ([watch]) is killed, and followed
+//! like any other.
+//!
+//! Decisions are pure: [pace] (when the next worker starts), [watch] (whether one hangs), [ledger] (what
+//! is unanswered), [wire].
 //! Disks that are written to are not supervised: what a guest wrote and did not sync yet is known to
 //! the worker only, and a worker without it would show an older disk, as if the power had failed.
 
@@ -32,6 +36,7 @@ use crate::config::{Config, Supervision};
 use crate::mount::Mountpoint;
 use crate::process::Readiness;
 
+mod beat;
 mod control;
 pub(crate) mod gate;
 mod held;
@@ -41,6 +46,7 @@ pub mod opened;
 pub mod pace;
 pub(crate) mod relay;
 pub mod seat;
+pub mod watch;
 pub mod wire;
 mod worker;
 

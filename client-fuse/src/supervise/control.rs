@@ -7,19 +7,21 @@
 //!                                  ◄─────  Take (what the kernel offered; its descriptor)
 //!   Agreed (to what)               ─────►
 //!                                  ◄─────  Go, once no other worker serves
+//!   Beat, again and again          ─────►
 //!   Serving                        ─────►
 //!                                  ◄─────  End
 //! ```
 //!
 //! The two may be of different versions of this program. Whatever one of them does not know is an
-//! error: the supervisor then goes on with the program that it is itself.
+//! error: the supervisor then goes on with the program that it is itself. A supervisor of a version that
+//! knows of no beats gets none ([`Seat`](super::seat::Seat)).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, socketpair,
+    send, sendmsg, socketpair,
 };
 
 use super::wire::Offer;
@@ -39,6 +41,8 @@ pub(super) enum Report {
     Agreed(Vec<u8>),
     /// It serves.
     Serving,
+    /// It gets on ([`watch`](super::watch)).
+    Beat,
 }
 
 /// What a worker is told.
@@ -90,7 +94,15 @@ impl Control {
             }
             Report::Agreed(answer) => self.send(b'a', answer, &[]),
             Report::Serving => self.send(b's', &[], &[]),
+            Report::Beat => self.beat(),
         }
+    }
+
+    /// Tells that it gets on; an error where there is no room for that: it need not be heard.
+    pub(super) fn beat(&self) -> io::Result<()> {
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        send(self.0.as_raw_fd(), b"b", flags)?;
+        Ok(())
     }
 
     /// The next report; `None` when the worker is gone.
@@ -106,6 +118,7 @@ impl Control {
             }
             (b'a', _) => Report::Agreed(body),
             (b's', _) => Report::Serving,
+            (b'b', _) => Report::Beat,
             _ => return Err(unknown()),
         }))
     }
@@ -264,7 +277,12 @@ mod tests {
         worker.report(&Report::Ready(None)).unwrap();
         let report = supervisor.reported().unwrap();
         assert!(matches!(report, Some(Report::Ready(None))));
+        // Nobody waits for a supervisor that does not listen.
+        while worker.beat().is_ok() {}
+        let report = supervisor.reported().unwrap();
+        assert!(matches!(report, Some(Report::Beat)));
         drop(worker);
+        while supervisor.reported().unwrap().is_some() {}
         assert!(supervisor.reported().unwrap().is_none());
     }
 }

@@ -7,14 +7,26 @@
 //! in which the process is killed would fail the request instead of keeping it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What stands between the kernel and a worker that is handed a mount.
+#[derive(Debug)]
+pub(crate) struct Behind {
+    /// Holds requests until the mount is handed over.
+    pub(crate) gate: Arc<Gate>,
+    /// Where data goes if requests pass through the supervisor.
+    pub(crate) device: Option<Arc<OwnedFd>>,
+}
 
 /// Lets nobody pass until it is opened.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
+    /// Requests that came through.
+    taken: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +44,16 @@ impl Gate {
         while !state.open {
             state = self.wait(state);
         }
+    }
+
+    /// Counts a request that a thread took.
+    pub(crate) fn take(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many there were; not all kinds are counted, but those of which any use of a mount has some.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// Waits until `n` wait.

@@ -4,13 +4,12 @@
 //! needs no file once the first worker serves.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
@@ -20,10 +19,13 @@ use super::held::Held;
 use super::pace::Pace;
 use super::relay::Relay;
 use super::seat::Seat;
+use super::watch::Watch;
 use super::worker::{Code, End, Forked, Stage, Start, Worker, start};
 use crate::config::{Access, Config, Role, Supervision};
 use crate::mount::Mountpoint;
 use crate::process::Readiness;
+
+mod wait;
 
 /// How long a worker that another one replaces may take to keep what it has to keep.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -38,16 +40,6 @@ pub(super) enum Outcome {
     Done(ExitCode),
     /// A worker.
     Worker(Seat),
-}
-
-/// What goes on in one round of waiting.
-#[derive(Clone, Copy, Debug, Default)]
-struct Events {
-    signals: bool,
-    current: bool,
-    next: bool,
-    kernel: bool,
-    requests: bool,
 }
 
 /// The supervisor.
@@ -76,6 +68,9 @@ pub(super) struct Keeper {
     next: Option<Worker>,
     began: Instant,
     pace: Pace,
+    /// Whether the one that has the mount gets on.
+    watch: Watch,
+    silence_max: Duration,
     /// When to start a worker, if there is none.
     due: Option<Instant>,
     /// When a worker that was told to end is ended.
@@ -126,6 +121,8 @@ impl Keeper {
             next: None,
             began: Instant::now(),
             pace: Pace::new(),
+            watch: Watch::new(config.process.silence_max),
+            silence_max: config.process.silence_max,
             due: Some(Instant::now()),
             farewell: None,
             limit: None,
@@ -179,6 +176,7 @@ impl Keeper {
             if events.next {
                 self.hear_next()?;
             }
+            self.look();
             if let Some(code) = self.reap()? {
                 return Ok(Outcome::Done(ExitCode::from(code)));
             }
@@ -196,6 +194,7 @@ impl Keeper {
             is_file: self.mountpoint.is_file(),
             mask: &self.mask,
             directory: self.directory.as_deref(),
+            silence_max: self.silence_max,
         });
         match started {
             Ok(Forked::Worker(seat)) => return Ok(Some(seat)),
@@ -214,64 +213,6 @@ impl Keeper {
             Err(error) => return Err(error).context("cannot start a worker"),
         }
         Ok(None)
-    }
-
-    fn wait(&self) -> anyhow::Result<Events> {
-        let timers = [self.due, self.farewell, self.limit]
-            .into_iter()
-            .flatten()
-            .min();
-        let timeout = timers.map(|at| {
-            // Rounded up, so that the time has come when the wait is over.
-            let wait = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)
-        });
-        let held = self.held.as_ref();
-        let watch_kernel = match (&self.relay, &self.current) {
-            // Is it over? Nobody else would notice.
-            (_, None) => Some(PollFlags::empty()),
-            (Some(relay), Some(_)) => relay.is_open().then_some(PollFlags::POLLIN),
-            (None, Some(_)) => None,
-        };
-        let kernel = held.zip(watch_kernel);
-        let requests = self.relay.as_ref().and_then(|relay| {
-            let room = match relay.is_behind() {
-                true => PollFlags::POLLOUT,
-                false => PollFlags::empty(),
-            };
-            relay
-                .worker()
-                .map(|worker| (worker, room | PollFlags::POLLIN))
-        });
-        let watched = [
-            Some((self.signals.as_fd(), PollFlags::POLLIN)),
-            self.current.as_ref().and_then(Worker::line_to_hear),
-            self.next.as_ref().and_then(Worker::line_to_hear),
-            kernel.map(|(held, flags)| (held.device(), flags)),
-            requests,
-        ];
-        let mut fds: Vec<_> = watched
-            .iter()
-            .flatten()
-            .map(|(fd, flags)| PollFd::new(*fd, *flags))
-            .collect();
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(error) => return Err(error).context("cannot wait"),
-        }
-        let mut polled = fds.iter();
-        let mut happened = watched.iter().map(|watched| {
-            let polled = watched.and_then(|_| polled.next());
-            polled.and_then(PollFd::any).unwrap_or(false)
-        });
-        let mut next = || happened.next().unwrap_or(false);
-        Ok(Events {
-            signals: next(),
-            current: next(),
-            next: next(),
-            kernel: next(),
-            requests: next(),
-        })
     }
 
     /// Passes requests and answers on, if that is our business.
@@ -376,9 +317,38 @@ impl Keeper {
                     tracing::info!(worker = pid, restarts, "serving again");
                 }
             }
+            Ok(Some(Report::Beat)) => self.watch.heard(self.began.elapsed()),
             Ok(None) => current.fall_silent(),
             Ok(Some(_)) | Err(_) => current.signal(Signal::SIGKILL),
         }
+    }
+
+    /// Ends the worker that has the mount if it hangs.
+    fn look(&mut self) {
+        let now = self.began.elapsed();
+        if self.watch.due().is_none_or(|due| due > now) {
+            return;
+        }
+        let (Some(silent), Some(current)) = (self.watch.look(now), &self.current) else {
+            return;
+        };
+        let worker = current.pid();
+        if current.is_traced() {
+            tracing::warn!(
+                worker,
+                ?silent,
+                "the worker hangs in a debugger; leaving it"
+            );
+            self.watch.heard(now);
+            return;
+        }
+        tracing::error!(
+            worker,
+            ?silent,
+            "the worker hangs: it gives no sign of life; killing it"
+        );
+        current.signal(Signal::SIGKILL);
+        self.watch.end();
     }
 
     fn hear_next(&mut self) -> anyhow::Result<()> {
@@ -485,6 +455,7 @@ impl Keeper {
             }
         }
         worker.stage = Stage::Serving;
+        self.watch.begin(worker.beats, self.began.elapsed());
         // If it does not hear that, it is dead, and the next one will.
         let _ = worker.control.order(&Order::Go);
         self.current = Some(worker);
@@ -541,6 +512,7 @@ impl Keeper {
     /// The one that had the mount has ended. Returns the exit code, if the mount is gone, too.
     fn current_ended(&mut self, current: &Worker, end: End) -> anyhow::Result<Option<u8>> {
         let replaced = self.farewell.take().is_some();
+        self.watch.end();
         let Some(held) = self.held.as_ref() else {
             return Ok(None);
         };

@@ -3,25 +3,31 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::Session;
 use nix::sys::socket::{MsgFlags, send};
 use tokio::sync::{mpsc, oneshot};
 
+use super::beat::{Line, beat};
 use super::control::{Control, Order, Report, Take, messages};
-use super::gate::{Gate, replace};
+use super::gate::{Behind, Gate, replace};
 use super::opened::{Opened, OpenedError};
 use super::wire;
 use crate::config::{MountConfig, Role, Style};
 use crate::fetch::Source;
 use crate::fs::ImageFs;
-use crate::fuse::{self, Behind};
+use crate::fuse;
 use crate::mount::{self, MountError, Mountpoint};
 use crate::process;
 
 /// Tells a program that it is a worker: the descriptors of the line and of what was opened, how many
 /// workers there were before, and whether a file is mounted.
 pub(super) const VARIABLE: &str = "CIRCULAR_WORKER";
+
+/// Tells a program that is a worker what silence is too long, in milliseconds: its supervisor listens for
+/// beats. One of an older version does not say it.
+pub(super) const WATCHED: &str = "CIRCULAR_WATCHED";
 
 /// Longest answer to the kernel's offer.
 const AGREED_BYTES_MAX: usize = 1024;
@@ -35,6 +41,8 @@ pub struct Seat {
     restarts: u64,
     /// Whether the disk itself is mounted, not a directory.
     is_file: bool,
+    /// What silence is too long for the supervisor, if it listens for beats.
+    watched: Option<Duration>,
 }
 
 impl Seat {
@@ -43,12 +51,14 @@ impl Seat {
         kept: Option<OwnedFd>,
         restarts: u64,
         is_file: bool,
+        watched: Option<Duration>,
     ) -> Self {
         Self {
             control,
             kept,
             restarts,
             is_file,
+            watched,
         }
     }
 
@@ -74,7 +84,16 @@ impl Seat {
         let [control, kept] = [inherited(control)?, inherited(kept)?];
         let restarts = u64::try_from(restarts).map_err(|_| unknown())?;
         let control = Control::of(control);
-        Ok(Some(Self::new(control, Some(kept), restarts, is_file != 0)))
+        let watched = std::env::var(WATCHED).ok();
+        let watched = watched.and_then(|text| text.parse().ok().map(Duration::from_millis));
+        let is_file = is_file != 0;
+        Ok(Some(Self::new(
+            control,
+            Some(kept),
+            restarts,
+            is_file,
+            watched,
+        )))
     }
 
     /// Whether no worker was here before.
@@ -144,10 +163,10 @@ impl Seat {
         mountpoint: &Mountpoint,
         config: &MountConfig,
         fs: Arc<ImageFs<S>>,
-    ) -> io::Result<(Control, Taken)> {
-        let control = self.control;
+    ) -> io::Result<(Arc<Control>, Taken)> {
+        let control = Arc::new(self.control);
         control.report(&Report::Ready(first))?;
-        let (control, order) = next_order(control).await?;
+        let order = next_order(&control).await?;
         let Some(Order::Take(Take {
             offer,
             device,
@@ -185,7 +204,7 @@ impl Seat {
             gathered = gathered => gathered.map_err(io::Error::other)?,
             _ = &mut ended => return Err(io::Error::other("the FUSE session did not begin")),
         }
-        let (control, order) = next_order(control).await?;
+        let order = next_order(&control).await?;
         if !matches!(order, Some(Order::Go)) {
             return Err(gone());
         }
@@ -194,11 +213,16 @@ impl Seat {
             None => replace(number, &*device)?,
         }
         gate.open();
+        let alone = requests.is_none();
+        if let Some(limit) = self.watched {
+            let line = requests.map_or(Line::Kernel(device), Line::Supervisor);
+            tokio::spawn(beat(Arc::clone(&control), gate, line, limit));
+        }
         let taken = Taken {
             path: mountpoint.path().to_owned(),
             ended,
             orders: mpsc::unbounded_channel().1,
-            alone: requests.is_none(),
+            alone,
         };
         Ok((control, taken))
     }
@@ -241,17 +265,14 @@ impl Taken {
 }
 
 /// The next order, waited for on a thread of its own.
-async fn next_order(control: Control) -> io::Result<(Control, Option<Order>)> {
-    let waited = tokio::task::spawn_blocking(move || {
-        let order = control.ordered();
-        (control, order)
-    });
-    let (control, order) = waited.await.map_err(io::Error::other)?;
-    Ok((control, order?))
+async fn next_order(control: &Arc<Control>) -> io::Result<Option<Order>> {
+    let control = Arc::clone(control);
+    let waited = tokio::task::spawn_blocking(move || control.ordered());
+    waited.await.map_err(io::Error::other)?
 }
 
 /// Orders as they come, until the supervisor is gone.
-fn listen(control: Control) -> io::Result<mpsc::UnboundedReceiver<Order>> {
+fn listen(control: Arc<Control>) -> io::Result<mpsc::UnboundedReceiver<Order>> {
     let (sender, receiver) = mpsc::unbounded_channel();
     let listen = move || {
         while let Ok(Some(order)) = control.ordered() {

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::PollFlags;
@@ -14,7 +15,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getppid};
 
 use super::control::Control;
-use super::seat::{Seat, VARIABLE};
+use super::seat::{Seat, VARIABLE, WATCHED};
 use crate::config::Role;
 
 /// Which program a worker runs.
@@ -49,6 +50,8 @@ pub(super) struct Worker {
     pub(super) line: Option<OwnedFd>,
     /// Whether it will say no more.
     silent: bool,
+    /// Whether it is known to send beats, because it is the program that we are.
+    pub(super) beats: bool,
 }
 
 /// How a worker ended.
@@ -91,6 +94,8 @@ pub(super) struct Start<'a> {
     pub(super) mask: &'a SigSet,
     /// Where the command line was typed.
     pub(super) directory: Option<&'a Path>,
+    /// What silence of it is too long.
+    pub(super) silence_max: Duration,
 }
 
 /// Starts a worker.
@@ -111,6 +116,7 @@ pub(super) fn start(start: &Start<'_>) -> io::Result<Forked> {
             stage: Stage::Starting,
             line: None,
             silent: false,
+            beats: *start.code == Code::Own,
         }));
     }
     drop(ours);
@@ -139,6 +145,7 @@ fn begin(start: &Start<'_>, supervisor: Pid, control: Control) -> io::Result<For
             kept,
             start.restarts,
             start.is_file,
+            Some(start.silence_max),
         ))),
     }
 }
@@ -157,6 +164,7 @@ fn become_program(path: &Path, control: &Control, kept: &OwnedFd, start: &Start<
         .arg0(args.next().unwrap_or_default())
         .args(args)
         .env(VARIABLE, format!("{control}:{kept}:{restarts}:{is_file}"))
+        .env(WATCHED, start.silence_max.as_millis().to_string())
         .exec()
 }
 
@@ -180,6 +188,16 @@ impl Worker {
     /// It will say no more; its end is noticed otherwise.
     pub(super) const fn fall_silent(&mut self) {
         self.silent = true;
+    }
+
+    /// Whether a debugger has it, as far as that can be told: who looks at it may take his time.
+    pub(super) fn is_traced(&self) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid));
+        let status = status.unwrap_or_default();
+        let tracer = status
+            .lines()
+            .find_map(|line| line.strip_prefix("TracerPid:"));
+        tracer.is_some_and(|tracer| tracer.trim() != "0")
     }
 
     pub(super) fn signal(&self, signal: Signal) {

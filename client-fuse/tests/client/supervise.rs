@@ -19,6 +19,7 @@ use crate::server::{Manner, serve};
 use crate::store::{Random, Store, mixed_disk};
 
 mod fio;
+mod hang;
 
 /// Both ways in which requests get to the worker.
 pub(crate) const WAYS: [&str; 2] = ["--supervise", "--supervise=relay"];
