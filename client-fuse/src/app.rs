@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use image_format::BLOCK_BYTES;
@@ -19,6 +20,7 @@ use crate::fetch::http::HttpSource;
 use crate::fetch::http::identity::Identity;
 use crate::fetch::mirrors::Mirrors;
 use crate::fetch::resolve::Resolver;
+use crate::fetch::retry::RetryPolicy;
 use crate::fs::ImageFs;
 use crate::log;
 use crate::mount::Mountpoint;
@@ -37,6 +39,7 @@ use crate::supervise::seat::Seat;
 use crate::supervise::{self, Stand};
 use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
+use crate::withdrawn::Lookout;
 
 mod fetch;
 mod front;
@@ -47,6 +50,9 @@ use front::{Front, Shown};
 
 /// Connections that are opened ahead. An opening asks for three files at once, then for six (see [`crate::open`]).
 const DIALED_EARLY: usize = 3;
+
+/// How long a look at the store may take: there is another one.
+const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
 const BLOCKING_THREADS_EXTRA: usize = 4;
@@ -92,6 +98,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     // Whatever comes from files is read before the first worker: later ones may find none.
     let source = source(config)?;
+    let trust = trust(&config.trust)?;
     let stand = match &front {
         Front::Mount(mountpoint) => match supervise::begin(config, mountpoint, readiness)? {
             supervise::Side::Done(code) => return Ok(code),
@@ -102,7 +109,7 @@ pub fn run(config: &Config) -> anyhow::Result<ExitCode> {
     if matches!(stand, Stand::Supervised(_)) && config.process.role == Role::RootDisk {
         process::lock_memory();
     }
-    work(config, front, source, trace, stand)
+    work(config, front, source, Some(trust), trace, stand)
 }
 
 /// Serves what a supervisor of another version of this program holds.
@@ -118,6 +125,8 @@ fn take_over(config: &Config, seat: Seat) -> anyhow::Result<ExitCode> {
         config,
         Front::Mount(mountpoint),
         source(config)?,
+        // What it opened was verified before; the file may be gone.
+        trust(&config.trust).ok(),
         None,
         stand,
     )
@@ -127,6 +136,7 @@ fn work(
     config: &Config,
     front: Front,
     source: HttpSource,
+    trust: Option<Trust>,
     trace: Option<TraceFile>,
     stand: Stand,
 ) -> anyhow::Result<ExitCode> {
@@ -134,7 +144,7 @@ fn work(
     let is_worker = matches!(stand, Stand::Supervised(_));
     let outcome = match front {
         Front::Tree(mountpoint) => runtime.block_on(tree::serve(config, mountpoint, source, stand)),
-        front => runtime.block_on(serve(config, front, source, trace, stand)),
+        front => runtime.block_on(serve(config, front, source, trust, trace, stand)),
     };
     if is_worker {
         // A task that is dropped answers its reader with an error. The next worker would do better:
@@ -159,6 +169,7 @@ async fn serve(
     config: &Config,
     front: Front,
     source: HttpSource,
+    trust: Option<Trust>,
     trace: Option<TraceFile>,
     mut stand: Stand,
 ) -> anyhow::Result<()> {
@@ -184,15 +195,8 @@ async fn serve(
     let trace = trace.filter(|_| is_first);
     let overlay = open_overlay(config, &image).await?;
     let caches = Arc::new(caches(config, &image).await);
-    let network = &config.network;
-    let fetcher = Fetcher::over(
-        mirrors,
-        network.connections,
-        network.retry,
-        Arc::clone(&caches),
-        Arc::clone(&stats),
-    )
-    .with_documents(documents);
+    let lookout = lookout(config, &image, trust, &mirrors, &stats);
+    let fetcher = fetcher(config, mirrors, &caches, &stats).with_documents(documents);
     let recorder = record_if_asked(config, trace, &image)?;
     let disk = disk(
         config,
@@ -202,6 +206,9 @@ async fn serve(
         recorder.clone(),
         is_first,
     );
+    if let Some(lookout) = lookout {
+        disk.with_filler(|filler| lookout.run(filler));
+    }
     let facts = Facts {
         writable: overlay.is_some(),
         recorded: recorder.is_some(),
@@ -231,6 +238,23 @@ async fn serve(
     Ok(())
 }
 
+/// What fetches for readers.
+fn fetcher(
+    config: &Config,
+    mirrors: Arc<Mirrors<HttpSource>>,
+    caches: &Arc<Caches>,
+    stats: &Arc<Stats>,
+) -> Fetcher<HttpSource> {
+    let network = &config.network;
+    Fetcher::over(
+        mirrors,
+        network.connections,
+        network.retry,
+        Arc::clone(caches),
+        Arc::clone(stats),
+    )
+}
+
 /// The disk of `image`, and what is fetched of it ahead of any reader; by later workers of a supervisor
 /// nothing is.
 fn disk(
@@ -255,6 +279,34 @@ fn disk(
         disk.pin(image.manifest.disk.data_bytes);
     }
     disk
+}
+
+/// What looks now and then whether the store still has the version of `image`, if that is wanted and it is
+/// known whom to trust.
+fn lookout(
+    config: &Config,
+    image: &OpenImage,
+    trust: Option<Trust>,
+    mirrors: &Arc<Mirrors<HttpSource>>,
+    stats: &Arc<Stats>,
+) -> Option<Lookout<HttpSource>> {
+    let (every, trust) = (config.look_every?, trust?);
+    let fetcher = Fetcher::over(
+        Arc::clone(mirrors),
+        1,
+        RetryPolicy::until(Some(LOOK_PATIENCE)),
+        Arc::new(Caches::none()),
+        Arc::clone(stats),
+    );
+    Some(Lookout {
+        fetcher: Arc::new(fetcher),
+        base: config.base.clone(),
+        trust,
+        reference: config.reference.clone(),
+        version: image.version,
+        data: image.manifest.disk.data_bytes,
+        every,
+    })
 }
 
 /// Keeps what was written and seen in this run. Tasks that still run hold the disk and the caches, and
@@ -427,10 +479,7 @@ async fn open_image(
     documents: &Arc<Documents>,
     stats: &Arc<Stats>,
 ) -> anyhow::Result<OpenImage> {
-    let none = Arc::new(Caches {
-        memory: MemoryCache::new(0),
-        disk: DiskCache::off(),
-    });
+    let none = Arc::new(Caches::none());
     let network = &config.network;
     let fetcher = Fetcher::over(
         Arc::clone(mirrors),

@@ -26,3 +26,14 @@ pub struct Caches {
     /// Chunks in the cache file.
     pub disk: DiskCache,
 }
+
+impl Caches {
+    /// For what is fetched and kept nowhere.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            memory: MemoryCache::new(0),
+            disk: DiskCache::off(),
+        }
+    }
+}

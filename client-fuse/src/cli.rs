@@ -13,8 +13,8 @@ use crate::app;
 use crate::config::proxies::{Proxies, ProxyUrl};
 use crate::config::{
     Access, Authorities, BaseUrl, ByteSize, Config, DiskCacheConfig, Expiry, IdentityConfig,
-    MountConfig, NetworkConfig, ProcessConfig, Purpose, RecordConfig, Role, RootConfig, Style,
-    Supervision, TrustConfig, VERIFY_SECONDS,
+    LOOK_SECONDS, MountConfig, NetworkConfig, ProcessConfig, Purpose, RecordConfig, Role,
+    RootConfig, Style, Supervision, TrustConfig, VERIFY_SECONDS,
 };
 use crate::fetch::retry::RetryPolicy;
 use crate::fstab::{self, Call};
@@ -171,6 +171,11 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = VERIFY_SECONDS, help_heading = "Caches",
           value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub verify_every: u64,
+    /// How often to look whether the store still has the version that is shown, in seconds; 0: never. If
+    /// it was removed, all of it is brought into the cache, as with --pin, before its files are collected
+    #[arg(long, value_name = "SECONDS", default_value_t = LOOK_SECONDS, help_heading = "Caches",
+          value_parser = clap::value_parser!(u64).range(..=31_536_000))]
+    pub look_every: u64,
     /// Most bytes of chunks kept in memory
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
@@ -363,6 +368,7 @@ impl Args {
             // What a machine boots from is open as long as it runs: nothing would come of it.
             passthrough: (role == Role::Plain && !self.no_passthrough)
                 .then_some(Duration::from_secs(self.verify_every)),
+            look_every: (self.look_every > 0).then_some(Duration::from_secs(self.look_every)),
             overlay: self.overlay,
             nbd: self.nbd,
             record,

@@ -41,6 +41,8 @@ pub struct Config {
     pub memory_cache: ByteSize,
     /// How often a cache file that the kernel may read itself is verified anew; `None`: it never may.
     pub passthrough: Option<Duration>,
+    /// How often to look whether the store still has the version that is shown; `None`: never.
+    pub look_every: Option<Duration>,
     /// File that keeps what is written to the disk; `None`: the disk is read-only.
     pub overlay: Option<PathBuf>,
     /// Socket to export the disk on, by NBD, instead of mounting it.
@@ -77,6 +79,10 @@ pub struct RecordConfig {
     /// The machine has come up when nothing new was read for so long.
     pub quiet: Duration,
 }
+
+/// How often to look whether the store still has the version that is shown: a hundred times and more before
+/// what a removed version needs is collected (30 days), for one small request each time.
+pub const LOOK_SECONDS: u64 = 6 * 3600;
 
 /// Default of [`Config::passthrough`], in seconds: a day.
 pub const VERIFY_SECONDS: u64 = 86_400;

@@ -75,6 +75,7 @@ struct Now {
     overlay_stale_bytes: u64,
     overlay_file_bytes: u64,
     overlay_is_out_of_use: u8,
+    version_is_withdrawn: u8,
 }
 
 impl<'a> Snapshot<'a> {
@@ -147,6 +148,7 @@ fn now<S: Source>(disk: &Layered<S>, reads: &Reads, uptime: Duration) -> Now {
         overlay_stale_bytes: stale_bytes,
         overlay_file_bytes: file_bytes,
         overlay_is_out_of_use: u8::from(is_out_of_use),
+        version_is_withdrawn: u8::from(fetcher.stats().withdrawn.count() > 0),
     }
 }
 

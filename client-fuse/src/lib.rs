@@ -16,7 +16,7 @@
 //! file that knows the kernel's interface, [`fetch::http`] the only one that talks to a server,
 //! [`cache::disk`], [`trust`] and [`record`] the only ones that keep files. [`supervise`] keeps a mount
 //! through the death of the process that serves it. [`app`] nests them; [`open`] is where
-//! a reference becomes a disk, [`trust`] decides what of a store is believed, [`inside`] is what can be seen from outside.
+//! a reference becomes a disk, [`withdrawn`] looks whether the store still has it, [`trust`] decides what of a store is believed, [`inside`] is what can be seen from outside.
 
 pub mod app;
 pub mod cache;
@@ -49,3 +49,4 @@ pub mod top;
 pub mod tree;
 pub mod trust;
 pub mod waits;
+pub mod withdrawn;

@@ -101,6 +101,9 @@ pub struct Stats {
     pub verify_failures: Counter,
     /// What was done where an answer did not come.
     pub faults: mirrors::FaultStats,
+    /// Whether the version was found to be removed from the store; told with what is there now.
+    #[serde(skip)]
+    pub withdrawn: Counter,
     /// What each server did.
     pub mirrors: mirrors::ByMirror,
     /// What the kernel reads without asking us.

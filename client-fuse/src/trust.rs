@@ -156,6 +156,27 @@ pub async fn load<S: Source>(
     Ok(Trusted::of(&repository.targets().signed))
 }
 
+/// The same, once, and remembers nothing of it.
+///
+/// # Errors
+///
+/// Says what is wrong with which part of it.
+pub async fn peek<S: Source>(
+    fetcher: &Arc<Fetcher<S>>,
+    beginning: Beginning,
+    trust: &Trust,
+) -> Result<Trusted, TrustError> {
+    let Beginning { first, seen, .. } = beginning;
+    let basis = Basis {
+        root: seen.root.as_ref().unwrap_or(&first.root),
+        memory: None,
+        seen: &seen,
+        trust,
+    };
+    let found = mirrors::find(fetcher, &basis, &Kept::of(&first.root)).await?;
+    Ok(Trusted::of(&found.repository.targets().signed))
+}
+
 /// What metadata is held against.
 struct Basis<'a> {
     /// The newest root that is trusted.

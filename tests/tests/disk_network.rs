@@ -113,11 +113,8 @@ fn disk_whose_version_was_collected_serves_its_cache_and_says_so() -> Result<()>
 
     fs::write(&image, noise(6, 1 << 20))?;
     store.publish(&image, "test:1")?;
-    for call in [&["remove", "test@1"][..], &["gc", "--grace", "0"]] {
-        let done = store.circular(call)?;
-        let told = String::from_utf8_lossy(&done.stderr).into_owned();
-        ensure!(done.status.success(), "{call:?}: {told}");
-    }
+    circular(&store, &["remove", "test@1"])?;
+    circular(&store, &["gc", "--grace", "0"])?;
     let again = images::read_alone(&mount.disk(), 0, 1 << 20)?;
     ensure!(again == cached, "what is in the cache is not served");
     let gone = images::read_alone(&mount.disk(), 20 << 20, 4096);
@@ -128,6 +125,57 @@ fn disk_whose_version_was_collected_serves_its_cache_and_says_so() -> Result<()>
     let told = mount.output();
     ensure!(
         told.matches("its version was removed").count() == 1,
+        "not once:\n{told}"
+    );
+    Ok(())
+}
+
+fn circular(store: &TestStore, call: &[&str]) -> Result<()> {
+    let done = store.circular(call)?;
+    let told = String::from_utf8_lossy(&done.stderr).into_owned();
+    ensure!(done.status.success(), "{call:?}: {told}");
+    Ok(())
+}
+
+#[test]
+fn disk_whose_version_was_removed_is_brought_into_the_cache_before_it_is_collected() -> Result<()> {
+    if require::missing(&[Need::Fuse])? {
+        return Ok(());
+    }
+    let store = TestStore::new()?;
+    let image = store.beside("image");
+    let old = noise(7, 24 << 20);
+    fs::write(&image, &old)?;
+    let server = store.publish_and_serve(&image, "test:1")?;
+    let arguments = ["--look-every", "1"].map(String::from).to_vec();
+    let options = Options {
+        cache: Some(store.beside("cache")),
+        arguments: arguments.clone(),
+        ..Options::default()
+    };
+    let mut kept = Mount::start_with(&store, server.url(), "test:1", &options)?;
+    let options = Options {
+        arguments,
+        ..Options::default()
+    };
+    let mut lost = Mount::start_with(&store, server.url(), "test:1", &options)?;
+    fs::write(&image, noise(8, 1 << 20))?;
+    store.publish(&image, "test:1")?;
+    for mount in [&mut kept, &mut lost] {
+        mount.wait_for_line("the tag leads to another version now")?;
+    }
+    circular(&store, &["remove", "test@1"])?;
+    lost.wait_for_line("the cache cannot keep all of it")?;
+    kept.wait_for_line("was removed from the store: bringing all of it into the cache")?;
+    kept.wait_for_line("it can be read without the store")?;
+    let stats = fs::read_to_string(kept.disk().with_file_name(".circular/stats.json"))?;
+    ensure!(stats.contains("\"version_is_withdrawn\": 1"), "{stats}");
+    circular(&store, &["gc", "--grace", "0"])?;
+    let all = images::read_alone(&kept.disk(), 0, 24 << 20)?;
+    ensure!(all == old, "other bytes");
+    let told = kept.output();
+    ensure!(
+        told.matches("was removed from the store").count() == 1,
         "not once:\n{told}"
     );
     Ok(())

@@ -1,5 +1,6 @@
 //! Brings all of a disk into the cache file: behind a mount that is used, or for a later one.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,34 @@ pub enum PinError {
     Incomplete { bytes: u64 },
 }
 
+/// Fills the cache file of a disk.
+#[derive(Debug)]
+pub struct Filler<S>(Arc<Parts<S>>);
+
+impl<S: Source> Filler<S> {
+    /// Whether the cache may hold all of the disk, of which `data` bytes are no holes.
+    ///
+    /// # Errors
+    ///
+    /// Says why not.
+    pub fn has_room(&self, data: u64) -> Result<(), PinError> {
+        self.0.has_room(data)
+    }
+
+    /// As [`Disk::fill`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends it; what came stays.
+    pub async fn fill(&self, data: u64, progress: impl FnMut(u64) + Send) -> Result<(), PinError> {
+        self.0.fill(data, progress).await
+    }
+}
+
 impl<S: Source> Disk<S> {
     /// Brings all of the disk, of which `data` bytes are no holes, into the cache; `progress` learns
     /// how many are there.
@@ -47,6 +76,14 @@ impl<S: Source> Disk<S> {
     /// Dropping the future ends it; what came stays.
     pub async fn fill(&self, data: u64, progress: impl FnMut(u64) + Send) -> Result<(), PinError> {
         self.parts.fill(data, progress).await
+    }
+
+    /// Runs what may come to fill the cache file, until the disk is gone.
+    pub fn with_filler<F>(&self, task: impl FnOnce(Filler<S>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.tasks.spawn(task(Filler(Arc::clone(&self.parts))));
     }
 
     /// Does so in the background, whenever no guest waits; how it ends is logged.
@@ -65,11 +102,16 @@ impl<S: Source> Disk<S> {
 }
 
 impl<S: Source> Parts<S> {
-    async fn fill(&self, data: u64, mut progress: impl FnMut(u64) + Send) -> Result<(), PinError> {
+    fn has_room(&self, data: u64) -> Result<(), PinError> {
         let room = self.chunks.pin_room().ok_or(PinError::NoCache)?;
         if room < data {
             return Err(PinError::NoRoom { data, room });
         }
+        Ok(())
+    }
+
+    async fn fill(&self, data: u64, mut progress: impl FnMut(u64) + Send) -> Result<(), PinError> {
+        self.has_room(data)?;
         let mut lacking = 0;
         for _ in 0..ROUNDS_MAX {
             lacking = self.round(&mut progress).await?;

@@ -295,6 +295,10 @@ pub const NAMES: &[(&str, &str)] = &[
         "1: the overlay takes no more writes, because nobody can say what is on disk.",
     ),
     (
+        "now.version_is_withdrawn",
+        "1: the version that is shown was removed from the store, as the last look found.",
+    ),
+    (
         "passthrough.state",
         "Whether the kernel reads the cache file without asking: `on`, `ready` for the next open, or why not.",
     ),
