@@ -148,15 +148,18 @@ pub fn leave_terminal(style: Style) -> io::Result<()> {
     Ok(())
 }
 
+/// Blocks of memory from this length on go back to the system when they are freed. With less, each chunk
+/// pays for fresh pages; with more, what is freed stays: 2 MiB are 2 % faster, for 9 MB more.
+pub const MMAP_THRESHOLD_BYTES: i32 = 128 << 10;
+
 /// Keeps the heap close to what is in use. Chunks come and go on all threads; with an arena for
-/// each of them, and freed chunks kept in it, a 64 MiB cache took 108 MB of memory; so, 81 MB.
+/// each of them, and freed chunks kept in it, a 64 MiB cache took 108 MB of memory; so, 81 MB. There
+/// is one arena: nobody waits for it, because blocks are few and large.
 pub fn bound_heap() {
-    /// Larger blocks, which most chunks are, go back to the system when they are freed.
-    const MMAP_THRESHOLD_BYTES: i32 = 64 << 10;
     #[expect(unsafe_code, reason = "the allocator has no other controls")]
     // SAFETY: called before any other thread exists; both settings only steer later allocations.
     unsafe {
-        nix::libc::mallopt(nix::libc::M_ARENA_MAX, 2);
+        nix::libc::mallopt(nix::libc::M_ARENA_MAX, 1);
         nix::libc::mallopt(nix::libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES);
     }
 }
