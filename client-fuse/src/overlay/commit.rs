@@ -9,6 +9,7 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use image_format::overlay::{Batch, HEADER_BYTES, Kind, Log, RECORDS_MAX, Record};
 use nix::fcntl::{FallocateFlags, fallocate};
+use tokio::sync::OwnedRwLockReadGuard;
 
 use super::{BLOCK, FLUSH_AFTER, Overlay, OverlayError, Space, blocking};
 
@@ -35,10 +36,12 @@ impl Overlay {
         let mut least = STALE_MAX;
         if self.ledger().n_dirty() > 0 {
             let this = Arc::clone(self);
+            // A write finds out what is in flight and then writes: no batch may begin between.
+            let still = Arc::clone(&self.io).read_owned().await;
             let discarded;
             (log, discarded) = blocking(move || {
                 let unwinding = Unwinding(&this);
-                let outcome = this.commit(&mut log);
+                let outcome = this.commit(&mut log, still);
                 drop(unwinding);
                 this.landed.send_replace(());
                 outcome.map(|discarded| (log, discarded))
@@ -66,9 +69,9 @@ impl Overlay {
         self.give_back(1).await
     }
 
-    /// Writes a batch of all that is dirty, or a checkpoint where that is better. Returns whether
-    /// something was discarded.
-    fn commit(&self, log: &mut Log) -> Result<bool, OverlayError> {
+    /// Writes a batch of all that is dirty, or a checkpoint where that is better. Nobody writes until it
+    /// has begun: for so long it keeps `still`. Returns whether something was discarded.
+    fn commit(&self, log: &mut Log, still: OwnedRwLockReadGuard<()>) -> Result<bool, OverlayError> {
         let (records, map) = {
             let mut ledger = self.ledger();
             let records = ledger.begin();
@@ -78,6 +81,7 @@ impl Overlay {
             let map = due.then(|| ledger.checkpoint());
             (records, map)
         };
+        drop(still);
         self.durable()?;
         if let Some(map) = map {
             if let Some(next) = self.write_checkpoint(log, &map)? {

@@ -1,6 +1,7 @@
 //! Many at once: no reader sees half a write of a block.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -46,4 +47,40 @@ async fn a_block_is_never_half_of_one_write_and_half_of_another() {
     drop(writable);
     let writable = open(&store(), &path).await.unwrap();
     assert!(writable.read_all().await == now);
+}
+
+/// A sync may begin at any moment, also while a block that it writes down as discarded is being written:
+/// what it gives back afterwards must not be that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_sync_that_begins_while_a_block_is_written_loses_nothing_of_it() {
+    let directory = directory();
+    let path = directory.path().join("overlay");
+    let writable = Arc::new(open(&store(), &path).await.unwrap());
+    let is_over = Arc::new(AtomicBool::new(false));
+    let syncing = [(); 2].map(|()| {
+        let (writable, is_over) = (Arc::clone(&writable), Arc::clone(&is_over));
+        tokio::spawn(async move {
+            while !is_over.load(Ordering::Relaxed) {
+                writable.disk.sync().await.unwrap();
+            }
+        })
+    });
+    let writing = (0..4_u64).map(|block| {
+        let writable = Arc::clone(&writable);
+        tokio::spawn(async move {
+            for fill in (0..=255).cycle().take(3000) {
+                writable.disk.discard(block * 4096, 4096).await.unwrap();
+                writable.write(block * 4096, &[fill; 4096]).await;
+                let found: Bytes = writable.disk.read(block * 4096, 4096).await.unwrap();
+                assert!(found.iter().all(|byte| *byte == fill), "another write");
+            }
+        })
+    });
+    for task in writing.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    is_over.store(true, Ordering::Relaxed);
+    for task in syncing {
+        task.await.unwrap();
+    }
 }
