@@ -384,6 +384,7 @@ fn disk_with_many_readers_and_a_cold_cache_fetches_no_chunk_twice_in_bounded_mem
         "{fetched} chunks: {stats}"
     );
     let peak = peak_kib(mount.id())?;
+    println!("{peak} KiB at most");
     ensure!(
         peak <= OWN_KIB_MAX + (16 << 10),
         "{peak} KiB with a cache of 16 MiB"
