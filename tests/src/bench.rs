@@ -18,6 +18,7 @@ pub mod index;
 pub mod line;
 pub mod machine;
 pub mod memory;
+pub mod mirrors;
 pub mod open;
 pub mod publish;
 pub mod report;

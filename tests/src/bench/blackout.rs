@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use super::Bench;
 use super::disks::{Reader, Shown, mount};
 use super::line::FAR;
+use super::mirrors;
 use super::report::Section;
 use super::servers::Servers;
 use super::site::Site;
@@ -90,11 +91,13 @@ pub fn longest_read(bench: &Bench<'_>) -> Result<Section> {
         trips(&format!("{our}: longest read"), &dead, 0.0),
         trips("the same while both live", &calm, 0.0),
     ));
+    rows.extend(mirrors::rows(bench)?);
     Ok(Section {
         notes: vec![
             "both servers are stopped (`SIGSTOP`) for 2 s, 0.3 s after the disk has appeared"
                 .to_owned(),
             "a dead server is one that is stopped for the rest of the boot: it refuses nothing and answers nothing".to_owned(),
+            mirrors::NOTE.to_owned(),
         ],
         rows,
         ..Section::default()
@@ -117,7 +120,7 @@ fn turn(
         Some(mirror) => {
             let (mut command, disk) = mount(
                 bench.site,
-                &course.servers,
+                course.servers.store(),
                 Site::PLAIN,
                 scratch.path(),
                 cpu,

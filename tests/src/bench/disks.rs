@@ -105,7 +105,7 @@ impl Reader {
         let file = scratch.join("disk.raw");
         Ok(match self {
             Self::Packed | Self::Plain | Self::Updated => {
-                mount(site, servers, self.reference(), scratch, cpu)?
+                mount(site, servers.store(), self.reference(), scratch, cpu)?
             }
             Self::Nbdkit | Self::NbdkitRetry | Self::NbdkitCache => {
                 std::fs::write(&file, "")?;
@@ -151,13 +151,13 @@ impl Reader {
     }
 }
 
-/// Returns what mounts `reference` below `scratch`, with its cache there, and the disk that will appear.
+/// Returns what mounts `reference` of the store at `base` below `scratch`, with its cache there, and the disk that will appear.
 ///
 /// # Errors
 /// The program is not built, or `scratch` has a mount point already.
 pub fn mount(
     site: &Site,
-    servers: &Servers,
+    base: &str,
     reference: &str,
     scratch: &Path,
     cpu: Option<usize>,
@@ -170,7 +170,7 @@ pub fn mount(
         .arg(site.store.trusted_root())
         .arg("--cache")
         .arg(scratch.join("cache"))
-        .args([servers.store(), reference])
+        .args([base, reference])
         .arg(&directory);
     Ok((command, directory.join("disk.raw")))
 }

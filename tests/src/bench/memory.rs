@@ -122,8 +122,13 @@ fn sizes(bench: &Bench<'_>, course: &Course) -> Result<Row> {
         for _ in 0..bench.repeats() {
             let scratch = bench.site.scratch()?;
             let cpu = bench.client_cpu();
-            let (mut command, disk) =
-                mount(bench.site, &course.servers, name, scratch.path(), cpu)?;
+            let (mut command, disk) = mount(
+                bench.site,
+                course.servers.store(),
+                name,
+                scratch.path(),
+                cpu,
+            )?;
             let side = Some(course.line.client());
             let shown = Shown::start(&mut command, &disk, gib << 30, side)?;
             figures.push(bytes(read_all(bench, &shown, &image, &reads)?));

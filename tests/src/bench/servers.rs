@@ -3,9 +3,10 @@
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -19,6 +20,10 @@ use crate::{binaries, require};
 const FILES_PORT: u16 = 80;
 const STORE_PORT: u16 = 8080;
 const MIRROR_PORT: u16 = 8081;
+const DAMAGED_PORT: u16 = 8082;
+
+/// Of so many bytes of an object one has a flipped bit: no range of chunks is right.
+const DAMAGED_EVERY: usize = 16 << 10;
 
 /// Longest start before a server counts as hung.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -43,25 +48,7 @@ impl Servers {
         let ours = serve(site, line, STORE_PORT, cpu)?;
         let directory =
             TempDir::with_prefix("circular-nginx-").context("cannot make a directory")?;
-        let configuration = directory.path().join("nginx.conf");
-        let listen = format!("{address}:{FILES_PORT}");
-        fs::write(
-            &configuration,
-            nginx(directory.path(), &site.www(), &listen),
-        )?;
-        let mut command = pinned(cpu, &require::find("nginx").context("no nginx")?);
-        command.arg("-c").arg(&configuration).args(["-e", "stderr"]);
-        let mut nginx = line.server().within(|| Daemon::start(&mut command))??;
-        let until = Instant::now() + DEADLINE;
-        while line
-            .server()
-            .within(|| TcpStream::connect((address, FILES_PORT)))?
-            .is_err()
-        {
-            if Instant::now() > until {
-                bail!("nginx does not answer:\n{}", nginx.output());
-            }
-        }
+        let nginx = serve_files(directory.path(), &site.www(), line, FILES_PORT, cpu)?;
         Ok(Self {
             store: format!("http://{address}:{STORE_PORT}/"),
             files: format!("http://{address}:{FILES_PORT}/"),
@@ -69,6 +56,27 @@ impl Servers {
             nginx,
             _directory: directory,
         })
+    }
+
+    /// Starts an nginx with a copy of the store that is damaged wherever chunks are; returns it, its
+    /// address, and the directory that it serves.
+    ///
+    /// # Errors
+    /// There is no room, or it does not come up.
+    pub fn damaged(
+        site: &Site,
+        line: &Line,
+        cpu: Option<usize>,
+    ) -> Result<(Daemon, String, TempDir)> {
+        let directory = site.scratch()?;
+        let root = directory.path().join("store");
+        let mut command = Command::new("cp");
+        command.arg("--recursive").arg(site.store.path()).arg(&root);
+        ensure!(command.status()?.success(), "cannot copy the store");
+        damage(&root.join("objects"))?;
+        let nginx = serve_files(directory.path(), &root, line, DAMAGED_PORT, cpu)?;
+        let url = format!("http://{}:{DAMAGED_PORT}/", line.address());
+        Ok((nginx, url, directory))
     }
 
     /// Returns the address of the store.
@@ -127,6 +135,53 @@ fn serve(site: &Site, line: &Line, port: u16, cpu: Option<usize>) -> Result<Daem
     let mut server = line.server().within(|| Daemon::start(&mut command))??;
     server.wait_for(DEADLINE, |line| line.contains(" on http://").then_some(()))?;
     Ok(server)
+}
+
+/// Starts an nginx that serves `root` at the server's end of `line`.
+fn serve_files(
+    own: &Path,
+    root: &Path,
+    line: &Line,
+    port: u16,
+    cpu: Option<usize>,
+) -> Result<Daemon> {
+    let address = line.address();
+    let configuration = own.join("nginx.conf");
+    let listen = format!("{address}:{port}");
+    fs::write(&configuration, nginx(own, root, &listen))?;
+    let mut command = pinned(cpu, &require::find("nginx").context("no nginx")?);
+    command.arg("-c").arg(&configuration).args(["-e", "stderr"]);
+    let mut nginx = line.server().within(|| Daemon::start(&mut command))??;
+    let until = Instant::now() + DEADLINE;
+    while line
+        .server()
+        .within(|| TcpStream::connect((address, port)))?
+        .is_err()
+    {
+        if Instant::now() > until {
+            bail!("nginx does not answer:\n{}", nginx.output());
+        }
+    }
+    Ok(nginx)
+}
+
+/// Flips bits in all files below `directory` that are as long as packs are.
+fn damage(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            damage(&path)?;
+            continue;
+        }
+        let mut bytes = fs::read(&path)?;
+        if bytes.len() > 1 << 20 {
+            for byte in bytes.iter_mut().step_by(DAMAGED_EVERY) {
+                *byte ^= 1;
+            }
+            fs::write(&path, bytes)?;
+        }
+    }
+    Ok(())
 }
 
 /// One process, all its files in `own`, nothing set but what every static host has.

@@ -137,7 +137,7 @@ fn learn(bench: &Bench<'_>) -> Result<()> {
     let trace = scratch.path().join("trace");
     let (mut command, disk) = mount(
         bench.site,
-        &course.servers,
+        course.servers.store(),
         LEARNED,
         scratch.path(),
         bench.client_cpu(),
@@ -167,8 +167,13 @@ fn over_the_line(
     let shown = match reader {
         Some(reader) => reader.show(bench.site, &course.servers, side, scratch.path(), cpu)?,
         None => {
-            let (mut command, disk) =
-                mount(bench.site, &course.servers, LEARNED, scratch.path(), cpu)?;
+            let (mut command, disk) = mount(
+                bench.site,
+                course.servers.store(),
+                LEARNED,
+                scratch.path(),
+                cpu,
+            )?;
             Shown::start(&mut command, &disk, bench.site.length, Some(side))?
         }
     };

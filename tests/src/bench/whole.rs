@@ -97,7 +97,7 @@ fn speed(bench: &Bench<'_>, course: &Course, reads: &[Read]) -> Result<Vec<Row>>
 }
 
 /// Returns reads of all that is no hole in a file, in order.
-fn data(image: &Path) -> Result<Vec<Read>> {
+pub(super) fn data(image: &Path) -> Result<Vec<Read>> {
     let file = File::open(image)?;
     let end = i64::try_from(file.metadata()?.len())?;
     let (mut reads, mut at) = (Vec::new(), 0);

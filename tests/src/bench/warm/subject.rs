@@ -167,7 +167,7 @@ impl<'a> Cached<'a> {
         }
         let (site, cpu) = (self.bench.site, self.bench.client_cpu());
         let servers = &self.course.servers;
-        let (mut command, disk) = mount(site, servers, Site::PLAIN, &self.directory, cpu)?;
+        let (mut command, disk) = mount(site, servers.store(), Site::PLAIN, &self.directory, cpu)?;
         let side = Some(self.course.line.client());
         let shown = Shown::start(command.args(extra), &disk, site.length, side)?;
         Ok(Subject {
