@@ -7,8 +7,7 @@
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
-use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -30,16 +29,17 @@ use crate::fetch::Source;
 use crate::fs::{FsError, ImageFs, Kind, Node};
 use crate::passthrough::Lender;
 use crate::supervise::gate::Behind;
-use crate::supervise::relay::ANSWERED_ITSELF;
-use crate::supervise::wire::{self, NO_NODE};
+use crate::supervise::wire::NO_NODE;
 use crate::tasks::Tasks;
 
 mod partitions;
 mod passthrough;
+mod reply;
 pub mod tree;
 mod write;
 
 use passthrough::DiskOpens;
+use reply::Reply;
 
 /// Threads that read requests; each has a buffer of 16 MiB, of which it touches only the start.
 pub(crate) const THREADS: usize = 2;
@@ -298,44 +298,6 @@ fn errno(error: &FsError) -> Errno {
     }
 }
 
-/// Where the answer to a read goes.
-#[derive(Debug)]
-struct Reply {
-    reply: ReplyData,
-    unique: u64,
-    /// Past the supervisor, if requests come through it.
-    device: Option<Arc<OwnedFd>>,
-}
-
-impl Reply {
-    fn data(self, bytes: &[u8]) {
-        match self.device {
-            None => self.reply.data(bytes),
-            Some(device) => self.reply.error(answer_itself(&device, self.unique, bytes)),
-        }
-    }
-
-    fn error(self, error: Errno) {
-        self.reply.error(error);
-    }
-}
-
-/// Gives the kernel the data of a read past the supervisor; returns what tells the latter so.
-fn answer_itself(device: &OwnedFd, unique: u64, bytes: &[u8]) -> Errno {
-    let Some(head) = wire::data_head(unique, bytes.len()) else {
-        return Errno::EIO;
-    };
-    let parts = [IoSlice::new(&head), IoSlice::new(bytes)];
-    match nix::sys::uio::writev(device, &parts) {
-        // ENOENT: the worker before us had answered, and died before it said so.
-        Ok(_) | Err(nix::errno::Errno::ENOENT) => Errno::from_i32(ANSWERED_ITSELF),
-        Err(error) => {
-            tracing::error!(%error, "an answer does not reach the kernel");
-            Errno::EIO
-        }
-    }
-}
-
 impl<S: Source> Filesystem for Adapter<S> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         negotiate(config);
@@ -461,6 +423,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.take();
         let Some(node) = self.node(ino) else {
             return reply.error(Errno::ENOENT);
         };
@@ -485,6 +448,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.take();
         if self.node(ino) != Some(Node::Disk) {
             return reply.error(Errno::EROFS);
         }
@@ -501,6 +465,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        self.take();
         if self.node(ino) != Some(Node::Disk) {
             return reply.error(Errno::EROFS);
         }
@@ -515,6 +480,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        self.take();
         self.sync_disk(reply);
     }
 
@@ -526,6 +492,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        self.take();
         // To close a file says nothing about the disk, here as elsewhere.
         reply.ok();
     }
@@ -538,6 +505,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        self.take();
         reply.ok();
     }
 
@@ -551,11 +519,29 @@ impl<S: Source> Filesystem for Adapter<S> {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.take();
         if self.node(ino) == Some(Node::Disk) {
             self.opens.close();
         } else {
             self.fs.release(fh.0);
         }
+        reply.ok();
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.take();
+        reply.opened(FileHandle(0), FopenFlags::empty());
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.take();
         reply.ok();
     }
 
@@ -567,6 +553,7 @@ impl<S: Source> Filesystem for Adapter<S> {
         offset: u64,
         reply: ReplyDirectory,
     ) {
+        self.take();
         match self.node(ino) {
             Some(node) => self.list(node, offset, reply),
             None => reply.error(Errno::ENOENT),

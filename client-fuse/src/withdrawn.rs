@@ -143,12 +143,10 @@ impl<S: Source> Lookout<S> {
             Some(object) => Some(open::catalogue(&self.fetcher, name, *object).await?),
             None => None,
         };
-        *judged = Some(digest);
-        Ok(Some(judge(
-            &self.reference,
-            self.version,
-            catalogue.as_ref(),
-        )))
+        let standing = judge(&self.reference, self.version, catalogue.as_ref());
+        // With one server what was glanced at is what was judged; with several it may be of another.
+        *judged = self.fetcher.has_one_server().then_some(digest);
+        Ok(Some(standing))
     }
 
     /// Brings all of the version into the cache, and says so, or says that it cannot.

@@ -337,8 +337,10 @@ impl<S: Source> Chunks<S> {
                 self.deliver_frame(chunks, held).await
             }
             // Who waited for all of the deadline does not wait for it twice.
-            Err(error) if error.is_overdue() && hurry.is_called() => {
-                for held in held.into_iter().chain(boot.held(frame)) {
+            Err(error)
+                if error.is_overdue() && (priority == Priority::Guest || hurry.is_called()) =>
+            {
+                for held in held {
                     held.wanted.landing.deliver(Err(error.clone()));
                 }
                 Vec::new()

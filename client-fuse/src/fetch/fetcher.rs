@@ -155,6 +155,12 @@ impl<S: Source> Fetcher<S> {
         self.mirrors.line()
     }
 
+    /// Whether there is nobody else to ask.
+    #[must_use]
+    pub fn has_one_server(&self) -> bool {
+        self.mirrors.is_single()
+    }
+
     /// How chunks are to be joined into requests on this line.
     pub fn limits(&self) -> PlanLimits {
         PlanLimits::of(self.line(), self.lanes.connections())

@@ -115,7 +115,7 @@ impl HttpSource {
     ) -> Result<Self, SetupError> {
         let judge = Judge::new(identity.believed());
         if judge.is_asked_for() || base.as_url().scheme() == "https" {
-            judge.prepare().map_err(Clone::clone)?;
+            judge.prepare()?;
         }
         let tls = judge.client()?;
         let client = || {

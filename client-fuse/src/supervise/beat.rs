@@ -1,5 +1,6 @@
 //! The worker's sign of life: goes through the runtime, and stops where requests are not taken.
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,11 +41,15 @@ pub(super) async fn beat(control: Arc<Control>, gate: Arc<Gate>, line: Line, lim
             tracing::debug!("a request of the kernel waits, and none is taken");
             continue;
         }
-        match control.beat() {
-            // A supervisor that hears nothing at the moment has the beats before this one to read.
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
+        if let Err(error) = control.beat() {
+            match error.kind() {
+                // It is gone.
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::NotConnected => {
+                    return;
+                }
+                // It has the beats before this one to read, or the system has no memory at the moment.
+                _ => tracing::debug!(%error, "a beat was not sent"),
+            }
         }
     }
 }

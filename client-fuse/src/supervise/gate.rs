@@ -51,7 +51,7 @@ impl Gate {
         self.taken.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many there were; not all kinds are counted, but those of which any use of a mount has some.
+    /// How many there were, but for what fuser answers itself.
     pub(super) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }

@@ -42,6 +42,7 @@ impl Try {
             bytes: AtomicU64::new(0),
             has_head: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
         };
         Self {
             mirror,
@@ -60,6 +61,7 @@ pub(super) struct Progress {
     bytes: AtomicU64,
     has_head: AtomicBool,
     has_ended: AtomicBool,
+    has_failed: AtomicBool,
 }
 
 impl Progress {
@@ -81,9 +83,9 @@ impl Progress {
         self.has_ended.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the body is here.
+    /// Whether the body is here, and was not found to be wrong.
     pub(super) fn has_ended(&self) -> bool {
-        self.has_ended.load(Ordering::Relaxed)
+        self.has_ended.load(Ordering::Relaxed) && !self.has_failed.load(Ordering::Relaxed)
     }
 
     /// When something came last; where nothing did, when it was asked for.
@@ -239,7 +241,7 @@ impl<S: Source> Fetcher<S> {
         let tries = [&first, &second];
         let (second_won, outcome, before) = tokio::select! {
             biased;
-            won = faster(one, two) => won,
+            won = faster([(one, &first.progress), (two, &second.progress)]) => won,
             () = self.cut(&terms, &tries, began) => {
                 let overdue = || self.overdue(terms.path);
                 (false, Err(overdue()), Some(overdue()))
@@ -409,8 +411,7 @@ impl<S: Source> Fetcher<S> {
 /// The first of two that succeeds, or the last failure: whether it is that of the second, what it is,
 /// and how the other one failed before.
 async fn faster<T, Fut>(
-    mut one: Pin<Box<Fut>>,
-    mut two: Pin<Box<Fut>>,
+    [(mut one, first), (mut two, second)]: [(Pin<Box<Fut>>, &Progress); 2],
 ) -> (bool, Result<T, FetchError>, Option<FetchError>)
 where
     Fut: Future<Output = Result<T, FetchError>>,
@@ -430,7 +431,11 @@ where
             }
         };
         match outcome {
-            Err(error) if is_one_on || is_two_on => before = Some(error),
+            Err(error) if is_one_on || is_two_on => {
+                let failed = if is_second { second } else { first };
+                failed.has_failed.store(true, Ordering::Relaxed);
+                before = Some(error);
+            }
             outcome => return (is_second, outcome, before),
         }
     }

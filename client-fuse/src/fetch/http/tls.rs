@@ -28,7 +28,7 @@ pub(super) struct Believed {
 pub(super) struct Judge {
     believed: Believed,
     provider: Arc<CryptoProvider>,
-    verifier: OnceLock<Result<Arc<dyn ServerCertVerifier>, Error>>,
+    verifier: OnceLock<Arc<dyn ServerCertVerifier>>,
 }
 
 impl Judge {
@@ -65,10 +65,14 @@ impl Judge {
     ///
     /// # Errors
     ///
-    /// When there is no authority to believe, or one of those named cannot be used.
-    pub(super) fn prepare(&self) -> Result<&dyn ServerCertVerifier, &Error> {
-        let verifier = self.verifier.get_or_init(|| self.load());
-        verifier.as_ref().map(AsRef::as_ref)
+    /// When there is no authority to believe, or one of those named cannot be used. The next call looks
+    /// again.
+    pub(super) fn prepare(&self) -> Result<&dyn ServerCertVerifier, Error> {
+        if let Some(verifier) = self.verifier.get() {
+            return Ok(verifier.as_ref());
+        }
+        let loaded = self.load()?;
+        Ok(self.verifier.get_or_init(|| loaded).as_ref())
     }
 
     fn load(&self) -> Result<Arc<dyn ServerCertVerifier>, Error> {
