@@ -176,7 +176,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = LOOK_SECONDS, help_heading = "Caches",
           value_parser = clap::value_parser!(u64).range(..=31_536_000))]
     pub look_every: u64,
-    /// Most bytes of chunks kept in memory
+    /// Most bytes of memory for chunks that were used lately
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
 

@@ -248,7 +248,10 @@ pub const NAMES: &[(&str, &str)] = &[
         "now.oldest_request_us",
         "How long the oldest of them is under way; 0: there is none.",
     ),
-    ("now.memory_bytes", "Bytes of chunks in the memory cache."),
+    (
+        "now.memory_bytes",
+        "Bytes of memory that the chunks in the memory cache take.",
+    ),
     ("now.memory_max_bytes", "The most there may be."),
     (
         "now.disk_bytes",

@@ -449,6 +449,34 @@ async fn what_comes_slowly_is_not_cut_off_at_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_for_a_frame_that_had_not_begun_waits_for_one_deadline_too() {
+    let store = Arc::new(Store::booting(mixed_disk(4000, 0), 3));
+    let pack = store.boot_pack.unwrap();
+    let head_bytes = pack.head.length;
+    let faults: Faults = Arc::new(move |_, request: &Request| match &request.part {
+        Part::Range { range, .. } if range.end > head_bytes => Fault::Silent,
+        _ => Fault::None,
+    });
+    let source = MemorySource::faulty(&store, faults).at(NEAR, 0);
+    let good = MemorySource::new(&store);
+    let (disk, stats) = mounted(&good, &[("a", source)]).await;
+    disk.prefetch(Some(pack), None);
+    while stats.boot_pack.listed_chunks.count() == 0 {
+        tokio::time::sleep(NEAR).await;
+    }
+    // What boots read last is in the last frame.
+    let offset = store.boot_set.last().unwrap().first_block() * 4096;
+    let began = Instant::now();
+    assert!(disk.read(offset, 1).await.is_err());
+    let waited = began.elapsed();
+    let deadline = Duration::from_secs(60);
+    assert!(
+        waited >= deadline && waited < deadline + NEAR * 50,
+        "{waited:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn at_the_deadline_no_request_goes_on_and_all_slots_are_free() {
     let store = Arc::new(Store::of(mixed_disk(2000, 0)));
     let is_silent = Arc::new(std::sync::atomic::AtomicBool::new(true));
