@@ -80,35 +80,6 @@ fn a_worker_that_waits_for_a_silent_server_does_not_hang() {
 }
 
 #[test]
-fn a_worker_of_which_only_directories_are_read_does_not_hang() {
-    if !can_mount() {
-        return;
-    }
-    for way in WAYS {
-        let store = store(300);
-        let supervised = Supervised::new(&store, &serve(&store, Manner::Right), &[way, SOON]);
-        let workers = supervised.workers();
-        let (point, stop) = (supervised.mounted.point(), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            // So many that some request always waits.
-            for _ in 0..24 {
-                scope.spawn(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        assert!(fs::read_dir(&point).unwrap().count() > 0);
-                    }
-                });
-            }
-            // Far longer than what would be too long.
-            std::thread::sleep(std::time::Duration::from_secs(8));
-            stop.store(true, Ordering::Relaxed);
-        });
-        assert_eq!(supervised.workers(), workers, "{way}: {}", supervised.log());
-        let log = supervised.end();
-        assert!(!log.contains("hangs"), "{way}: {log}");
-    }
-}
-
-#[test]
 fn time_in_which_all_of_a_mount_was_stopped_does_not_count() {
     if !can_mount() {
         return;
