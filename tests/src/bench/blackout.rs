@@ -1,11 +1,13 @@
 //! P15: the servers stop for two seconds in the middle of a boot, or one of two is gone for good. How long is the longest
 //! read?
 
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::Bench;
 use super::disks::{Reader, Shown, mount};
@@ -23,6 +25,9 @@ const BEFORE: Duration = Duration::from_millis(300);
 
 /// From there to going on.
 const BLACKOUT: Duration = Duration::from_secs(2);
+
+/// Who has not read all by then waits for ever, and is ended.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What happens in the middle of the boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +54,10 @@ pub fn longest_read(bench: &Bench<'_>) -> Result<Section> {
         let plain = Reader::Plain;
         ours.push(turn(bench, &mut course, plain, None, Fault::Blackout)?);
         if let Some(peer) = peer {
-            theirs.push(turn(bench, &mut course, peer, None, Fault::Blackout)?);
+            match turn(bench, &mut course, peer, None, Fault::Blackout) {
+                Ok(seconds) => theirs.push(seconds),
+                Err(error) => super::say(&format!("     {}: {error:#}", peer.title())),
+            }
         }
         calm.push(turn(bench, &mut course, plain, mirror, Fault::Nothing)?);
         dead.push(turn(bench, &mut course, plain, mirror, Fault::Death)?);
@@ -94,7 +102,7 @@ pub fn longest_read(bench: &Bench<'_>) -> Result<Section> {
     rows.extend(mirrors::rows(bench)?);
     Ok(Section {
         notes: vec![
-            "both servers are stopped (`SIGSTOP`) for 2 s, 0.3 s after the disk has appeared"
+            "both servers are stopped (`SIGSTOP`) for 2 s, 0.3 s after the disk has appeared; a peer that has not read all after 30 s, because it waits for ever, is ended and has no figure for that turn"
                 .to_owned(),
             "a dead server is one that is stopped for the rest of the boot: it refuses nothing and answers nothing".to_owned(),
             mirrors::NOTE.to_owned(),
@@ -137,7 +145,14 @@ fn turn(
         cpu,
     };
     let servers = &mut course.servers;
+    let (over, is_over) = mpsc::channel::<()>();
+    let id = i32::try_from(shown.id())?;
     let outcome = thread::scope(|scope| {
+        scope.spawn(move || {
+            if is_over.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
+            }
+        });
         let fault = scope.spawn(|| {
             thread::sleep(BEFORE);
             match fault {
@@ -151,6 +166,7 @@ fn turn(
             }
         });
         let outcome = replay::replay(shown.disk(), &bench.site.image(), &plan);
+        drop(over);
         fault
             .join()
             .map_err(|_| anyhow!("what stops servers panicked"))?

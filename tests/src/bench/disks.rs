@@ -117,10 +117,6 @@ impl Reader {
                     _ => &mut command,
                 };
                 command.args(["curl", &raw]);
-                if self == Self::NbdkitRetry {
-                    // Without it, it sometimes waits for ever for a server that stood still for a while.
-                    command.arg("timeout=5");
-                }
                 if self == Self::NbdkitCache {
                     command.args(["cache-min-block-size=256K", "cache-on-read=true"]);
                 }
