@@ -16,13 +16,16 @@ PROFILE := $(if $(CI),ci,default)
 # A TUF client that is not ours, for the tests; its versions and hashes are in the list.
 TUF     := build/python-tuf
 TUFLIST := tests/tuf/requirements.txt
+# The file system exerciser, for a test.
+FSXVER  := 0.3.2
+FSX     := build/fsx
 DENYVER := 0.20.2
 DENY    := build/cargo-deny-$(DENYVER)/bin/cargo-deny
 TARGET  ?= page
 FUZZ_SECONDS ?= 600
 REPEATS ?= 5
 
-.PHONY: help setup build guest image demo python-tuf test bench lint deny fuzz clean
+.PHONY: help setup build guest image demo python-tuf fsx test bench lint deny fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,7 +52,14 @@ python-tuf: setup ## Install the TUF client of the tests in build/ (once)
 	  $(TUF)/bin/pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(TUFLIST) && \
 	  touch $(TUF)/installed; } || echo 'no python-tuf: the tests that need it say that they are skipped'
 
-test: build guest image python-tuf ## Run every test, the boots included
+# Its program says of which version it is.
+fsx: ## Install the file system exerciser of the tests in build/ (once)
+	@[ "$$($(FSX)/bin/fsx --version 2>/dev/null)" = "fsx $(FSXVER)" ] || { \
+	  CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+	  cargo install --quiet --locked --force --root $(FSX) --target-dir target/fsx fsx@$(FSXVER) && rm -rf target/fsx; \
+	} || echo 'no fsx: the tests that need it say that they are skipped'
+
+test: build guest image python-tuf fsx ## Run every test, the boots included
 ifneq ($(NEXTEST),)
 	cargo nextest run --locked --workspace --profile $(PROFILE)
 else

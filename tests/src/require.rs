@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use crate::torture::tools;
 use crate::{binaries, images, python};
 
 /// What lets QEMU read disks over HTTP.
@@ -30,6 +31,8 @@ pub enum Need {
     Squid,
     /// The client of `make python-tuf`.
     PythonTuf,
+    /// The exerciser of `make fsx`.
+    Fsx,
     /// The disks of `make image`.
     Debian,
     /// The static binaries of `make guest`, and the busybox that goes with them.
@@ -45,6 +48,7 @@ impl Need {
             Self::Nginx => "nginx",
             Self::Squid => "squid",
             Self::PythonTuf => "tuf",
+            Self::Fsx => "fsx",
             Self::Qemu | Self::QemuImg | Self::Debian | Self::Guest => "qemu",
         }
     }
@@ -73,6 +77,8 @@ impl Need {
             Self::Squid => program("squid"),
             Self::PythonTuf => (!python::installed().is_file())
                 .then(|| "no python-tuf; `make python-tuf` installs it".to_owned()),
+            Self::Fsx => (!tools::fsx_program().is_file())
+                .then(|| "no fsx; `make fsx` installs it".to_owned()),
             Self::Debian => images::debian("debian.raw")
                 .err()
                 .map(|error| error.to_string()),

@@ -1,8 +1,8 @@
 //! Writes to a disk at random, knows what must be on it, and says so where it is not.
 //!
 //! A [`model::Model`] is what a part of the disk may hold; a [`worker::Worker`] uses that part in one of the ways
-//! that a disk is used; a [`fiend::Fiend`] does bad things to the server meanwhile. What they do depends on a
-//! seed; when it happens does not, for it happens at the same time.
+//! that a disk is used, [`tools`] of others another part; a [`fiend::Fiend`] does bad things to the server meanwhile.
+//! What they do depends on a seed; when it happens does not, for it happens at the same time.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,7 @@ use crate::proxy::chaos::Injected;
 
 pub mod fiend;
 pub mod model;
+pub mod tools;
 pub mod worker;
 
 /// What came of it.

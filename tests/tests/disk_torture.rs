@@ -5,8 +5,8 @@
 //! long.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -22,6 +22,7 @@ use circular_tests::require::{self, Need};
 use circular_tests::server::Server;
 use circular_tests::store::TestStore;
 use circular_tests::torture::fiend::Fiend;
+use circular_tests::torture::tools;
 use circular_tests::torture::worker::{Way, Worker};
 use circular_tests::torture::{Report, Round};
 
@@ -33,8 +34,12 @@ const PART: u64 = 6 * MIB;
 /// The ways; the last one has the odd end of the disk, too.
 const WAYS: [Way; 4] = [Way::Direct, Way::Device, Way::Cached, Way::Cached];
 
-/// The first part is fio's.
-const FIO: u64 = PART;
+/// The first part is for tools, one after the other. Fsx has few bytes of it, so that its operations meet.
+const TOOLS: u64 = PART;
+const FSX: u64 = MIB;
+
+/// What fsx does in a round.
+const FSX_OPERATIONS: u64 = 2000;
 
 /// Bytes of the disk that are no whole block.
 const ODD: u64 = 3 * 4096 + 321;
@@ -59,6 +64,9 @@ struct Torture {
     random: Random,
     fiend: Fiend,
     report: Report,
+    has_fsx: bool,
+    /// What the tools left in their part, synced.
+    of_tools: Vec<u8>,
 }
 
 fn number(name: &str) -> Result<Option<u64>> {
@@ -105,7 +113,7 @@ impl Torture {
     fn begin(seed: u64) -> Result<Self> {
         let store = TestStore::new()?;
         let image = store.beside("image");
-        let length = FIO + PART * WAYS.len() as u64 + ODD;
+        let length = TOOLS + PART * WAYS.len() as u64 + ODD;
         // Some of it is holes, so that the overlay meets those too.
         let pieces: Vec<_> = (0..length)
             .step_by(400_000)
@@ -123,7 +131,7 @@ impl Torture {
         let server = store.publish_and_serve(&image, "test:1")?;
         let mut random = Random::new(seed);
         let worker = |(number, way): (u64, Way)| {
-            let start = FIO + number * PART;
+            let start = TOOLS + number * PART;
             let is_last = number + 1 == WAYS.len() as u64;
             let end = start + PART + if is_last { ODD } else { 0 };
             let bytes = images::read_at(&image, start, usize::try_from(end - start)?)?;
@@ -137,6 +145,8 @@ impl Torture {
             fiend: Fiend::new(random.next()),
             random,
             report: Report::default(),
+            has_fsx: !require::missing(&[Need::Fsx])?,
+            of_tools: Vec::new(),
         })
     }
 
@@ -164,6 +174,17 @@ impl Torture {
             } else {
                 worker.check(&disk, &round);
             }
+        }
+        match of_tools(&disk) {
+            Err(error) => round
+                .report()
+                .errors
+                .push(format!("mounted again: {error:#}")),
+            Ok(found) if found != self.of_tools => {
+                let wrong = "what fsx and fio wrote and synced is not there, mounted again";
+                round.report().wrong.push(wrong.to_owned());
+            }
+            Ok(_) => {}
         }
         self.report = round.into_report();
         drop(disk);
@@ -204,7 +225,15 @@ impl Torture {
         let part = device.context("one uses a device")?.part();
         let device = LoopDevice::over_part(&disk, &part)?;
         let seed = self.random.next();
-        let (workers, fiend, server) = (&mut self.workers, &mut self.fiend, &mut self.server);
+        let Self {
+            store,
+            server,
+            workers,
+            fiend,
+            has_fsx,
+            of_tools,
+            ..
+        } = self;
         let mut mount = Some(mount);
         thread::scope(|scope| -> Result<()> {
             let haunting = scope.spawn(|| fiend.haunt(server, round));
@@ -214,8 +243,18 @@ impl Torture {
                 working.push(scope.spawn(move || worker.work(path, round)));
             }
             let until = Instant::now() + ROUND;
-            if let Err(error) = fio(&disk, seed) {
-                round.report().errors.push(format!("fio: {error:#}"));
+            let fsx = if *has_fsx {
+                tools::fsx(&disk, FSX, FSX_OPERATIONS, seed, &store.beside(""))
+            } else {
+                Ok(())
+            };
+            let fio = tools::fio(&disk, TOOLS, seed);
+            for error in [fsx, fio].into_iter().filter_map(Result::err) {
+                round.report().errors.push(format!("{error:#}"));
+            }
+            match synced(&disk) {
+                Ok(bytes) => *of_tools = bytes,
+                Err(error) => round.report().errors.push(format!("{error:#}")),
             }
             thread::sleep(until.saturating_duration_since(Instant::now()));
             let victim = mount.take_if(|_| kill);
@@ -247,6 +286,20 @@ impl Torture {
     }
 }
 
+/// Syncs the disk, and returns what is in the part of the tools then.
+fn synced(disk: &Path) -> Result<Vec<u8>> {
+    let disk = File::options().read(true).write(true).open(disk)?;
+    disk.sync_all()?;
+    of_tools(&disk)
+}
+
+/// Returns what is in the part of the tools.
+fn of_tools(disk: &File) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(TOOLS)?];
+    disk.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// Adds what the client said to a report of errors.
 fn tell(round: &Round, mount: &mut Mount) {
     let mut report = round.report();
@@ -260,44 +313,4 @@ fn path_for<'a>(worker: &Worker, device: &'a LoopDevice, disk: &'a Path) -> &'a 
         Way::Device => device.path(),
         Way::Cached | Way::Direct => disk,
     }
-}
-
-/// Lets fio write and verify its part, in one of three ways.
-fn fio(disk: &Path, seed: u64) -> Result<()> {
-    let ways: [&[&str]; 3] = [
-        // Parts of blocks, through the page cache.
-        &[
-            "--rw=randwrite",
-            "--bsrange=512-64k",
-            "--blockalign=512",
-            "--fsync=32",
-        ],
-        &[
-            "--rw=randrw",
-            "--bs=4k",
-            "--direct=1",
-            "--ioengine=libaio",
-            "--iodepth=16",
-        ],
-        &["--rw=randwrite", "--bs=4k", "--ioengine=mmap", "--fsync=64"],
-    ];
-    let output = Command::new("fio")
-        .args(["--name=verify", "--verify=crc32c", "--verify_fatal=1"])
-        .args([
-            "--verify_state_save=0",
-            "--allow_file_create=0",
-            "--io_size=2m",
-        ])
-        .arg(format!("--size={FIO}"))
-        .arg(format!("--filename={}", disk.display()))
-        .arg(format!("--randseed={}", seed >> 1))
-        .args(ways[usize::try_from(seed % 3)?])
-        .output()
-        .context("cannot run fio (tests/setup.sh installs it)")?;
-    let (out, err) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    ensure!(output.status.success(), "{out}{err}");
-    Ok(())
 }

@@ -47,7 +47,11 @@ fn chunk_in(region: u32, block: u32, blocks: u32, seed: u8) -> (Place, Chunk) {
         .map(|i| u8::try_from(i % 251).unwrap() | 1)
         .collect();
     let mut bytes = block_bytes.repeat(usize::try_from(blocks).unwrap());
-    bytes[0] = seed;
+    // In every sector, so that a torn block is neither the old one nor the new one.
+    bytes[..4096]
+        .iter_mut()
+        .step_by(512)
+        .for_each(|byte| *byte = seed);
     let chunk = Chunk::verify(ChunkId::of(&bytes), bytes.into()).unwrap();
     let pack = ObjectRef {
         digest: Digest::of(b"pack"),
