@@ -13,6 +13,7 @@
 pub mod blackout;
 pub mod cold;
 pub mod disks;
+pub mod full_cache;
 pub mod idle;
 pub mod index;
 pub mod line;

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::Bench;
 use super::disks::{Reader, pinned};
+use super::full_cache;
 use super::index::Index;
 use super::line::{FAR, LOCAL};
 use super::report::Section;
@@ -27,7 +28,10 @@ const FIRST: [Read; 1] = [Read {
 /// A subject fails or shows other bytes.
 pub fn first_byte(bench: &Bench<'_>) -> Result<Section> {
     let mut section = Section {
-        notes: vec!["the first 4 KiB of the disk, from the start of the process".to_owned()],
+        notes: vec![
+            "the first 4 KiB of the disk, from the start of the process".to_owned(),
+            full_cache::NOTE.to_owned(),
+        ],
         ..Section::default()
     };
     for kind in lines(bench, &[FAR, LOCAL]) {
@@ -69,6 +73,7 @@ pub fn first_byte(bench: &Bench<'_>) -> Result<Section> {
             Row::new(kind.title, Unit::Seconds, ours, seconds(name, samples))
         }));
     }
+    section.rows.extend(full_cache::rows(bench)?);
     section.rows.push(index(bench)?);
     Ok(section)
 }
