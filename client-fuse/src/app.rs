@@ -9,10 +9,10 @@ use image_format::BLOCK_BYTES;
 use image_format::trace::Header;
 use tokio::runtime::{Handle, Runtime};
 
-use crate::cache::Caches;
 use crate::cache::disk::DiskCache;
 use crate::cache::documents::Documents;
 use crate::cache::memory::MemoryCache;
+use crate::cache::{Caches, keep_recency};
 use crate::config::{BaseUrl, Config, Purpose, RecordConfig, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
@@ -195,6 +195,7 @@ async fn serve(
     let trace = trace.filter(|_| is_first);
     let overlay = open_overlay(config, &image).await?;
     let caches = Arc::new(caches(config, &image).await);
+    tokio::spawn(keep_recency(Arc::downgrade(&caches)));
     let lookout = lookout(config, &image, trust, &mirrors, &stats);
     let fetcher = fetcher(config, mirrors, &caches, &stats).with_documents(documents);
     let recorder = record_if_asked(config, trace, &image)?;

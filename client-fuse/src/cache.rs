@@ -3,6 +3,9 @@
 //! Both are optional in the strict sense: whatever they lack or lose is fetched again, and neither
 //! can make a read fail.
 
+use std::sync::Weak;
+use std::time::Duration;
+
 use crate::cache::disk::DiskCache;
 use crate::cache::memory::MemoryCache;
 
@@ -17,6 +20,10 @@ pub mod policy;
 mod recency;
 pub mod shelf;
 mod sparse;
+
+/// A machine that is switched off, and a client that is killed, forget what they used since; a boot uses most of what
+/// it uses in the first minute.
+const SAVE_EVERY: Duration = Duration::from_secs(30);
 
 /// The two caches of a mount.
 #[derive(Debug)]
@@ -34,6 +41,20 @@ impl Caches {
         Self {
             memory: MemoryCache::new(0),
             disk: DiskCache::off(),
+        }
+    }
+}
+
+/// Saves what of `caches` was used when, now and then, for as long as somebody has them: root disks never end in order.
+pub async fn keep_recency(caches: Weak<Caches>) {
+    loop {
+        tokio::time::sleep(SAVE_EVERY).await;
+        let Some(caches) = caches.upgrade() else {
+            return;
+        };
+        let saved = tokio::task::spawn_blocking(move || caches.disk.save_news()).await;
+        if let Err(error) = saved {
+            tracing::error!(%error, "what was used when is not saved");
         }
     }
 }

@@ -237,6 +237,21 @@ impl<S: Source> Chunks<S> {
         looking.await.unwrap_or(places)
     }
 
+    /// Those of `places` whose chunks are in no cache at their place, and whether another version's may have some.
+    async fn look_around(&self, places: Vec<Place>) -> (Vec<Place>, bool) {
+        if places.is_empty() || !self.caches.disk.is_on() {
+            return (places, false);
+        }
+        let (caches, mut lacking) = (Arc::clone(&self.caches), places.clone());
+        let looking = tokio::task::spawn_blocking(move || {
+            let disk = &caches.disk;
+            lacking.retain(|place| !caches.memory.holds(&place.id()) && !disk.may_hold(place));
+            let are_elsewhere = lacking.iter().any(|place| disk.may_be_elsewhere(place));
+            (lacking, are_elsewhere)
+        });
+        looking.await.unwrap_or((places, false))
+    }
+
     /// Fetches what is missing and returns what was abandoned by a failed task.
     async fn fetch(
         &self,
@@ -260,8 +275,8 @@ impl<S: Source> Chunks<S> {
                 Boarding::Lead(landing, seat) => {
                     // It may have landed between the look into memory and this.
                     match self.caches.memory.find(&part.place.id()) {
-                        Some(chunk) => landing.deliver(Ok(chunk)),
-                        None => {
+                        Some(chunk) if piece(&chunk, &part).is_some() => landing.deliver(Ok(chunk)),
+                        _ => {
                             let place = part.place;
                             let left = self.hand_over(Wanted { place, landing });
                             if left.is_none() {
@@ -279,7 +294,11 @@ impl<S: Source> Chunks<S> {
         for (number, part, seat) in seats {
             waits::note(found[number].from);
             match seat.wait().await {
-                Ok(delivery) => found[number].bytes = delivery?.bytes().slice(part.within),
+                Ok(delivery) => match piece(&delivery?, &part) {
+                    Some(bytes) => found[number].bytes = bytes,
+                    // It was fetched for another place, which the index says has another length.
+                    None => abandoned.push((number, part)),
+                },
                 Err(Abandoned) => abandoned.push((number, part)),
             }
         }
@@ -343,7 +362,12 @@ impl<S: Source> Chunks<S> {
         let stretch = stretch.filter(|stretch| stretch.end - stretch.start <= room);
         tracing::trace!(?missing, ?stretch, ?line, "a miss");
         let places = stretch.map_or_else(Vec::new, |stretch| around(&stretch));
-        let places = self.lacking(places).await;
+        let (mut places, are_elsewhere) = self.look_around(places).await;
+        if are_elsewhere {
+            // To copy them takes the disk its time; what is waited for goes first.
+            self.launch_all(std::mem::take(&mut wanted), Priority::Guest, hurry);
+            places = self.lacking(places).await;
+        }
         let is_behind = |place: &Place| place.disk_offset() >= missing.start;
         let (behind, before): (Vec<_>, Vec<_>) = places.into_iter().partition(is_behind);
         wanted.extend(self.board_ahead(behind, Reason::Neighbour, hurry));

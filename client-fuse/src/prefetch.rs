@@ -147,6 +147,10 @@ impl BootStream {
         let mut state = self.state();
         state.hurries.insert(frame, Arc::clone(hurry));
         let held = state.held.entry(frame).or_default();
+        // A guest may have come since it was decided to fetch the frame.
+        if held.iter().any(|held| held.priority == Priority::Guest) {
+            hurry.call();
+        }
         held.extend(wanted.into_iter().map(|wanted| Held {
             wanted,
             priority: Priority::Ahead,

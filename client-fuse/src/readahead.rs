@@ -68,34 +68,48 @@ impl ReadAhead {
         if len == 0 || self.window_bytes_max == 0 {
             return None;
         }
-        let found = self
-            .streams
-            .iter()
-            .rposition(|stream| stream.continues_at(offset));
+        // Whoever stopped exactly there, rather than somebody near.
+        let exactly = |stream: &Stream| stream.next == offset;
+        let found = self.streams.iter().rposition(exactly).or_else(|| {
+            let near = |stream: &Stream| stream.continues_at(offset);
+            self.streams.iter().rposition(near)
+        });
         let mut stream = match found {
             Some(index) => self.streams.remove(index),
-            None => Stream {
-                read: 0,
-                next: offset,
-                ahead: offset,
-                window: 0,
-            },
+            None => Stream::from(offset),
         };
-        if offset.abs_diff(stream.next) > JUMP_BYTES.max(len) {
+        if stream.next > offset.saturating_add(JUMP_BYTES.max(len)) {
+            // Late, or another reader's: if it goes on from there, it is.
+            self.remember(Stream::from(end));
+        } else if offset > stream.next.saturating_add(JUMP_BYTES.max(len)) {
             stream.jump();
         }
         stream.read = stream.read.saturating_add(len);
         stream.next = stream.next.max(end);
         let ahead = stream.extend(found.is_some(), self.window_bytes_max);
+        self.remember(stream);
+        ahead
+    }
+
+    fn remember(&mut self, stream: Stream) {
         if self.streams.len() == STREAMS_MAX {
             self.streams.remove(0);
         }
         self.streams.push(stream);
-        ahead
     }
 }
 
 impl Stream {
+    /// A reader that has read nothing yet, and may go on at `offset`.
+    const fn from(offset: u64) -> Self {
+        Self {
+            read: 0,
+            next: offset,
+            ahead: offset,
+            window: 0,
+        }
+    }
+
     /// Whether a read at `offset` belongs to this stream.
     const fn continues_at(&self, offset: u64) -> bool {
         if self.window == 0 {
@@ -194,6 +208,21 @@ mod tests {
             assert_eq!(ahead.note((1 << 40) + i * 7_777_777, 4096), None);
         }
         assert!(windows > 3);
+    }
+
+    #[test]
+    fn readers_that_follow_each_other_closely_have_a_window_each() {
+        let mut ahead = read_ahead();
+        let (first, second) = (64_u64, 52_u64);
+        for i in 0..first {
+            ahead.note(i * 131_072, 131_072);
+        }
+        for i in 0..128 {
+            ahead.note((first + i) * 131_072, 131_072);
+            ahead.note((second + i) * 131_072, 131_072);
+        }
+        let windows: Vec<u64> = ahead.streams.iter().map(|stream| stream.window).collect();
+        assert_eq!(windows, [ReadAhead::WINDOW_BYTES_MAX; 2]);
     }
 
     #[test]

@@ -57,9 +57,6 @@ pub use proof::Pass;
 use proof::Proof;
 use seals::Seals;
 
-/// Reads between two savings of what was used when.
-const TOUCHES: u64 = 8192;
-
 /// The cache file of one disk.
 #[derive(Debug)]
 pub struct DiskCache(Option<CacheFile>);
@@ -76,8 +73,9 @@ struct CacheFile {
     budget: Mutex<Budget>,
     known: Mutex<Known>,
     recency: Mutex<Recency>,
-    /// Reads since what was used when was saved.
+    /// How often anything was used, and how often when that was saved last.
     touches: AtomicU64,
+    saved: AtomicU64,
     hints: Option<Hints>,
     /// Files of other disks, as far as somebody asked for them.
     others: Mutex<HashMap<u32, Option<Arc<File>>>>,
@@ -177,6 +175,13 @@ impl DiskCache {
                 .is_some_and(|chunk| self.fill(place, &chunk) > 0)
     }
 
+    /// Whether the chunk of `place` may be at another place, in this file or in another version's. Blocks on the disk.
+    #[must_use]
+    pub fn may_be_elsewhere(&self, place: &Place) -> bool {
+        self.file()
+            .is_some_and(|cache| cache.may_be_elsewhere(place))
+    }
+
     /// Writes a chunk to its place and returns how many bytes that took. Blocks on the disk.
     pub fn fill(&self, place: &Place, chunk: &Chunk) -> u64 {
         let Some(cache) = self.file().filter(|cache| !cache.may_hold(place)) else {
@@ -257,6 +262,18 @@ impl DiskCache {
         }
     }
 
+    /// Does so if anything was used since. Returns whether it was.
+    pub fn save_news(&self) -> bool {
+        let Some(cache) = self.file() else {
+            return false;
+        };
+        let news = cache.touches.load(Ordering::Relaxed) != cache.saved.load(Ordering::Relaxed);
+        if news {
+            cache.save();
+        }
+        news
+    }
+
     /// The file, unless the cache is off.
     fn file(&self) -> Option<&CacheFile> {
         self.0
@@ -304,9 +321,6 @@ impl CacheFile {
                 seals.seal(place.blocks().start, chunk.bytes());
             }
             self.touch(place);
-            if self.touches.fetch_add(1, Ordering::Relaxed) % TOUCHES == TOUCHES - 1 {
-                self.save();
-            }
         } else {
             self.known().present.remove(place.blocks());
             self.proof.doubt();
@@ -315,6 +329,7 @@ impl CacheFile {
     }
 
     fn touch(&self, place: &Place) {
+        self.touches.fetch_add(1, Ordering::Relaxed);
         let (mut recency, now) = (self.recency(), now());
         for segment in segments(place) {
             recency.touch(segment, now);
@@ -323,7 +338,9 @@ impl CacheFile {
 
     /// Saves what was used when; a hint, so that failing at it is no failure.
     fn save(&self) {
+        let touches = self.touches.load(Ordering::Relaxed);
         let file = self.recency().encode();
+        self.saved.store(touches, Ordering::Relaxed);
         if self.reserve(file.len() as u64 + NOTE_BYTES)
             && let Err(error) = directory::replace(&self.directory.recency(&self.disk), &file)
         {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::Chunks;
 use crate::fetch::fetcher::Wanted;
@@ -10,10 +11,29 @@ use crate::fetch::{FetchError, Source};
 use crate::flight::Boarding;
 use crate::place::Place;
 
+/// How often it is looked what is left of a boot pack.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// After so many looks at which no frame has come, half a minute, none will soon.
+const STANDSTILL_LOOKS: u32 = 300;
+
 impl<S: Source> Chunks<S> {
     /// Most bytes of chunks that the disk cache holds; `None`: there is none.
     pub fn pin_room(&self) -> Option<u64> {
         self.caches.disk.bytes_max()
+    }
+
+    /// Waits until the boot pack has brought what it brings, or stands still because there is no room for more: what it
+    /// lists would come twice.
+    pub async fn boot_pack_is_over(&self) {
+        self.boot_pack_is_known().await;
+        let (mut left, mut looks) = (self.boot_pack_frames().1, 0);
+        while left > 0 && looks < STANDSTILL_LOOKS {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let now = self.boot_pack_frames().1;
+            looks = if now == left { looks + 1 } else { 0 };
+            left = now;
+        }
     }
 
     /// Whether guests wait for the network.
@@ -60,7 +80,11 @@ impl<S: Source> Chunks<S> {
         for place in places {
             match self.flights.board(place.id(), &hurry) {
                 Boarding::Lead(landing, seat) => {
-                    wanted.push(Wanted { place, landing });
+                    // It may have landed since it was looked for.
+                    match self.caches.memory.find(&place.id()) {
+                        Some(chunk) => landing.deliver(Ok(chunk)),
+                        None => wanted.push(Wanted { place, landing }),
+                    }
                     seats.push(seat);
                 }
                 Boarding::Follow(seat) => seats.push(seat),

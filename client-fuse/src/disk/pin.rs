@@ -112,6 +112,7 @@ impl<S: Source> Parts<S> {
 
     async fn fill(&self, data: u64, mut progress: impl FnMut(u64) + Send) -> Result<(), PinError> {
         self.has_room(data)?;
+        self.chunks.boot_pack_is_over().await;
         let mut lacking = 0;
         for _ in 0..ROUNDS_MAX {
             lacking = self.round(&mut progress).await?;

@@ -1,7 +1,7 @@
 //! Finds the server's addresses, and remembers the last good ones.
 //!
-//! A root disk outlives `/etc/resolv.conf`: after `switch_root` the process sees an emptied file
-//! system and the system resolver fails. The addresses that worked at the start then still do. No
+//! A root disk keeps the `/etc/resolv.conf` of its initramfs, and asks the name servers of then. Where
+//! there is none that answers, the addresses that worked at the start still do. No
 //! address is kept while the system says another: whoever connects asks again, only not more than once
 //! in a few seconds, and one at a time, because a name server that is silent takes a thread.
 

@@ -4,10 +4,12 @@
 //! that asks for more than it takes waits, and costs no memory.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -29,6 +31,9 @@ const REQUESTS_MAX: usize = 32;
 
 /// A client that wants something has said so after this long.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether a client is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Bytes of requests are counted in this unit.
 const UNIT: u32 = 4096;
@@ -73,11 +78,12 @@ impl<S: Source> Connection<S> {
     }
 
     async fn serve(self, stream: UnixStream) -> Result<(), Cut> {
+        let socket = stream.as_fd().try_clone_to_owned()?;
         let (mut reader, mut writer) = stream.into_split();
         let haggling = haggle(&mut reader, &mut writer, &self.export.described);
         let haggled = tokio::time::timeout(HANDSHAKE_MAX, haggling).await;
         match haggled.map_err(|_| Cut::Silent)?? {
-            Some(agreed) => self.transmit(reader, writer, agreed).await,
+            Some(agreed) => self.transmit(reader, writer, agreed, &socket).await,
             None => Ok(()),
         }
     }
@@ -87,29 +93,40 @@ impl<S: Source> Connection<S> {
         mut reader: OwnedReadHalf,
         writer: OwnedWriteHalf,
         agreed: Agreed,
+        socket: &OwnedFd,
     ) -> Result<(), Cut> {
         let room = Room::new();
         let this = Arc::new(self);
         let answers: Answers = Arc::new(Mutex::new(writer));
         // What fails in them ends the connection: its client would wait for ever.
         let (mut reads, mut changes) = (JoinSet::new(), JoinSet::new());
+        // Nobody reads the socket while there is no room for a request: that a client is gone is not seen there.
+        let hung_up = hung_up(socket);
+        tokio::pin!(hung_up);
+        let mut is_gone = false;
         let outcome = loop {
             let next = next(&mut reader, &room);
             tokio::pin!(next);
             let taken = loop {
                 tokio::select! {
                     taken = &mut next => break taken,
-                    Some(ended) = reads.join_next() => ended?,
+                    () = &mut hung_up, if !is_gone => {
+                        is_gone = true;
+                        reads.abort_all();
+                    }
+                    Some(ended) = reads.join_next() => unless_aborted(ended)?,
                     Some(ended) = changes.join_next() => ended?,
                 }
             };
             match taken {
                 Ok(None) => break Ok(()),
+                Ok(Some((request, _, _))) if is_gone && request.only_asks() => {}
                 Ok(Some((request, payload, held))) => {
                     let (this, answers) = (Arc::clone(&this), Arc::clone(&answers));
-                    let tasks = match request.command {
-                        Command::Read | Command::BlockStatus => &mut reads,
-                        _ => &mut changes,
+                    let tasks = if request.only_asks() {
+                        &mut reads
+                    } else {
+                        &mut changes
                     };
                     tasks.spawn(async move {
                         this.answer(request, payload, agreed, &answers).await;
@@ -187,6 +204,26 @@ impl<S: Source> Connection<S> {
             disk.sync().await.map_err(told)?;
         }
         Ok((request.done(), Bytes::new()))
+    }
+}
+
+/// How a task ended, if it was not aborted.
+fn unless_aborted(ended: Result<(), JoinError>) -> Result<(), JoinError> {
+    match ended {
+        Err(error) if error.is_cancelled() => Ok(()),
+        ended => ended,
+    }
+}
+
+/// Waits until the client has closed its end of the connection.
+async fn hung_up(socket: &OwnedFd) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let mut files = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+        let polled = poll(&mut files, PollTimeout::ZERO);
+        if polled.is_ok_and(|ready| ready > 0) {
+            return;
+        }
     }
 }
 

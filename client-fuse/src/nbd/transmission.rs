@@ -132,6 +132,12 @@ impl Request {
         })
     }
 
+    /// Whether it changes nothing: if its client is gone, nobody misses it.
+    #[must_use]
+    pub const fn only_asks(&self) -> bool {
+        matches!(self.command, Command::Read | Command::BlockStatus)
+    }
+
     /// How many bytes follow it.
     ///
     /// # Errors

@@ -75,7 +75,7 @@ impl Overlay {
         let (records, map) = {
             let mut ledger = self.ledger();
             let records = ledger.begin();
-            let least = Batch::encoded_bytes(0) + ledger.n_written() * 16;
+            let least = Batch::encoded_bytes(0) + ledger.n_records() * 16;
             let too_long = log.end > self.checkpoint_bytes.max(2 * least);
             let due = too_long || records.len() > RECORDS_MAX;
             let map = due.then(|| ledger.checkpoint());
@@ -248,15 +248,20 @@ impl Drop for Unwinding<'_> {
 /// Syncs now and then, for as long as the overlay is used: that bounds what a killed process loses
 /// when nobody else syncs.
 pub async fn keep_flushed(overlay: Weak<Overlay>) {
+    let mut failed = false;
     loop {
         tokio::time::sleep(FLUSH_AFTER).await;
         let Some(overlay) = overlay.upgrade() else {
             return;
         };
-        if let Err(error) = overlay.sync().await {
-            let cause: &dyn std::error::Error = &error;
+        let synced = overlay.sync().await;
+        if let Err(error) = &synced
+            && !failed
+        {
+            let cause: &dyn std::error::Error = error;
             tracing::warn!(error = cause, "what was written is not durable yet");
         }
+        failed = synced.is_err();
     }
 }
 

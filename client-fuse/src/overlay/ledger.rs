@@ -213,6 +213,12 @@ impl Ledger {
         self.n_written
     }
 
+    /// At most so many records are the whole map.
+    #[must_use]
+    pub fn n_records(&self) -> u64 {
+        self.n_written + self.zeros.n_runs() as u64
+    }
+
     /// Begins a batch of all that is dirty. It has to be ended before the next one begins.
     #[must_use]
     pub fn begin(&mut self) -> Vec<Record> {

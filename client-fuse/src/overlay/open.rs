@@ -14,7 +14,7 @@ use image_format::overlay::{
     HEADER_BYTES, Header, Layout, Log, LogError, SECOND_HEADER, Side, walk,
 };
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use nix::libc::O_CLOEXEC;
 use nix::unistd::{Whence, lseek};
 use tokio::sync::{RwLock, watch};
@@ -77,6 +77,7 @@ impl Overlay {
             });
         }
         let file = lock(file, path)?;
+        believe_the_disk(&file).map_err(at("read what is on disk of"))?;
         let layout = Layout::of(base.length);
         if is_new(&file, &layout).map_err(at("look at"))? {
             create(&file, path, base, &layout)?;
@@ -124,6 +125,15 @@ fn lock(file: File, path: &Path) -> Result<Flock<File>, OverlayError> {
         },
         _ => OverlayError::io("lock", path, errno.into()),
     })
+}
+
+/// Makes sure that what is read of the file is what a machine would find that was switched on again. After a sync that
+/// failed, the kernel takes what it could not write for written, and shows it for as long as it has it in memory: a log that
+/// is continued behind such a batch would have a gap.
+fn believe_the_disk(file: &File) -> io::Result<()> {
+    file.sync_all()?;
+    posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    Ok(())
 }
 
 /// Whether nothing was ever kept in the file: it is empty, or whoever made it did not get as far as

@@ -14,9 +14,9 @@ use lru::LruCache;
 use tokio::runtime::Handle;
 
 use super::TreeError;
-use crate::cache::Caches;
 use crate::cache::disk::DiskCache;
 use crate::cache::memory::MemoryCache;
+use crate::cache::{Caches, keep_recency};
 use crate::config::{BaseUrl, DiskCacheConfig};
 use crate::disk::Disk;
 use crate::fetch::Source;
@@ -222,6 +222,7 @@ impl<S: Source> Images<S> {
             memory: self.memory.clone(),
             disk: self.disk_cache(&image).await,
         });
+        self.runtime.spawn(keep_recency(Arc::downgrade(&caches)));
         let fetcher = Arc::new(self.chunks.into_caches(Arc::clone(&caches)));
         let stats = Arc::clone(fetcher.stats());
         // Nothing is fetched ahead of the first read: who lists a store wants none of its disks.

@@ -82,26 +82,51 @@ fn free_initramfs() -> io::Result<()> {
         return Ok(());
     }
     let device = fs::symlink_metadata("/")?.dev();
-    delete_below(Path::new("/"), device)
+    delete_below(Path::new("/"), device, &KEPT.map(Path::new))
 }
+
+/// What the client asks name servers by, for a server that moves to another address.
+const KEPT: [&str; 3] = ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"];
 
 /// From linux/magic.h.
 const RAMFS_MAGIC: nix::libc::__fsword_t = 0x8584_58f6;
 
-fn delete_below(directory: &Path, device: u64) -> io::Result<()> {
+fn delete_below(directory: &Path, device: u64, kept: &[&Path]) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let metadata = fs::symlink_metadata(&path)?;
-        if metadata.dev() != device {
+        if metadata.dev() != device || kept.contains(&path.as_path()) {
             continue;
         }
         if metadata.is_dir() {
-            delete_below(&path, device)?;
-            // Stays if something is mounted below it.
+            delete_below(&path, device, kept)?;
+            // Stays if something is mounted or kept below it.
             let _ = fs::remove_dir(&path);
         } else {
             fs::remove_file(&path)?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_all_that_is_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        fs::create_dir_all(root.join("etc/ssl")).unwrap();
+        fs::create_dir(root.join("bin")).unwrap();
+        for file in ["etc/resolv.conf", "etc/ssl/certs", "bin/client", "init"] {
+            fs::write(root.join(file), file).unwrap();
+        }
+        let kept = root.join("etc/resolv.conf");
+        let device = fs::symlink_metadata(root).unwrap().dev();
+        delete_below(root, device, &[&kept, &root.join("etc/hosts")]).unwrap();
+        let left = |directory: &Path| fs::read_dir(directory).unwrap().count();
+        assert_eq!((left(root), left(&root.join("etc"))), (1, 1));
+        assert_eq!(fs::read(&kept).unwrap(), b"etc/resolv.conf");
+    }
 }

@@ -35,6 +35,14 @@ impl CacheFile {
         })
     }
 
+    /// Whether a hint says that the chunk of `place` is anywhere else.
+    pub(super) fn may_be_elsewhere(&self, place: &Place) -> bool {
+        let (Some(own), Some(hints)) = (self.hint(place), &self.hints) else {
+            return false;
+        };
+        hints.find(&place.id()).iter().any(|hint| *hint != own)
+    }
+
     /// Notes that the chunk of `place` is there.
     pub(super) fn note(&self, place: &Place) {
         if let (Some(hints), Some(hint)) = (&self.hints, self.hint(place))

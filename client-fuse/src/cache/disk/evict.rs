@@ -102,7 +102,10 @@ impl CacheFile {
                     self.proof.doubt();
                     self.known().present.remove(blocks);
                     self.recency().forget(*segment);
-                    punch(&self.file, bytes)
+                    let punched = punch(&self.file, bytes);
+                    // A verification may have begun and ended in between.
+                    self.proof.doubt();
+                    punched
                 }
             }
         })?;

@@ -128,6 +128,7 @@ impl DiskCache {
             known: Mutex::new(Known::default()),
             recency: Mutex::new(recency.unwrap_or_else(Recency::new)),
             touches: AtomicU64::new(0),
+            saved: AtomicU64::new(0),
             hints: hints.ok(),
             others: Mutex::new(HashMap::new()),
             evicted: Evicted::default(),

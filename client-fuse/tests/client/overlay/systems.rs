@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use image_format::overlay::Layout;
 use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -248,4 +249,73 @@ fn check_after_cut(place: &Place, overlay: &Path, synced: u64) {
     drop(disk);
     place.unmount();
     assert!(client.wait().unwrap().success());
+}
+
+/// After a sync that failed, the kernel shows what it could not write. Here a batch of the log is in its memory, and zeros
+/// are on the disk.
+#[test]
+fn a_batch_that_never_reached_the_disk_is_not_continued() {
+    if !can_mount() || !has("losetup") || !has("debugfs") {
+        return;
+    }
+    let directory = directory();
+    let backing = directory.path().join("backing");
+    let file = fs::File::create(&backing).unwrap();
+    file.set_len(48 << 20).unwrap();
+    run(
+        "mkfs.ext4",
+        &["-q", "-F", "-b", "4096", backing.to_str().unwrap()],
+    );
+    let device = Loop::over(&backing);
+    let tree = Tree::mount(&device.0, directory.path().join("tree"));
+    let overlay = tree.0.join("overlay");
+    let place = Place::new(600);
+    let write = |block: u64, byte: u8| {
+        let client = place.mount_child(&overlay);
+        let disk = place.open();
+        disk.write_all_at(&[byte; 4096], block * 4096).unwrap();
+        disk.sync_data().unwrap();
+        kill_9(client);
+        drop(disk);
+        umount2(&place.mounted.point(), MntFlags::MNT_DETACH).unwrap();
+    };
+    write(1, 1);
+    write(2, 2);
+    lose_last_batch(&overlay, &device.0);
+    write(3, 3);
+    let cached = fs::File::open(&overlay).unwrap();
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    nix::fcntl::posix_fadvise(&cached, 0, 0, advice).unwrap();
+    let mut client = place.mount_child(&overlay);
+    let disk = place.open();
+    let mut found = [0; 3 * 4096];
+    disk.read_exact_at(&mut found, 4096).unwrap();
+    assert!(found[..4096] == [1; 4096] && found[8192..] == [3; 4096]);
+    assert!(
+        found[4096..8192] == place.store.disk[8192..12_288],
+        "it is lost"
+    );
+    drop(disk);
+    place.unmount();
+    assert!(client.wait().unwrap().success());
+    drop((tree, device));
+}
+
+/// Overwrites the last batch of the log on `device` with zeros, below the file system.
+fn lose_last_batch(overlay: &Path, device: &str) {
+    let file = fs::File::open(overlay).unwrap();
+    file.sync_all().unwrap();
+    let is_used = |at: &u64| {
+        let mut page = [0; 4096];
+        file.read_exact_at(&mut page, *at).unwrap();
+        page != [0; 4096]
+    };
+    let log = Layout::of(600 * 4096).log(1);
+    let last = log.step_by(4096).filter(is_used).last().unwrap();
+    let bmap = format!("bmap /overlay {}", last / 4096);
+    let block: u64 = run("debugfs", &["-R", &bmap, device]).parse().unwrap();
+    let raw = fs::File::options().write(true).open(device).unwrap();
+    raw.write_all_at(&[0; 4096], block * 4096).unwrap();
+    raw.sync_all().unwrap();
+    assert!(is_used(&last), "the kernel still shows it");
 }

@@ -1,11 +1,15 @@
 //! The bound over all files, and what makes room for what.
 
 use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::cache::memory::MemoryCache;
+use crate::cache::{Caches, keep_recency};
 
 const MIB: u64 = 1 << 20;
 
@@ -77,7 +81,7 @@ fn the_boot_set_outlives_what_is_newer() {
 
 #[test]
 fn recency_survives_a_restart_and_a_kill() {
-    for saved in [true, false] {
+    for killed in [false, true] {
         let directory = tempfile::tempdir().unwrap();
         let cache = open_disk(directory.path(), b"a", 16 * MIB);
         cache.prize(std::iter::empty());
@@ -85,7 +89,10 @@ fn recency_survives_a_restart_and_a_kill() {
             assert!(fill(&cache, number));
         }
         assert!(holds(&cache, 0));
-        if saved {
+        if killed {
+            assert!(cache.save_news(), "as now and then in a run");
+            assert!(!cache.save_news(), "nothing was used since");
+        } else {
             cache.save();
         }
         drop(cache);
@@ -94,9 +101,25 @@ fn recency_survives_a_restart_and_a_kill() {
             assert!(fill(&cache, number));
             assert!(occupied(directory.path()) <= 16 * MIB);
         }
-        assert!(holds(&cache, 0) || !saved, "what was used last stays");
-        assert!(!holds(&cache, 1) || !saved);
+        assert!(holds(&cache, 0), "what was used last stays");
+        assert!(!holds(&cache, 1));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_used_is_saved_without_an_end_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let disk = open_disk(directory.path(), b"a", 16 * MIB);
+    let saved = Directory::existing(directory.path().to_owned()).recency(&Digest::of(b"a"));
+    assert!(fill(&disk, 0) && !saved.exists());
+    let memory = MemoryCache::new(0);
+    let caches = Arc::new(Caches { memory, disk });
+    let keeping = tokio::spawn(keep_recency(Arc::downgrade(&caches)));
+    while !saved.exists() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    drop(caches);
+    keeping.await.unwrap();
 }
 
 #[test]
