@@ -86,7 +86,7 @@ fn turns(bench: &Bench<'_>, course: &Course) -> Result<Turns> {
             .map(|peer| (peer, Vec::new()))
             .collect(),
     };
-    for turn in 0..bench.repeats() {
+    for _ in 0..bench.repeats() {
         let packed = course.replay(bench, Reader::Packed, reads)?;
         turns.download.push(course.download(bench, packed.wire)?);
         turns.packed.push(packed);
@@ -94,9 +94,7 @@ fn turns(bench: &Bench<'_>, course: &Course) -> Result<Turns> {
             .plain
             .push(course.replay(bench, Reader::Plain, reads)?);
         for (peer, samples) in &mut turns.peers {
-            if turn < peer.turns(bench.repeats()) {
-                samples.push(course.replay(bench, *peer, reads)?);
-            }
+            samples.push(course.replay(bench, *peer, reads)?);
         }
     }
     Ok(turns)

@@ -49,14 +49,6 @@ impl Maker {
         require::find(program).is_some()
     }
 
-    /// Returns how many of `repeats` turns it takes: the slow one fewer.
-    fn turns(self, repeats: usize) -> usize {
-        match self {
-            Self::Casync => repeats.min(3),
-            _ => repeats,
-        }
-    }
-
     /// What ours has to take of its time at most.
     fn mark(self) -> Option<Mark> {
         match self {
@@ -145,16 +137,14 @@ pub fn first(bench: &Bench<'_>) -> Result<Section> {
     let mut again = Vec::new();
     let mut hashed = Vec::new();
     let mut theirs: Vec<Vec<Made>> = vec![Vec::new(); peers.len()];
-    for turn in 0..bench.repeats() {
+    for _ in 0..bench.repeats() {
         let out = bench.site.scratch()?;
         ours.push(make(Maker::Circular, &image, &out)?);
         again.push(make(Maker::Circular, &image, &out)?);
         let mut command = Command::new("sha256sum");
         hashed.push(run(command.arg(&image).stdout(Stdio::null()), "sha256sum")?.0);
         for (peer, made) in peers.iter().zip(&mut theirs) {
-            if turn < peer.turns(bench.repeats()) {
-                made.push(make(*peer, &image, &bench.site.scratch()?)?);
-            }
+            made.push(make(*peer, &image, &bench.site.scratch()?)?);
         }
     }
     let mut section = Section {
@@ -211,9 +201,9 @@ pub fn second(bench: &Bench<'_>) -> Result<Section> {
     super::site::copy_sparse(second, &newer)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let has_peer = Maker::Casync.is_here();
-    for turn in 0..bench.repeats() {
+    for _ in 0..bench.repeats() {
         ours.push(update(bench, Maker::Circular, &image, &newer)?);
-        if has_peer && turn < Maker::Casync.turns(bench.repeats()) {
+        if has_peer {
             theirs.push(update(bench, Maker::Casync, &image, &newer)?);
         }
     }
