@@ -2,12 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::unistd::{Whence, lseek};
 use tempfile::TempDir;
 
 use super::disks::Shown;
@@ -225,6 +228,26 @@ pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
         .context("cannot run cp")?;
     ensure!(status.success(), "cannot copy {}", from.display());
     Ok(())
+}
+
+/// Returns where a file has data, in order: what lies between are holes.
+///
+/// # Errors
+/// It cannot be read.
+pub fn runs(image: &Path) -> Result<Vec<Range<u64>>> {
+    let file = File::open(image)?;
+    let end = i64::try_from(file.metadata()?.len())?;
+    let (mut runs, mut at) = (Vec::new(), 0);
+    while at < end {
+        let start = match lseek(&file, at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(Errno::ENXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        at = lseek(&file, start, Whence::SeekHole)?;
+        runs.push(u64::try_from(start)?..u64::try_from(at)?);
+    }
+    Ok(runs)
 }
 
 /// Has the kernel forget what it has read of disks.
