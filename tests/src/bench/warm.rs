@@ -109,8 +109,9 @@ pub fn cache(bench: &Bench<'_>) -> Result<Section> {
         notes: NOTES.map(str::to_owned).to_vec(),
         ..Section::default()
     };
-    let run = longest_run(bench)?;
-    section.notes.insert(0, told(&run));
+    let longest = longest_run(&bench.site.image())?;
+    section.notes.insert(0, told(longest.as_ref()));
+    let run = longest.unwrap_or(0..bench.site.length);
     let part = first_of(&run);
     let fill = |name: &str, length, span| {
         Cached::fill(bench, &course, &scratch.path().join(name), length, span)
@@ -152,14 +153,13 @@ pub fn cache(bench: &Bench<'_>) -> Result<Section> {
     Ok(section)
 }
 
-/// Returns the longest run of data of the disk, or all of a disk that has none of 1 MiB.
-fn longest_run(bench: &Bench<'_>) -> Result<Range<u64>> {
-    let runs = runs(&bench.site.image())?.into_iter();
-    let longest = runs
+/// Returns the longest run of data of a disk, if one has 1 MiB.
+fn longest_run(image: &Path) -> Result<Option<Range<u64>>> {
+    Ok(runs(image)?
+        .into_iter()
         .map(|run| run.start.next_multiple_of(STEP)..run.end / STEP * STEP)
         .filter(|run| !run.is_empty())
-        .max_by_key(|run| run.end - run.start);
-    Ok(longest.unwrap_or(0..bench.site.length))
+        .max_by_key(|run| run.end - run.start))
 }
 
 /// Returns the first 7 of 8 parts of `run`.
@@ -169,12 +169,15 @@ fn first_of(run: &Range<u64>) -> Range<u64> {
 }
 
 /// Says what is read.
-fn told(run: &Range<u64>) -> String {
-    format!(
-        "fio reads data alone, the longest run without a hole: {:.1} MB at {:.1} MB",
-        bytes(run.end - run.start) / 1e6,
-        bytes(run.start) / 1e6
-    )
+fn told(longest: Option<&Range<u64>>) -> String {
+    match longest {
+        Some(run) => format!(
+            "fio reads data alone, the longest run without a hole: {:.1} MB at {:.1} MB",
+            bytes(run.end - run.start) / 1e6,
+            bytes(run.start) / 1e6
+        ),
+        None => "fio reads the disk with its holes: no run of data has 1 MiB".to_owned(),
+    }
 }
 
 /// Adds the same rows behind loop devices, if there are both subjects.
