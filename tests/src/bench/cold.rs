@@ -52,15 +52,11 @@ fn section(bench: &Bench<'_>, kinds: &[Kind]) -> Result<Section> {
     let length: u64 = reads.iter().map(|read| read.length as u64).sum();
     let mut section = Section {
         notes: vec![format!(
-            "{} reads, {:.1} MB, {} in flight, no think time, past the page cache; the boot pack is of {} boot",
+            "{} reads, {:.1} MB, {} in flight, no think time, past the page cache; {}",
             reads.len(),
             bytes(length) / 1e6,
             bench.options.in_flight,
-            if bench.site.knows_the_reads {
-                "the very same"
-            } else {
-                "another"
-            }
+            bench.site.learned
         )],
         ..Section::default()
     };
@@ -86,7 +82,7 @@ fn turns(bench: &Bench<'_>, course: &Course) -> Result<Turns> {
             .map(|peer| (peer, Vec::new()))
             .collect(),
     };
-    for turn in 0..bench.repeats() {
+    for _ in 0..bench.repeats() {
         let packed = course.replay(bench, Reader::Packed, reads)?;
         turns.download.push(course.download(bench, packed.wire)?);
         turns.packed.push(packed);
@@ -94,9 +90,7 @@ fn turns(bench: &Bench<'_>, course: &Course) -> Result<Turns> {
             .plain
             .push(course.replay(bench, Reader::Plain, reads)?);
         for (peer, samples) in &mut turns.peers {
-            if turn < peer.turns(bench.repeats()) {
-                samples.push(course.replay(bench, *peer, reads)?);
-            }
+            samples.push(course.replay(bench, *peer, reads)?);
         }
     }
     Ok(turns)
@@ -223,6 +217,7 @@ pub fn ahead(bench: &Bench<'_>) -> Result<Section> {
         notes: vec![
             "what was asked for ahead is counted in plain bytes, the rest as it came (`.circular/stats.json`)"
                 .to_owned(),
+            bench.site.learned.clone(),
         ],
         rows: vec![
             unused(Reader::Packed.title(), &packed),

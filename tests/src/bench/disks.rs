@@ -21,9 +21,6 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// How often a disk that is not there yet is looked for.
 const POLL: Duration = Duration::from_micros(500);
 
-/// Turns of those that take half a minute or more for what takes us one second.
-const SLOW_TURNS: usize = 3;
-
 /// What shows a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reader {
@@ -57,14 +54,6 @@ impl Reader {
             Self::NbdkitRetry => "nbdkit curl, retry",
             Self::NbdkitCache => "nbdkit curl, cache 256K",
             Self::Qemu => "QEMU http driver",
-        }
-    }
-
-    /// Returns how many of `repeats` turns it takes: the slow ones fewer, or nobody would run this.
-    pub fn turns(self, repeats: usize) -> usize {
-        match self {
-            Self::Nbdkit | Self::Qemu => repeats.min(SLOW_TURNS),
-            _ => repeats,
         }
     }
 

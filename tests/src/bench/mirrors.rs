@@ -1,4 +1,4 @@
-//! P15, the other half: of three servers one is dead, one sends wrong bytes, and one is all that is left. What is lost
+//! P15, the other half: of four servers one is dead, one sends wrong bytes, one is slow, and one is good. What is lost
 //! beside that one alone?
 
 use std::time::{Duration, Instant};
@@ -17,12 +17,12 @@ use super::whole::data;
 use crate::replay::{self, Plan};
 
 /// What the rows are about.
-pub const NOTE: &str = "three servers: the first is stopped from the start, the second is an nginx with a store in which each 16 KiB of all packs has a wrong bit, the third is ours; the first eighth of the data is read before the clock starts";
+pub const NOTE: &str = "four servers: the first is stopped from the start, the second is an nginx with a store in which each 16 KiB of all packs has a wrong bit, the third is an nginx that sends 256 KiB of each answer in a second, the fourth is ours; the first eighth of the data is read before the clock starts";
 
 /// What is read before the clock starts: one part in so many.
 const BEFORE: usize = 8;
 
-/// Reads all data in order, from three servers and from the best of them.
+/// Reads all data in order, from four servers and from the best of them.
 ///
 /// # Errors
 /// A subject fails or shows other bytes.
@@ -32,24 +32,25 @@ pub fn rows(bench: &Bench<'_>) -> Result<Vec<Row>> {
     let cpu = bench.server_cpu();
     let (mut dead, dead_url) = Servers::mirror(bench.site, &course.line, cpu)?;
     let (_damaged, damaged_url, _store) = Servers::damaged(bench.site, &course.line, cpu)?;
+    let (_slow, slow_url, _own) = Servers::slow(bench.site, &course.line, cpu)?;
     dead.signal(Signal::SIGSTOP)?;
     let best = course.servers.store();
-    let (mut three, mut alone) = (Vec::new(), Vec::new());
+    let (mut four, mut alone) = (Vec::new(), Vec::new());
     for _ in 0..bench.repeats() {
-        let servers = [dead_url.as_str(), &damaged_url, best];
-        three.push(throughput(bench, &course, &servers)?);
+        let servers = [dead_url.as_str(), &damaged_url, &slow_url, best];
+        four.push(throughput(bench, &course, &servers)?);
         alone.push(throughput(bench, &course, &[best])?);
     }
     dead.signal(Signal::SIGCONT)?;
     let title = format!(
-        "{}: of three servers one is dead and one damaged",
+        "{}: of four servers one is dead, one damaged and one slow",
         kind.title
     );
     let row = Row::new(
         title,
         Unit::BytesPerSecond,
-        Series::new("Circular, no boot pack: its data in order", three),
-        Series::new("the same from the third alone", alone),
+        Series::new("Circular, no boot pack: its data in order", four),
+        Series::new("the same from the fourth alone", alone),
     );
     Ok(vec![row.marked(Mark::AtLeast(0.9))])
 }

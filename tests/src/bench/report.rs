@@ -22,8 +22,8 @@ stands beside.
 
 Server and line run on one CPU, the client on another. What is served lies in memory, and so do the client's caches. Lines are emulated for real
 packets (`tests/src/link.rs`); a queue drops what does not fit. Bytes are those of IP and TCP, from the server to the
-client. Every byte that was read was compared with the image. Where somebody took fewer turns than the others, because
-one takes it a minute, the row says so, and its ratio is that of the turns that both took.
+client. Every byte that was read was compared with the image. Where somebody has no figure for
+a turn, because it waited for ever, the row says so, and its ratio is that of the turns that both took.
 
 How to run it: `make bench`, or suite by suite (`make bench BENCH=p1`): each replaces its own section and leaves the others,
 and says when, where and of which commit it is.

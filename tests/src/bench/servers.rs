@@ -21,6 +21,10 @@ const FILES_PORT: u16 = 80;
 const STORE_PORT: u16 = 8080;
 const MIRROR_PORT: u16 = 8081;
 const DAMAGED_PORT: u16 = 8082;
+const SLOW_PORT: u16 = 8083;
+
+/// What makes an nginx slow: so much of each answer in a second.
+const SLOW: &str = "limit_rate 256k;";
 
 /// Of so many bytes of an object one has a flipped bit: no range of chunks is right.
 const DAMAGED_EVERY: usize = 16 << 10;
@@ -48,7 +52,7 @@ impl Servers {
         let ours = serve(site, line, STORE_PORT, cpu)?;
         let directory =
             TempDir::with_prefix("circular-nginx-").context("cannot make a directory")?;
-        let nginx = serve_files(directory.path(), &site.www(), line, FILES_PORT, cpu)?;
+        let nginx = serve_files(directory.path(), &site.www(), "", line, FILES_PORT, cpu)?;
         Ok(Self {
             store: format!("http://{address}:{STORE_PORT}/"),
             files: format!("http://{address}:{FILES_PORT}/"),
@@ -74,8 +78,20 @@ impl Servers {
         command.arg("--recursive").arg(site.store.path()).arg(&root);
         ensure!(command.status()?.success(), "cannot copy the store");
         damage(&root.join("objects"))?;
-        let nginx = serve_files(directory.path(), &root, line, DAMAGED_PORT, cpu)?;
+        let nginx = serve_files(directory.path(), &root, "", line, DAMAGED_PORT, cpu)?;
         let url = format!("http://{}:{DAMAGED_PORT}/", line.address());
+        Ok((nginx, url, directory))
+    }
+
+    /// Starts an nginx with the same store that is slow; returns it, its address, and the directory of its own files.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn slow(site: &Site, line: &Line, cpu: Option<usize>) -> Result<(Daemon, String, TempDir)> {
+        let directory = site.scratch()?;
+        let root = site.store.path();
+        let nginx = serve_files(directory.path(), &root, SLOW, line, SLOW_PORT, cpu)?;
+        let url = format!("http://{}:{SLOW_PORT}/", line.address());
         Ok((nginx, url, directory))
     }
 
@@ -137,10 +153,11 @@ fn serve(site: &Site, line: &Line, port: u16, cpu: Option<usize>) -> Result<Daem
     Ok(server)
 }
 
-/// Starts an nginx that serves `root` at the server's end of `line`.
+/// Starts an nginx that serves `root`, with some more `settings`, at the server's end of `line`.
 fn serve_files(
     own: &Path,
     root: &Path,
+    settings: &str,
     line: &Line,
     port: u16,
     cpu: Option<usize>,
@@ -148,7 +165,7 @@ fn serve_files(
     let address = line.address();
     let configuration = own.join("nginx.conf");
     let listen = format!("{address}:{port}");
-    fs::write(&configuration, nginx(own, root, &listen))?;
+    fs::write(&configuration, nginx(own, root, settings, &listen))?;
     let mut command = pinned(cpu, &require::find("nginx").context("no nginx")?);
     command.arg("-c").arg(&configuration).args(["-e", "stderr"]);
     let mut nginx = line.server().within(|| Daemon::start(&mut command))??;
@@ -184,8 +201,8 @@ fn damage(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One process, all its files in `own`, nothing set but what every static host has.
-fn nginx(own: &Path, root: &Path, listen: &str) -> String {
+/// One process, all its files in `own`, nothing set but what every static host has, and `settings`.
+fn nginx(own: &Path, root: &Path, settings: &str, listen: &str) -> String {
     let (own, root) = (own.display(), root.display());
     format!(
         "daemon off; master_process off; pid {own}/pid; error_log stderr;\n\
@@ -194,7 +211,7 @@ fn nginx(own: &Path, root: &Path, listen: &str) -> String {
            access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000;\n\
            client_body_temp_path {own}/body; proxy_temp_path {own}/proxy;\n\
            fastcgi_temp_path {own}/fastcgi; uwsgi_temp_path {own}/uwsgi; scgi_temp_path {own}/scgi;\n\
-           server {{ listen {listen}; root {root}; }}\n\
+           server {{ listen {listen}; root {root}; {settings} }}\n\
          }}\n"
     )
 }

@@ -1,16 +1,22 @@
 //! What is served: an image, a store with it, and the boot that is replayed.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use image_format::BLOCK_BYTES;
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::unistd::{Whence, lseek};
 use tempfile::TempDir;
 
 use super::disks::Shown;
+use super::turns::bytes;
 use super::{Options, say};
 use crate::replay::{self, Plan, Read, record};
 use crate::server::Server;
@@ -38,8 +44,8 @@ pub struct Site {
     pub length: u64,
     /// The reads that are replayed.
     pub reads: Vec<Read>,
-    /// Whether the boot pack was made from the very reads that are replayed.
-    pub knows_the_reads: bool,
+    /// Of which boot the boot pack is, in words.
+    pub learned: String,
     memory: TempDir,
 }
 
@@ -71,7 +77,7 @@ impl Site {
         let site = Self {
             store,
             length,
-            knows_the_reads: learned == reads,
+            learned: told(&learned, &reads),
             reads,
             memory,
         };
@@ -176,6 +182,33 @@ pub fn reads_of(image: &Path, given: Option<&[PathBuf; 2]>) -> Result<[Vec<Read>
         .map_err(|_| anyhow::anyhow!("there are two boots"))
 }
 
+/// Says what a boot pack of the boot that read `learned` is to the one that is replayed.
+fn told(learned: &[Read], reads: &[Read]) -> String {
+    if learned == reads {
+        return "the boot pack is of the very same boot".to_owned();
+    }
+    format!(
+        "the boot pack is of another boot, which lacks {:.1} % of the blocks of this one",
+        100.0 * lacked(learned, reads)
+    )
+}
+
+/// Returns the part of the blocks of `reads` that are not among those of `learned`.
+fn lacked(learned: &[Read], reads: &[Read]) -> f64 {
+    let (known, read) = (blocks(learned), blocks(reads));
+    bytes(read.difference(&known).count() as u64) / bytes(read.len() as u64)
+}
+
+/// Returns the blocks that `reads` touch.
+fn blocks(reads: &[Read]) -> HashSet<u64> {
+    let block = u64::from(BLOCK_BYTES);
+    let of = |read: &Read| {
+        let end = read.offset + read.length as u64;
+        read.offset / block..end.div_ceil(block)
+    };
+    reads.iter().flat_map(of).collect()
+}
+
 /// Removes what runs have left that were killed: it would stay in memory.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
@@ -227,6 +260,26 @@ pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Returns where a file has data, in order: what lies between are holes.
+///
+/// # Errors
+/// It cannot be read.
+pub fn runs(image: &Path) -> Result<Vec<Range<u64>>> {
+    let file = File::open(image)?;
+    let end = i64::try_from(file.metadata()?.len())?;
+    let (mut runs, mut at) = (Vec::new(), 0);
+    while at < end {
+        let start = match lseek(&file, at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(Errno::ENXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        at = lseek(&file, start, Whence::SeekHole)?;
+        runs.push(u64::try_from(start)?..u64::try_from(at)?);
+    }
+    Ok(runs)
+}
+
 /// Has the kernel forget what it has read of disks.
 ///
 /// # Errors
@@ -238,4 +291,22 @@ pub fn drop_caches() -> Result<()> {
         .open("/proc/sys/vm/drop_caches")
         .and_then(|mut file| file.write_all(b"3"))
         .context("cannot drop the caches")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Read, lacked, told};
+
+    #[test]
+    fn what_the_learned_boot_lacks_is_counted_in_blocks() {
+        let read = |offset, length| Read { offset, length };
+        // Blocks 0, 1, 2 and 8.
+        let reads = [read(4096, 8192), read(0, 512), read(32_768, 4096)];
+        // The same and more, in other reads.
+        let more = [read(0, 12_288), read(32_768, 8192)];
+        assert_eq!(lacked(&more, &reads), 0.0);
+        assert_eq!(lacked(&more[..1], &reads), 0.25);
+        assert!(told(&more[..1], &reads).contains("lacks 25.0 % of the blocks"));
+        assert!(told(&reads, &reads).contains("the very same"));
+    }
 }

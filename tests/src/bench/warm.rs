@@ -1,10 +1,12 @@
 //! P5: reading what is in the disk cache already, beside a local file and beside a FUSE file system that does nothing.
 //!
-//! A cache that has all of the disk is read by the kernel itself (passthrough), one that lacks some of it by us. Every
-//! subject is compared with the image, all of it, before it is measured.
+//! A cache that has all of the disk is read by the kernel itself (passthrough), one that lacks some of it by us. What is
+//! read is data: a hole costs nobody anything. Every subject is compared with the image before it is measured, up to the
+//! end of what is read.
 
 mod subject;
 
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -16,9 +18,9 @@ use super::Bench;
 use super::disks::pinned;
 use super::line::LOOPBACK;
 use super::report::Section;
-use super::site::{copy_sparse, drop_caches};
+use super::site::{copy_sparse, drop_caches, runs};
 use super::table::{Mark, Row, Series, Unit};
-use super::turns::Course;
+use super::turns::{Course, bytes};
 use crate::{binaries, require};
 
 /// A way to read, as fio knows it.
@@ -35,7 +37,7 @@ struct Way {
 
 const WAYS: &[Way] = &[
     Way {
-        title: "1 MiB after another, from nothing in the page cache",
+        title: "1 MiB after another, the page cache of mounts dropped",
         arguments: &["--rw=read", "--bs=1M", "--invalidate=1"],
         timed: false,
         unit: Unit::BytesPerSecond,
@@ -67,7 +69,10 @@ const WAYS: &[Way] = &[
 /// How long the ways last that are timed; with `--quick`, which measures nothing.
 const RUNTIME: [&str; 2] = ["3s", "200ms"];
 
-/// Of a disk that is not all in the cache, this part is: the first 7 of 8.
+/// What is read starts and ends at multiples of this.
+const STEP: u64 = 1 << 20;
+
+/// Of a disk that is not all in the cache, it has all up to the first 7 of 8 parts of the data that are read elsewhere.
 const PART: u64 = 8;
 
 /// What the issue wants of a whole cache beside a local file, and of a part beside the least of FUSE.
@@ -76,6 +81,14 @@ const PARTIAL: Mark = Mark::AtLeast(0.7);
 
 const LOOPED_WHOLE: (&str, Mark) = ("whole, loop device", WHOLE);
 const LOOPED_PART: (&str, Mark) = ("in part, loop device", PARTIAL);
+
+/// What the rows are about.
+const NOTES: [&str; 4] = [
+    "whole: all of the disk is in the disk cache, was verified, and is read by the kernel (passthrough)",
+    "in part: the disk cache has the disk up to the end of the first 7/8 of those data, which are what is read, and lacks the rest; served by us (`--no-passthrough`)",
+    "all files lie in memory (tmpfs): what is dropped before each run, or passed by, is the page cache of what is mounted and of loop devices, and a local file has none but itself",
+    "every subject was compared with the image before, up to the end of what is read; for the first touch, an earlier mount of that cache",
+];
 
 /// P5.
 ///
@@ -93,30 +106,21 @@ pub fn cache(bench: &Bench<'_>) -> Result<Section> {
     let local = scratch.path().join("local.raw");
     copy_sparse(&bench.site.image(), &local)?;
     let mut section = Section {
-        notes: vec![
-            "whole: all of the disk is in the disk cache, was verified, and is read by the kernel (passthrough)"
-                .to_owned(),
-            "in part: the first 7/8 of the disk are in the disk cache, and are what is read; served by us (`--no-passthrough`)"
-                .to_owned(),
-            "every subject was compared with the image before; for the first touch, an earlier mount of that cache"
-                .to_owned(),
-        ],
+        notes: NOTES.map(str::to_owned).to_vec(),
         ..Section::default()
     };
-    let all = bench.site.length;
-    let part = all / PART * (PART - 1) / (1 << 20) * (1 << 20);
-    let (whole, partly) = (
-        Cached::fill(bench, &course, &scratch.path().join("whole"), all)?,
-        Cached::fill(
-            bench,
-            &course,
-            &scratch.path().join("part"),
-            part.max(1 << 20),
-        )?,
-    );
-    let file = Subject::file("local file", &local, all);
+    let longest = longest_run(&bench.site.image())?;
+    section.notes.insert(0, told(longest.as_ref()));
+    let run = longest.unwrap_or(0..bench.site.length);
+    let part = first_of(&run);
+    let fill = |name: &str, length, span| {
+        Cached::fill(bench, &course, &scratch.path().join(name), length, span)
+    };
+    let whole = fill("whole", bench.site.length, run.clone())?;
+    let partly = fill("part", part.end, part)?;
+    let file = Subject::file("local file", &local, run.clone());
     let bare = match binaries::host("examples/bare_fuse") {
-        Ok(program) => Some(subject::bare(bench, &program, &local, scratch.path())?),
+        Ok(program) => Some(subject::bare(bench, &program, &local, scratch.path(), run)?),
         Err(error) => {
             section.notes.push(format!("no FUSE beside it: {error}"));
             None
@@ -147,6 +151,33 @@ pub fn cache(bench: &Bench<'_>) -> Result<Section> {
         LOOPED_PART,
     )?;
     Ok(section)
+}
+
+/// Returns the longest run of data of a disk, if one has 1 MiB.
+fn longest_run(image: &Path) -> Result<Option<Range<u64>>> {
+    Ok(runs(image)?
+        .into_iter()
+        .map(|run| run.start.next_multiple_of(STEP)..run.end / STEP * STEP)
+        .filter(|run| !run.is_empty())
+        .max_by_key(|run| run.end - run.start))
+}
+
+/// Returns the first 7 of 8 parts of `run`.
+fn first_of(run: &Range<u64>) -> Range<u64> {
+    let part = (run.end - run.start) / PART * (PART - 1) / STEP * STEP;
+    run.start..run.end.min(run.start + part.max(STEP))
+}
+
+/// Says what is read.
+fn told(longest: Option<&Range<u64>>) -> String {
+    match longest {
+        Some(run) => format!(
+            "fio reads data alone, the longest run without a hole: {:.1} MB at {:.1} MB",
+            bytes(run.end - run.start) / 1e6,
+            bytes(run.start) / 1e6
+        ),
+        None => "fio reads the disk with its holes: no run of data has 1 MiB".to_owned(),
+    }
 }
 
 /// Adds the same rows behind loop devices, if there are both subjects.
@@ -195,7 +226,7 @@ fn first_touch(bench: &Bench<'_>, whole: &Cached<'_>, bare: &Subject) -> Result<
     ))
 }
 
-/// Adds a row for each way.
+/// Adds a row for each way, of the bytes that both are read of.
 fn compare(
     bench: &Bench<'_>,
     section: &mut Section,
@@ -204,15 +235,16 @@ fn compare(
     theirs: &Subject,
     mark: Mark,
 ) -> Result<()> {
-    let length = ours.length().min(theirs.length());
+    let end = ours.span().end.min(theirs.span().end);
+    let span = ours.span().start..end;
     for subject in [ours, theirs] {
-        compare_bytes(subject.path(), &bench.site.image(), length)?;
+        compare_bytes(subject.path(), &bench.site.image(), end)?;
     }
     for way in WAYS {
         let (mut first, mut second) = (Vec::new(), Vec::new());
         for _ in 0..bench.repeats() {
-            first.push(fio(bench, &ours.limited(length), way)?);
-            second.push(fio(bench, &theirs.limited(length), way)?);
+            first.push(fio(bench, &ours.limited(span.clone()), way)?);
+            second.push(fio(bench, &theirs.limited(span.clone()), way)?);
         }
         let row = Row::new(
             format!("{place}: {}", way.title),
@@ -239,6 +271,7 @@ fn compare_bytes(disk: &Path, image: &Path, length: u64) -> Result<()> {
 
 fn fio(bench: &Bench<'_>, subject: &Subject, way: &Way) -> Result<f64> {
     drop_caches()?;
+    let span = subject.span();
     let mut command = pinned(bench.client_cpu(), "fio".as_ref());
     command
         .args([
@@ -248,7 +281,8 @@ fn fio(bench: &Bench<'_>, subject: &Subject, way: &Way) -> Result<f64> {
             "--ioengine=psync",
         ])
         .arg(format!("--filename={}", subject.path().display()))
-        .arg(format!("--size={}", subject.length()))
+        .arg(format!("--offset={}", span.start))
+        .arg(format!("--size={}", span.end - span.start))
         .args(way.arguments);
     if way.timed {
         let runtime = RUNTIME[usize::from(bench.options.quick)];

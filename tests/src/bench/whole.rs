@@ -1,18 +1,16 @@
 //! P14: reading all of a disk lazily, beside downloading all of it compressed.
 
-use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
 
 use super::Bench;
 use super::disks::{Reader, pinned};
 use super::line::{LOCAL, NEAR};
 use super::report::Section;
+use super::site::runs;
 use super::table::{Mark, Row, Series, Unit};
 use super::turns::{Course, Sample, bytes, lines};
 use crate::replay::Read;
@@ -98,20 +96,11 @@ fn speed(bench: &Bench<'_>, course: &Course, reads: &[Read]) -> Result<Vec<Row>>
 
 /// Returns reads of all that is no hole in a file, in order.
 pub(super) fn data(image: &Path) -> Result<Vec<Read>> {
-    let file = File::open(image)?;
-    let end = i64::try_from(file.metadata()?.len())?;
-    let (mut reads, mut at) = (Vec::new(), 0);
-    while at < end {
-        let start = match lseek(&file, at, Whence::SeekData) {
-            Ok(start) => start,
-            Err(Errno::ENXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        at = lseek(&file, start, Whence::SeekHole)?;
-        let mut offset = u64::try_from(start)?;
-        let until = u64::try_from(at)?;
-        while offset < until {
-            let length = usize::try_from(until - offset)?.min(STEP);
+    let mut reads = Vec::new();
+    for run in runs(image)? {
+        let mut offset = run.start;
+        while offset < run.end {
+            let length = usize::try_from(run.end - offset)?.min(STEP);
             reads.push(Read { offset, length });
             offset += length as u64;
         }

@@ -1,6 +1,7 @@
 //! What is measured: a disk at some path, and what has to live for it.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
@@ -23,25 +24,25 @@ const DEADLINE: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Read-ahead of loop devices, in sectors: as `circular-init` sets it.
-const READ_AHEAD_SECTORS: &str = "8192";
+const READ_AHEAD_SECTORS: &str = "512";
 
 /// A disk that is read.
 #[derive(Clone, Debug)]
 pub(super) struct Subject {
     name: String,
     path: PathBuf,
-    length: u64,
+    span: Range<u64>,
     _shown: Option<Rc<Shown>>,
     _device: Option<Rc<Loop>>,
 }
 
 impl Subject {
     /// A file.
-    pub(super) fn file(name: &str, path: &Path, length: u64) -> Self {
+    pub(super) fn file(name: &str, path: &Path, span: Range<u64>) -> Self {
         Self {
             name: name.to_owned(),
             path: path.to_owned(),
-            length,
+            span,
             _shown: None,
             _device: None,
         }
@@ -57,15 +58,15 @@ impl Subject {
         &self.path
     }
 
-    /// Returns how many bytes of it are read.
-    pub(super) fn length(&self) -> u64 {
-        self.length
+    /// Returns which bytes of it are read.
+    pub(super) fn span(&self) -> &Range<u64> {
+        &self.span
     }
 
-    /// Returns the same with fewer bytes to read.
-    pub(super) fn limited(&self, length: u64) -> Self {
+    /// Returns the same with other bytes to read.
+    pub(super) fn limited(&self, span: Range<u64>) -> Self {
         Self {
-            length,
+            span,
             ..self.clone()
         }
     }
@@ -130,11 +131,12 @@ pub(super) struct Cached<'a> {
     bench: &'a Bench<'a>,
     course: &'a Course,
     directory: PathBuf,
-    length: u64,
+    span: Range<u64>,
 }
 
 impl<'a> Cached<'a> {
-    /// Mounts the disk with its cache in the new `directory`, and reads `length` bytes of it.
+    /// Mounts the disk with its cache in the new `directory`, and reads the first `length` bytes of it: among them those
+    /// of `span`, which will be measured.
     ///
     /// # Errors
     /// They are not those of the image.
@@ -143,13 +145,14 @@ impl<'a> Cached<'a> {
         course: &'a Course,
         directory: &Path,
         length: u64,
+        span: Range<u64>,
     ) -> Result<Self> {
         fs::create_dir(directory)?;
         let cached = Self {
             bench,
             course,
             directory: directory.to_owned(),
-            length,
+            span,
         };
         let mounted = cached.mount(&["--no-passthrough"])?;
         compare_bytes(mounted.path(), &bench.site.image(), length)?;
@@ -173,14 +176,14 @@ impl<'a> Cached<'a> {
         Ok(Subject {
             name: "circular-mount".to_owned(),
             path: disk,
-            length: self.length,
+            span: self.span.clone(),
             _shown: Some(Rc::new(shown)),
             _device: None,
         })
     }
 }
 
-/// Shows `file` through a FUSE file system that does nothing else.
+/// Shows `file` through a FUSE file system that does nothing else; `span` of it will be measured.
 ///
 /// # Errors
 /// It does not appear.
@@ -189,6 +192,7 @@ pub(super) fn bare(
     program: &Path,
     file: &Path,
     scratch: &Path,
+    span: Range<u64>,
 ) -> Result<Subject> {
     let path = scratch.join("bare.raw");
     fs::write(&path, "")?;
@@ -198,7 +202,7 @@ pub(super) fn bare(
     Ok(Subject {
         name: "minimal FUSE file system".to_owned(),
         path,
-        length,
+        span,
         _shown: Some(Rc::new(shown)),
         _device: None,
     })
