@@ -6,7 +6,6 @@
 //! Bounds: requests and bytes in flight by [`Lanes`], the length of every answer before it is asked
 //! for, tries and time by [`RetryPolicy`].
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -54,7 +53,6 @@ pub struct Fetcher<S> {
     policy: RetryPolicy,
     outage: Arc<Outage>,
     hedges: Arc<Mutex<Budget>>,
-    is_looking: Arc<AtomicBool>,
     gone: Gone,
     documents: Arc<Documents>,
     underway: Arc<Underway>,
@@ -92,7 +90,6 @@ impl<S: Source> Fetcher<S> {
             policy,
             outage: Arc::new(Outage::new()),
             hedges: Arc::new(Mutex::new(Budget::new())),
-            is_looking: Arc::default(),
             gone: Gone::default(),
             documents: Arc::default(),
             underway: Arc::default(),
@@ -111,7 +108,6 @@ impl<S: Source> Fetcher<S> {
             policy: self.policy,
             outage: Arc::clone(&self.outage),
             hedges: Arc::clone(&self.hedges),
-            is_looking: Arc::clone(&self.is_looking),
             gone: Gone::default(),
             documents: Arc::clone(&self.documents),
             underway: Arc::clone(&self.underway),

@@ -240,6 +240,11 @@ impl<S> Mirrors<S> {
         Some(due)
     }
 
+    /// Notes that the look at a mirror is over.
+    pub(super) fn looked(&self, mirror: MirrorId) {
+        self.ranking().was_looked_at(mirror);
+    }
+
     fn server(&self, mirror: MirrorId) -> &Server<S> {
         self.servers.get(mirror.0).unwrap_or(&self.servers[0])
     }

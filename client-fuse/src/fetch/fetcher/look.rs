@@ -1,10 +1,9 @@
 //! Looks at mirrors that are not asked first: how fast they are, and whether they are back.
 //!
 //! A look is a small request behind one that has ended, for chunks that were just read, so that no guest
-//! waits for it and what comes can be verified. One goes on at a time; what they bring is bounded.
+//! waits for it and what comes can be verified. One goes on at a time at each mirror; what they bring is bounded.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Fetcher;
@@ -16,11 +15,11 @@ use crate::fetch::split::Splitter;
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
 use crate::place::Place;
 
-/// As much tells latency and rate apart.
+/// As much tells latency and rate apart. A chunk that is longer is still one.
 const BYTES_MAX: u64 = 32 << 10;
 
-/// What looks may bring at first: two at each of a few mirrors.
-const FREE_BYTES: u64 = 256 << 10;
+/// What looks may bring at first: two at each of a few mirrors, of long chunks at one or two.
+const FREE_BYTES: u64 = 512 << 10;
 
 /// Beyond that, one byte in so many.
 const SHARE: u64 = 100;
@@ -28,12 +27,15 @@ const SHARE: u64 = 100;
 /// Who takes longer is not what is looked for.
 const TIME_MAX: Duration = Duration::from_secs(5);
 
-/// A look that goes on; the next one may begin when it is dropped.
-struct Looking<S>(Arc<Fetcher<S>>);
+/// A look at a mirror that goes on; the next one may begin when it is dropped.
+struct Looking<S: Source> {
+    fetcher: Arc<Fetcher<S>>,
+    mirror: MirrorId,
+}
 
-impl<S> Drop for Looking<S> {
+impl<S: Source> Drop for Looking<S> {
     fn drop(&mut self) {
-        self.0.is_looking.store(false, Ordering::Release);
+        self.fetcher.mirrors.looked(self.mirror);
     }
 }
 
@@ -48,18 +50,17 @@ impl<S: Source> Fetcher<S> {
         };
         let range = places[0].stored().start..places[places.len() - 1].stored().end;
         let looks = self.stats.faults.look_bytes.count() + range.end - range.start;
-        if looks > FREE_BYTES + self.stats.fetched.bytes() / SHARE
-            || self.is_looking.swap(true, Ordering::Acquire)
-        {
+        if looks > FREE_BYTES + self.stats.fetched.bytes() / SHARE {
             return;
         }
-        let looking = Looking(Arc::clone(self));
         if let Some(mirror) = self.mirrors.look() {
+            let fetcher = Arc::clone(self);
+            let looking = Looking { fetcher, mirror };
             let part = Part::Range {
                 range,
                 object_bytes: places[0].pack().length,
             };
-            tokio::spawn(async move { looking.0.look(mirror, part, places).await });
+            tokio::spawn(async move { looking.fetcher.look(mirror, part, places).await });
         }
     }
 
@@ -128,10 +129,11 @@ impl<S: Source> Fetcher<S> {
     }
 }
 
-/// The first few of `places`, as they lie in their pack.
+/// The first few of `places`, as they lie in their pack; one at least.
 fn head_of(places: &[Place]) -> Option<Vec<Place>> {
-    let start = places.first()?.stored().start;
+    let (first, rest) = places.split_first()?;
+    let start = first.stored().start;
     let fits = |place: &&Place| place.stored().end - start <= BYTES_MAX;
-    let head: Vec<Place> = places.iter().take_while(fits).copied().collect();
-    (!head.is_empty()).then_some(head)
+    let rest = rest.iter().take_while(fits);
+    Some(std::iter::once(first).chain(rest).copied().collect())
 }

@@ -68,6 +68,8 @@ struct Mirror {
     standing: Standing,
     score: Score,
     look: Look,
+    /// Whether one looks at it now.
+    is_looked_at: bool,
 }
 
 /// Decides which mirror is asked next. Moments are times since any beginning.
@@ -86,6 +88,7 @@ impl Ranking {
             standing: Standing::Good,
             score: Score::default(),
             look: Look::AT_ONCE,
+            is_looked_at: false,
         };
         Self {
             mirrors: vec![unknown; n.max(1)],
@@ -177,22 +180,35 @@ impl Ranking {
     }
 
     /// A mirror that is to be looked at now, though it is not the first: a small request that nobody
-    /// waits for tells how fast it is, or whether it is back. Liars are not looked at.
+    /// waits for tells how fast it is, or whether it is back. Liars are not looked at. Of several it is the one that was due
+    /// first; one that does not answer keeps nobody from a look at another.
     #[must_use]
     pub fn due(&self, now: Duration) -> Option<MirrorId> {
-        let mut others = self.mirrors.iter().enumerate();
+        let others = self.mirrors.iter().enumerate();
         let is_due = |(number, mirror): &(usize, &Mirror)| {
             *number != self.first
                 && mirror.standing != Standing::Quarantined
+                && !mirror.is_looked_at
                 && mirror.look.due <= now
         };
-        others.find(is_due).map(|(number, _)| MirrorId(number))
+        let first = others
+            .filter(is_due)
+            .min_by_key(|(_, mirror)| mirror.look.due);
+        first.map(|(number, _)| MirrorId(number))
     }
 
-    /// Notes that a mirror is looked at now.
+    /// Notes that a mirror is looked at from now on.
     pub fn looked_at(&mut self, mirror: MirrorId, now: Duration) {
         if let Some(mirror) = self.mirrors.get_mut(mirror.0) {
             mirror.look.taken(now);
+            mirror.is_looked_at = true;
+        }
+    }
+
+    /// Notes that the look at a mirror is over.
+    pub fn was_looked_at(&mut self, mirror: MirrorId) {
+        if let Some(mirror) = self.mirrors.get_mut(mirror.0) {
+            mirror.is_looked_at = false;
         }
     }
 

@@ -82,6 +82,18 @@ fn one_answer_is_too_little_to_take_over() {
 }
 
 #[test]
+fn a_look_that_takes_long_keeps_nobody_from_another() {
+    let mut ranking = Ranking::of(4);
+    for mirror in 1..4 {
+        assert_eq!(ranking.due(NOW), Some(MirrorId(mirror)));
+        ranking.looked_at(MirrorId(mirror), NOW);
+    }
+    assert_eq!(ranking.due(ms(60_000)), None, "at each of them one looks");
+    ranking.was_looked_at(MirrorId(3));
+    assert_eq!(ranking.due(ms(60_000)), Some(MirrorId(3)));
+}
+
+#[test]
 fn others_are_looked_at_less_and_less_and_liars_never() {
     let mut ranking = Ranking::of(3);
     ranking.failed(MirrorId(2), Blame::Lying, NOW);
@@ -90,6 +102,7 @@ fn others_are_looked_at_less_and_less_and_liars_never() {
         let now = Duration::from_secs(second);
         while let Some(mirror) = ranking.due(now) {
             ranking.looked_at(mirror, now);
+            ranking.was_looked_at(mirror);
             assert_eq!(mirror, MirrorId(1));
             looks.push(second);
         }
