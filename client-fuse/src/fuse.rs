@@ -44,8 +44,8 @@ use reply::Reply;
 /// Threads that read requests; each has a buffer of 16 MiB, of which it touches only the start.
 pub(crate) const THREADS: usize = 2;
 
-/// Requests of read-ahead and direct I/O that the kernel may have under way: at 1 MiB each, as many
-/// bytes as the fetches behind them may have in flight.
+/// Requests of read-ahead and direct I/O that the kernel may have under way: at 1 MiB each, twice the
+/// bytes that the fetches behind them may have in flight.
 const BACKGROUND_MAX: u16 = 32;
 
 /// The longest read that is answered by the thread that took it: the longest that kernels send unless
