@@ -100,6 +100,11 @@ impl Server {
         self.daemon.signal(Signal::SIGCONT)
     }
 
+    /// Returns what the server has logged.
+    pub fn output(&mut self) -> String {
+        self.daemon.output()
+    }
+
     /// Asks the server to stop and returns how it ended.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! `circular publish --to` with a `circular-server --upload` at the other end.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -166,7 +167,7 @@ fn a_private_store_is_published_to_and_mounted_over_tls() -> Result<()> {
         "--tls-key",
         path(&key),
     ];
-    let bench = Bench::start_on(store, &tls)?;
+    let mut bench = Bench::start_on(store, &tls)?;
     assert!(bench.server.url().starts_with("https://"));
     let image = bench.image("disk", 1)?;
     let (ca, token) = (bench.store.beside("ca.pem"), bench.store.beside("publish"));
@@ -187,6 +188,22 @@ fn a_private_store_is_published_to_and_mounted_over_tls() -> Result<()> {
     let mount = Mount::start_with(&bench.store, bench.server.url(), "debian", &options)?;
     assert!(fs::read(mount.disk())? == fs::read(&image)?);
     assert!(mount.stop()?.success());
+    let log = bench.server.output();
+    let asked: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("circular-mount/") && line.contains("peer="))
+        .collect();
+    assert!(asked.len() >= 8, "{} requests\n{log}", asked.len());
+    let is_newer = |line: &&str| line.contains("HTTP/2.0");
+    assert!(asked.iter().all(is_newer), "all by HTTP/2\n{log}");
+    let peers: HashSet<&str> = asked
+        .iter()
+        .filter_map(|line| {
+            line.split_whitespace()
+                .find(|word| word.starts_with("peer="))
+        })
+        .collect();
+    assert!(peers.len() == 1, "over one connection: {peers:?}");
     Ok(())
 }
 
