@@ -8,14 +8,12 @@
 //! | from | copies |
 //! | --- | --- |
 //! | the kernel's passthrough | none of ours, none into a reply |
-//! | a hole | the reply |
 //! | the memory cache, one chunk | the reply |
 //! | the memory cache, several chunks | into one buffer (a reply of fuser takes one slice), the reply |
 //! | the cache file | from the page cache, the reply |
 //! | the network | from the socket, out of zstd, into the cache file; then as from the memory cache |
 
 use std::ops::Range;
-use std::sync::LazyLock;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -26,13 +24,6 @@ use super::{Disk, Parts};
 use crate::cache::disk::Wait;
 use crate::fetch::Source;
 use crate::waits::Layer;
-
-/// Zeros that nobody has written: as long as they are only read, the kernel has one page for all of them,
-/// which stays in the processor's cache.
-static ZEROS: LazyLock<Vec<u8>> = LazyLock::new(|| vec![0; ZEROS_MAX]);
-
-/// The longest read of a hole that they answer; the longest that most kernels send.
-const ZEROS_MAX: usize = 1 << 20;
 
 /// Bytes that were at hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,14 +66,8 @@ impl<S: Source> Disk<S> {
         if !self.parts.chunks.are_foreseen(&parts) {
             self.read_ahead(range);
         }
-        match (&pieces[..], &found[..]) {
-            ([Piece::Part(_)], [bytes]) => return Some(Near::Bytes(bytes.clone())),
-            ([Piece::Zeros(count)], []) => {
-                if let Some(zeros) = ZEROS.get(..*count) {
-                    return Some(Near::Bytes(Bytes::from_static(zeros)));
-                }
-            }
-            _ => {}
+        if let ([Piece::Part(_)], [bytes]) = (&pieces[..], &found[..]) {
+            return Some(Near::Bytes(bytes.clone()));
         }
         let mut found = found.into_iter();
         buffer.clear();

@@ -14,8 +14,8 @@ use crate::fetch::line::Estimate;
 
 /// Bytes that requests under way may bring and unpack to: with the process itself, within 32 MiB beside
 /// its caches. A request brings at most 4 MiB and unpacks to at most 4 MiB (see
-/// [`PlanLimits`](crate::fetch::plan::PlanLimits)): one of the largest beside as much read-ahead.
-const BYTES_IN_FLIGHT_MAX: u32 = 16 << 20;
+/// [`PlanLimits`](crate::fetch::plan::PlanLimits)): one of the largest beside nearly as much read-ahead.
+const BYTES_IN_FLIGHT_MAX: u32 = 15 << 20;
 
 /// Second requests for what the first lets wait for, at once; beside all others, because those may
 /// all be stuck.
