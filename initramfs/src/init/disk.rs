@@ -17,9 +17,8 @@ use super::{
 use crate::filesystem::{self, Superblock};
 
 /// 256 KiB, twice the default. More would make long runs from a warm cache faster. But a page fault in a program or a
-/// library reads so much *around* it, and a read waits until all of its bytes are here: with 4 MiB, a boot over a line
-/// fetched two and a half times as much that its boot pack does not list. What is ahead of a reader, the client fetches
-/// itself.
+/// library reads so much *around* it, and a read waits until all of its bytes are here. What is ahead of a reader, the
+/// client fetches itself.
 const READ_AHEAD_SECTORS: u32 = 512;
 
 /// A loop device that is the image's disk.
