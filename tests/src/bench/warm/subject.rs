@@ -24,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Read-ahead of loop devices, in sectors: as `circular-init` sets it.
-const READ_AHEAD_SECTORS: &str = "512";
+const READ_AHEAD_SECTORS: &str = "8192";
 
 /// A disk that is read.
 #[derive(Clone, Debug)]
