@@ -24,7 +24,7 @@ pub mod signals;
 use signals::Signals;
 
 /// Read-ahead of the kernel on the mounted files. With the default of 128 KiB, a loop device on top that reads through the
-/// page cache has a third of the speed. With 2 MiB, a file that is here in part is read up to a sixth faster, but a
+/// page cache has a third of the speed. With 2 MiB, a file that we serve from a warm cache is read up to a sixth faster, but a
 /// virtual machine that boots from it waits longer: the kernel answers no read before all that it read ahead is
 /// here. What is ahead of a reader, we fetch ourselves.
 const READ_AHEAD_KIB: u32 = 256;
