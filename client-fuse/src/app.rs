@@ -10,9 +10,10 @@ use image_format::trace::Header;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::cache::disk::DiskCache;
+use crate::cache::disk::answers::patiently;
 use crate::cache::documents::Documents;
 use crate::cache::memory::MemoryCache;
-use crate::cache::{Caches, keep_recency};
+use crate::cache::{Caches, tend};
 use crate::config::{BaseUrl, Config, Purpose, RecordConfig, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
@@ -195,7 +196,7 @@ async fn serve(
     let trace = trace.filter(|_| is_first);
     let overlay = open_overlay(config, &image).await?;
     let caches = Arc::new(caches(config, &image).await);
-    tokio::spawn(keep_recency(Arc::downgrade(&caches)));
+    tokio::spawn(tend(Arc::downgrade(&caches)));
     let lookout = lookout(config, &image, trust, &mirrors, &stats);
     let fetcher = fetcher(config, mirrors, &caches, &stats).with_documents(documents);
     let recorder = record_if_asked(config, trace, &image)?;
@@ -321,15 +322,15 @@ async fn save(
         let closed = overlay.close().await;
         closed.context("what was written last may be lost")?;
     }
-    let saving = tokio::task::spawn_blocking(move || {
-        if let Some(recorder) = recorder {
-            recorder.end();
-        }
-        caches.disk.save();
-    });
-    saving
-        .await
-        .context("what was seen in this run is not kept")
+    if let Some(recorder) = recorder {
+        let ending = tokio::task::spawn_blocking(move || recorder.end());
+        ending
+            .await
+            .context("what was seen in this run is not kept")?;
+    }
+    // A hint, which a disk that does not answer does not get.
+    caches.ask(|caches| caches.disk.save()).await;
+    Ok(())
 }
 
 /// Sees to it that the cache file is verified for the kernel to read it, if it `may`.
@@ -539,16 +540,20 @@ async fn open_documents(config: &Config) -> Documents {
     let Some(cache) = config.disk_cache.clone() else {
         return Documents::none();
     };
-    let opened = tokio::task::spawn_blocking(move || Documents::open(&cache)).await;
-    match opened {
-        Ok(Ok(documents)) => documents,
-        Ok(Err(error)) => {
+    let opened = tokio::task::spawn_blocking(move || Documents::open(&cache));
+    match patiently(opened).await {
+        Some(Ok(Ok(documents))) => documents,
+        Some(Ok(Err(error))) => {
             // The disk cache will say the same, louder.
             tracing::debug!(%error, "documents are not kept");
             Documents::none()
         }
-        Err(error) => {
+        Some(Err(error)) => {
             tracing::error!(%error, "documents are not kept");
+            Documents::none()
+        }
+        None => {
+            tracing::warn!("documents are not kept: the disk of the cache does not answer");
             Documents::none()
         }
     }

@@ -3,10 +3,10 @@
 //! Both are optional in the strict sense: whatever they lack or lose is fetched again, and neither
 //! can make a read fail.
 
-use std::sync::Weak;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
 
 use crate::cache::disk::DiskCache;
+use crate::cache::disk::answers::LOOK_EVERY;
 use crate::cache::memory::MemoryCache;
 
 pub mod blocks;
@@ -21,9 +21,9 @@ mod recency;
 pub mod shelf;
 mod sparse;
 
-/// A machine that is switched off, and a client that is killed, forget what they used since; a boot uses most of what
-/// it uses in the first minute.
-const SAVE_EVERY: Duration = Duration::from_secs(30);
+/// Looks from one save to the next, which is 30 s. A machine that is switched off, and a client that is killed, forget
+/// what they used since; a boot uses most of what it uses in the first minute.
+const LOOKS_TO_A_SAVE: u32 = 15;
 
 /// The two caches of a mount.
 #[derive(Debug)]
@@ -43,18 +43,49 @@ impl Caches {
             disk: DiskCache::off(),
         }
     }
+
+    /// Does something that blocks on the disk cache, on a thread where it may. `None`: the cache is off, its disk
+    /// does not answer, or `work` failed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Work that has begun goes on.
+    pub(crate) async fn ask<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let asking = async {
+            let thread = self.disk.thread().await?;
+            let caches = Arc::clone(self);
+            let working = tokio::task::spawn_blocking(move || {
+                let done = work(&caches);
+                drop(thread);
+                done
+            });
+            working.await.ok()
+        };
+        tokio::select! {
+            biased;
+            done = asking => done,
+            () = self.disk.silence() => None,
+        }
+    }
 }
 
-/// Saves what of `caches` was used when, now and then, for as long as somebody has them: root disks never end in order.
-pub async fn keep_recency(caches: Weak<Caches>) {
+/// Looks after `caches` for as long as somebody has them: whether their disk answers, and that what was used when is
+/// saved now and then, because root disks never end in order.
+pub async fn tend(caches: Weak<Caches>) {
+    let mut looks = 0;
     loop {
-        tokio::time::sleep(SAVE_EVERY).await;
+        tokio::time::sleep(LOOK_EVERY).await;
         let Some(caches) = caches.upgrade() else {
             return;
         };
-        let saved = tokio::task::spawn_blocking(move || caches.disk.save_news()).await;
-        if let Err(error) = saved {
-            tracing::error!(%error, "what was used when is not saved");
+        caches.disk.look();
+        looks = (looks + 1) % LOOKS_TO_A_SAVE;
+        if looks == 0 {
+            // Who looks does not wait for the disk.
+            tokio::task::spawn_blocking(move || caches.disk.save_news());
         }
     }
 }

@@ -185,16 +185,15 @@ impl<S: Source> Chunks<S> {
             return missing;
         }
         waits::note(Origin::Disk);
-        let (caches, before) = (Arc::clone(&self.caches), missing.len());
-        let asked = missing.clone();
-        let reading = tokio::task::spawn_blocking(move || {
+        let (asked, before) = (missing.clone(), missing.len());
+        let reading = self.caches.ask(move |caches| {
             let read = |(_, part): &(usize, Part)| {
                 let sealed = caches.disk.read_part(&part.place, &part.within);
                 sealed.ok_or_else(|| caches.disk.read(&part.place))
             };
             asked.iter().map(read).collect::<Vec<_>>()
         });
-        let Ok(cached) = reading.await else {
+        let Some(cached) = reading.await else {
             return missing;
         };
         let mut left = Vec::new();
@@ -228,8 +227,8 @@ impl<S: Source> Chunks<S> {
         if places.is_empty() || !self.caches.disk.is_on() {
             return places;
         }
-        let (caches, asked) = (Arc::clone(&self.caches), places.clone());
-        let looking = tokio::task::spawn_blocking(move || {
+        let asked = places.clone();
+        let looking = self.caches.ask(move |caches| {
             let lacks =
                 |place: &Place| !caches.memory.holds(&place.id()) && !caches.disk.obtain(place);
             asked.into_iter().filter(lacks).collect()
@@ -242,8 +241,8 @@ impl<S: Source> Chunks<S> {
         if places.is_empty() || !self.caches.disk.is_on() {
             return (places, false);
         }
-        let (caches, mut lacking) = (Arc::clone(&self.caches), places.clone());
-        let looking = tokio::task::spawn_blocking(move || {
+        let mut lacking = places.clone();
+        let looking = self.caches.ask(move |caches| {
             let disk = &caches.disk;
             lacking.retain(|place| !caches.memory.holds(&place.id()) && !disk.may_hold(place));
             let are_elsewhere = lacking.iter().any(|place| disk.may_be_elsewhere(place));
@@ -305,7 +304,7 @@ impl<S: Source> Chunks<S> {
         Ok(abandoned)
     }
 
-    /// Fetches into the caches what of `places` is neither there nor on its way. Does not wait.
+    /// Fetches into the caches what of `places`, which are [lacking](Self::lacking), is not on its way. Does not wait.
     pub fn fetch_ahead(&self, places: impl IntoIterator<Item = Place>) {
         let hurry = Arc::new(Hurry::new());
         let wanted = self.board_ahead(places, Reason::Stream, &hurry);
@@ -318,7 +317,7 @@ impl<S: Source> Chunks<S> {
         }
     }
 
-    /// Starts flights for what of `places` is neither here nor on its way.
+    /// Starts flights for what of `places`, which were looked for on disk, is neither here nor on its way.
     fn board_ahead(
         &self,
         places: impl IntoIterator<Item = Place>,
@@ -329,7 +328,7 @@ impl<S: Source> Chunks<S> {
         for place in places {
             let comes = |boot: &Arc<BootStream>| boot.will_bring(&place.id());
             if self.caches.memory.holds(&place.id())
-                || self.caches.disk.may_hold(&place)
+                || self.caches.disk.is_known_to_hold(&place)
                 || self.boot.get().is_some_and(comes)
             {
                 continue;

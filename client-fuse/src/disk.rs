@@ -48,12 +48,18 @@ const PAGES_SMALL_MAX: usize = 16;
 /// Index pages fetched ahead at once.
 const PAGES_AT_ONCE: usize = 4;
 
+/// Who is read ahead for less than this at once is not expected to read through a large hole.
+const STRETCH_BYTES_MIN: u64 = 2 << 20;
+
+/// How often as much as was asked for is looked at for what lies behind holes: 2 GiB for a reader of all of a disk.
+const STRETCH_STEPS_MAX: usize = 256;
+
 /// A published disk, readable at any offset.
 #[derive(Debug)]
 pub struct Disk<S> {
     length: u64,
     parts: Arc<Parts<S>>,
-    ahead: Mutex<ReadAhead>,
+    ahead: Arc<Mutex<ReadAhead>>,
     recorder: Option<Arc<Recorder>>,
     tasks: Tasks,
     stats: Arc<Stats>,
@@ -107,7 +113,7 @@ impl<S: Source> Disk<S> {
                 pages: Pages::new(table, fetcher),
                 chunks: Arc::new(chunks),
             }),
-            ahead: Mutex::new(ahead),
+            ahead: Arc::new(Mutex::new(ahead)),
             recorder,
             tasks: Tasks::new(runtime.clone()),
             stats,
@@ -211,9 +217,16 @@ impl<S: Source> Disk<S> {
             .map(|next| next.start..next.end.min(self.length))
             .filter(|next| !next.is_empty())
         {
-            let parts = Arc::clone(&self.parts);
-            self.tasks
-                .spawn(async move { parts.fetch_ahead(next).await });
+            let (parts, ahead) = (Arc::clone(&self.parts), Arc::clone(&self.ahead));
+            let length = self.length;
+            self.tasks.spawn(async move {
+                let end = next.end;
+                let reached = parts.fetch_ahead(next, length).await;
+                if reached > end {
+                    let mut ahead = ahead.lock().unwrap_or_else(PoisonError::into_inner);
+                    ahead.skip(end, reached);
+                }
+            });
         }
     }
 }
@@ -272,18 +285,42 @@ impl<S: Source> Parts<S> {
         each.for_each_concurrent(PAGES_AT_ONCE, fetch).await;
     }
 
-    async fn fetch_ahead(&self, range: Range<u64>) {
-        match self.plan(&range).await {
-            Ok(pieces) => {
-                self.chunks.boot_pack_is_known().await;
-                let places = pieces.iter().filter_map(Piece::part).map(|part| part.place);
-                let places = self.chunks.lacking(places.collect()).await;
-                self.chunks.fetch_ahead(places);
-            }
+    /// Fetches `range`, and what lies behind the holes that it has, of a disk of `length` bytes. Returns how far.
+    async fn fetch_ahead(&self, range: Range<u64>, length: u64) -> u64 {
+        let (parts, reached) = match self.stretch(range.clone(), length).await {
+            Ok(stretched) => stretched,
             Err(error) => {
                 tracing::debug!(%error, "read-ahead fails; the read itself will report it");
+                return range.end;
+            }
+        };
+        self.chunks.boot_pack_is_known().await;
+        let places = parts.into_iter().map(|part| part.place);
+        let places = self.chunks.lacking(places.collect()).await;
+        self.chunks.fetch_ahead(places);
+        reached
+    }
+
+    /// The chunks of `range`; where it is long and at least half of it are holes, also those of what follows, so that
+    /// the line has something to do while its reader is in a hole.
+    async fn stretch(&self, range: Range<u64>, length: u64) -> Result<(Vec<Part>, u64), ReadError> {
+        let step = range.end - range.start;
+        let (mut parts, mut reached, mut bytes) = (Vec::new(), range.start, 0);
+        for _ in 0..STRETCH_STEPS_MAX {
+            let next = reached..(reached + step).min(length);
+            let pieces = self.plan(&next).await?;
+            let found = pieces.iter().filter_map(Piece::part);
+            bytes += found
+                .clone()
+                .map(|part| part.within.len() as u64)
+                .sum::<u64>();
+            parts.extend(found.cloned());
+            reached = next.end;
+            if step < STRETCH_BYTES_MIN || bytes >= step / 2 || reached == length {
+                break;
             }
         }
+        Ok((parts, reached))
     }
 }
 

@@ -91,6 +91,15 @@ impl ReadAhead {
         ahead
     }
 
+    /// What a stream was told to fetch up to `end` has more holes than bytes, and what follows was fetched up to
+    /// `reached` in their place.
+    pub fn skip(&mut self, end: u64, reached: u64) {
+        let is_it = |stream: &&mut Stream| stream.window > 0 && stream.ahead == end;
+        if let Some(stream) = self.streams.iter_mut().rev().find(is_it) {
+            stream.ahead = reached.max(end);
+        }
+    }
+
     fn remember(&mut self, stream: Stream) {
         if self.streams.len() == STREAMS_MAX {
             self.streams.remove(0);
@@ -186,6 +195,27 @@ mod tests {
             );
         }
         assert!(steps[steps.len() - 1].end >= 64 << 20);
+    }
+
+    #[test]
+    fn what_was_fetched_behind_a_hole_is_not_asked_for_again() {
+        const MIB: u64 = 1 << 20;
+        let mut ahead = read_ahead();
+        let mut end = 0;
+        for offset in (0..16 * MIB).step_by(1 << 20) {
+            end = ahead.note(offset, MIB).map_or(end, |range| range.end);
+        }
+        ahead.skip(end, 500 * MIB);
+        ahead.skip(end, 900 * MIB);
+        let quiet = (16 * MIB..495 * MIB).step_by(1 << 20);
+        assert!(
+            quiet
+                .map(|at| ahead.note(at, MIB))
+                .all(|range| range.is_none())
+        );
+        let next = ahead.note(495 * MIB, MIB).unwrap();
+        assert_eq!(next.start, 500 * MIB);
+        assert_eq!(next.end, 504 * MIB);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use tough::schema::{Root, Signed, Target, Targets};
 use tough::{ExpirationEnforcement, Limits, Repository, RepositoryLoader};
 use url::Url;
 
+use crate::cache::disk::answers::patiently;
 use crate::config::{BaseUrl, Expiry};
 use crate::fetch::Source;
 use crate::fetch::fetcher::{Attempts, Fetcher};
@@ -292,15 +293,23 @@ impl Trusted {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TrustError> + Send + 'static,
 ) -> Result<T, TrustError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| {
-            Err(TrustError::State {
-                attempt: "use",
-                path: PathBuf::from("the state directory"),
-                source: std::io::Error::other(error),
-            })
+    let mut working = tokio::task::spawn_blocking(work);
+    let worked = match patiently(&mut working).await {
+        Some(worked) => worked,
+        None => {
+            tracing::warn!(
+                "still waiting for the directory that remembers which versions were seen; its disk does not answer"
+            );
+            working.await
+        }
+    };
+    worked.unwrap_or_else(|error| {
+        Err(TrustError::State {
+            attempt: "use",
+            path: PathBuf::from("the state directory"),
+            source: std::io::Error::other(error),
         })
+    })
 }
 
 /// Reads a file of at most `bytes_max` bytes.

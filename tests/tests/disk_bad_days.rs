@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use circular_tests::file_system::FileSystem;
@@ -18,6 +19,8 @@ use circular_tests::store::TestStore;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc::{EIO, EROFS};
 use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -197,6 +200,92 @@ fn survives(
     let mount = Mount::start_with(store, server.url(), "test:1", &options)?;
     is_right(&mount.disk(), bytes).context("mounted again")?;
     ensure!(mount.stop()?.success(), "the client does not end well");
+    Ok(())
+}
+
+/// A process that is stopped, until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn now(mount: &Mount) -> Result<Self> {
+        let process = Pid::from_raw(i32::try_from(mount.id())?);
+        kill(process, Signal::SIGSTOP)?;
+        Ok(Self(process))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+/// Waits until the client said `part` as often as `times`, and no more often.
+fn has_said(mount: &mut Mount, part: &str, times: usize) -> Result<()> {
+    while mount.output().matches(part).count() < times {
+        thread::sleep(Duration::from_millis(50));
+    }
+    let said = mount.output();
+    ensure!(said.matches(part).count() == times, "too often: {said}");
+    Ok(())
+}
+
+#[test]
+fn disk_goes_on_without_a_cache_whose_disk_hangs() -> Result<()> {
+    if require::missing(&[Need::Fuse])? {
+        return Ok(());
+    }
+    let bytes = disk(24 * MIB);
+    let (store, server) = served(&bytes)?;
+    // A disk that can be made to hang: that of a mount which can be stopped.
+    let blank = store.beside("blank");
+    sparse(&blank, 64 << 20, &[(0, noise(3, 4096))])?;
+    store.publish(&blank, "blank:1")?;
+    let overlay = store.beside("overlay");
+    let overlay = overlay.to_str().context("test paths are plain")?;
+    let below = Options {
+        arguments: ["--overlay", overlay].map(str::to_owned).to_vec(),
+        ..Options::default()
+    };
+    let below = Mount::start_with(&store, server.url(), "blank:1", &below)?;
+    let system = FileSystem::on_disk(&below.disk(), &store.beside("tree"))?;
+    let cache = system.path().join("cache");
+    let options = Options {
+        cache: Some(cache.clone()),
+        arguments: ["--memory-cache", "1M", "--no-passthrough"]
+            .map(str::to_owned)
+            .to_vec(),
+        ..Options::default()
+    };
+    let mut mount = Mount::start_with(&store, server.url(), "test:1", &options)?;
+    is_right(&mount.disk(), &bytes[..16 * MIB])?;
+    let kept = raw(&cache)?;
+    kept.sync_all()?;
+
+    for round in 1..=2 {
+        posix_fadvise(&kept, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        let stopped = Stopped::now(&below)?;
+        is_right(&mount.disk(), &bytes)?;
+        has_said(&mut mount, "does not answer;", round)?;
+        // Who asks that disk now does not come back.
+        is_right(&mount.disk(), &bytes)?;
+        drop(stopped);
+        has_said(&mut mount, "answers again", round)?;
+        is_right(&mount.disk(), &bytes)?;
+    }
+    // It is used again, too: nothing is fetched.
+    drop(server);
+    is_right(&mount.disk(), &bytes[..16 * MIB])?;
+
+    posix_fadvise(&kept, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    let stopped = Stopped::now(&below)?;
+    ensure!(mount.stop()?.success(), "the client does not end well");
+    drop(stopped);
+    drop((kept, system));
+    ensure!(
+        below.stop()?.success(),
+        "the disk of the cache does not end well"
+    );
     Ok(())
 }
 

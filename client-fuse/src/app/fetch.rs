@@ -66,8 +66,7 @@ async fn fetch(config: &Config) -> anyhow::Result<()> {
     };
     bar.end();
     filled.with_context(|| format!("`{}` is not in the cache as a whole", image.reference))?;
-    let saving = tokio::task::spawn_blocking(move || caches.disk.save());
-    saving.await.context("what was used when is not saved")?;
+    caches.ask(|caches| caches.disk.save()).await;
     let line = format!(
         "{}: all of {} bytes are in the cache\n",
         image.reference, data

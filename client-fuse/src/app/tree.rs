@@ -10,6 +10,7 @@ use super::inside::Inside;
 use super::{mirrors, open_documents, trust};
 use crate::cache::Caches;
 use crate::cache::disk::DiskCache;
+use crate::cache::disk::answers::patiently;
 use crate::cache::memory::MemoryCache;
 use crate::config::{Config, Role};
 use crate::fetch::fetcher::Fetcher;
@@ -82,9 +83,10 @@ pub(super) async fn serve(
     readiness.announce().context("cannot leave the terminal")?;
     let served = mount.serve(Role::Plain, &mut signals).await;
     let saving = tokio::task::spawn_blocking(move || tree.save());
-    saving
-        .await
-        .context("what was seen in this run is not kept")?;
+    // A hint, which a disk that does not answer does not get.
+    if let Some(saved) = patiently(saving).await {
+        saved.context("what was seen in this run is not kept")?;
+    }
     served?;
     tracing::info!("unmounted");
     Ok(())

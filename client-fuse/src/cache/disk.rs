@@ -10,7 +10,8 @@
 //! place of this disk. [`hints`](crate::cache::hints) say where; it is verified and written to its own place.
 //!
 //! An error switches the cache off for the rest of the run, with one line in the log; it never
-//! reaches a reader. A full file system only ends filling. Once open, the file is not needed by name.
+//! reaches a reader. A disk that does not [answer](answers) switches it off until it does. A full file system
+//! only ends filling. Once open, the file is not needed by name.
 //!
 //! Bounds: the bytes of the whole directory ([`budget`]); what was unused for longest makes room
 //! ([`evict`]), but never in a file that another process mounts. Memory: one bit for each block of a
@@ -30,6 +31,7 @@ use image_format::chunk::Chunk;
 use image_format::digest::Digest;
 use image_format::{BLOCK_BYTES, REGION_BYTES};
 use nix::fcntl::Flock;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::cache::blocks::BlockSet;
 use crate::cache::directory::{self, Directory};
@@ -40,6 +42,7 @@ use crate::cache::sparse;
 use crate::place::Place;
 use crate::stats::Counter;
 
+pub(crate) mod answers;
 mod budget;
 mod elsewhere;
 pub(super) mod evict;
@@ -50,6 +53,7 @@ mod seals;
 #[cfg(test)]
 mod tests;
 
+use answers::Answers;
 use budget::{Budget, is_full};
 pub use open::CacheError;
 pub use parts::Wait;
@@ -70,7 +74,12 @@ struct CacheFile {
     directory: Directory,
     /// Set by the first error.
     off: AtomicBool,
+    answers: Answers,
+    /// Most operations at once.
+    threads: Arc<Semaphore>,
     budget: Mutex<Budget>,
+    /// What [`Self::room_bytes`] was when it was counted last.
+    room: AtomicU64,
     known: Mutex<Known>,
     recency: Mutex<Recency>,
     /// How often anything was used, and how often when that was saved last.
@@ -138,6 +147,13 @@ impl DiskCache {
         self.file().is_some_and(|cache| cache.may_hold(place))
     }
 
+    /// The same, as far as it is known: no, where nobody asked the file system yet. Does not block.
+    #[must_use]
+    pub fn is_known_to_hold(&self, place: &Place) -> bool {
+        let known = |cache: &CacheFile| cache.known().present.contains(place.blocks());
+        self.file().is_some_and(known)
+    }
+
     /// Reads and verifies the chunk at `place`; where it is not there, the same chunk from elsewhere.
     /// Blocks on the disk.
     #[must_use]
@@ -145,6 +161,7 @@ impl DiskCache {
         let Some(cache) = self.file() else {
             return Cached::Miss;
         };
+        let _busy = cache.begin();
         let found = if cache.may_hold(place) {
             cache.read_chunk(place)
         } else {
@@ -169,6 +186,7 @@ impl DiskCache {
         let Some(cache) = self.file() else {
             return false;
         };
+        let _busy = cache.begin();
         cache.may_hold(place)
             || cache
                 .elsewhere(place)
@@ -178,8 +196,10 @@ impl DiskCache {
     /// Whether the chunk of `place` may be at another place, in this file or in another version's. Blocks on the disk.
     #[must_use]
     pub fn may_be_elsewhere(&self, place: &Place) -> bool {
-        self.file()
-            .is_some_and(|cache| cache.may_be_elsewhere(place))
+        self.file().is_some_and(|cache| {
+            let _busy = cache.begin();
+            cache.may_be_elsewhere(place)
+        })
     }
 
     /// Writes a chunk to its place and returns how many bytes that took. Blocks on the disk.
@@ -187,6 +207,7 @@ impl DiskCache {
         let Some(cache) = self.file().filter(|cache| !cache.may_hold(place)) else {
             return 0;
         };
+        let _busy = cache.begin();
         let bytes = chunk.bytes().len() as u64;
         if !cache.reserve(bytes + NOTE_BYTES) {
             return 0;
@@ -236,10 +257,10 @@ impl DiskCache {
         self.file().map_or(0, CacheFile::room_bytes)
     }
 
-    /// Bytes that the file of this disk occupies. Asks the file system.
+    /// Bytes that the file of this disk occupies; 0: the cache is off. Asks the file system.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let metadata = self.0.as_ref().and_then(|it| it.file.metadata().ok());
+        let metadata = self.file().and_then(|it| it.file.metadata().ok());
         metadata.map_or(0, |metadata| metadata.blocks() * 512)
     }
 
@@ -274,15 +295,75 @@ impl DiskCache {
         news
     }
 
+    /// Looks whether the disk answers, every [`answers::LOOK_EVERY`].
+    pub(super) fn look(&self) {
+        if let Some(cache) = &self.0
+            && cache.answers.look()
+        {
+            tracing::warn!(cache = %cache.path.display(), "the disk of the cache does not answer; reads go on without it until it does");
+        }
+    }
+
+    /// Returns once the disk does not answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub(crate) async fn silence(&self) {
+        match &self.0 {
+            Some(cache) => cache.answers.silence().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The same, and a moment later: for who waits for work that blocks on the disk last, and may just be about its
+    /// first part.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost.
+    pub(crate) async fn lasting_silence(&self) {
+        self.silence().await;
+        tokio::time::sleep(answers::LOOK_EVERY).await;
+    }
+
+    /// A place among those who may block on the disk; `None`: the cache is off.
+    pub(super) async fn thread(&self) -> Option<OwnedSemaphorePermit> {
+        let threads = Arc::clone(&self.file()?.threads);
+        threads.acquire_owned().await.ok()
+    }
+
     /// The file, unless the cache is off.
     fn file(&self) -> Option<&CacheFile> {
         self.0
             .as_ref()
-            .filter(|cache| !cache.off.load(Ordering::Relaxed))
+            .filter(|cache| !cache.off.load(Ordering::Relaxed) && !cache.answers.is_silent())
+    }
+}
+
+/// Something that the disk is asked for; it has answered when this is dropped.
+#[derive(Debug)]
+struct Busy<'a> {
+    cache: &'a CacheFile,
+    number: u64,
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        if self.cache.answers.end(self.number) {
+            tracing::warn!(cache = %self.cache.path.display(), "the disk of the cache answers again");
+        }
     }
 }
 
 impl CacheFile {
+    fn begin(&self) -> Busy<'_> {
+        Busy {
+            cache: self,
+            number: self.answers.begin(),
+        }
+    }
+
     fn may_hold(&self, place: &Place) -> bool {
         let region = place.disk_offset() / REGION_BYTES;
         let known = self.known();
@@ -290,6 +371,7 @@ impl CacheFile {
             return known.present.contains(place.blocks());
         }
         drop(known);
+        let _busy = self.begin();
         let start = region * REGION_BYTES;
         let data = match sparse::data_in(&self.file, start..start + REGION_BYTES) {
             Ok(data) => data,
@@ -338,6 +420,7 @@ impl CacheFile {
 
     /// Saves what was used when; a hint, so that failing at it is no failure.
     fn save(&self) {
+        let _busy = self.begin();
         let touches = self.touches.load(Ordering::Relaxed);
         let file = self.recency().encode();
         self.saved.store(touches, Ordering::Relaxed);

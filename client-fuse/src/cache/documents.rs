@@ -30,6 +30,8 @@ pub struct Documents {
     directory: Option<Directory>,
     /// Whether the log says that nothing can be kept.
     told: AtomicBool,
+    /// Set when the disk did not answer.
+    given_up: AtomicBool,
     /// One at a time: they would only be in each other's way.
     writing: Mutex<()>,
 }
@@ -68,6 +70,7 @@ impl Documents {
         Self {
             directory: Some(directory),
             told: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             writing: Mutex::new(()),
         }
     }
@@ -78,14 +81,24 @@ impl Documents {
         Self {
             directory: None,
             told: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             writing: Mutex::new(()),
         }
     }
 
     /// Whether anything can be kept.
     #[must_use]
-    pub const fn is_on(&self) -> bool {
-        self.directory.is_some()
+    pub fn is_on(&self) -> bool {
+        self.directory.is_some() && !self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Does without for the rest of the run, because the disk does not answer.
+    pub(crate) fn give_up(&self) {
+        if !self.given_up.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "documents are neither found nor kept: the disk of the cache does not answer"
+            );
+        }
     }
 
     /// The document `name`, of at most `bytes_max` bytes. Blocks on the disk.

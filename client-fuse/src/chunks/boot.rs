@@ -271,12 +271,12 @@ impl<S: Source> Chunks<S> {
         }
     }
 
-    /// Starts flights for what is neither here nor on its way of a frame.
+    /// Starts flights for what is neither here nor on its way of a frame, which was looked for on disk.
     fn board(&self, boot: &BootStream, frame: usize, hurry: &Arc<Hurry>) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for chunk in boot.head().chunks_of(frame) {
             let place = Place::of(&chunk);
-            if self.caches.memory.holds(&place.id()) || self.caches.disk.may_hold(&place) {
+            if self.caches.memory.holds(&place.id()) || self.caches.disk.is_known_to_hold(&place) {
                 continue;
             }
             if let Boarding::Lead(landing, _) = self.flights.board(place.id(), hurry)
@@ -375,7 +375,12 @@ impl<S: Source> Chunks<S> {
         framed.add(verified.len() as u64);
         let (caches, stats) = (Arc::clone(&self.caches), Arc::clone(&self.stats));
         // Where this fails, landings are dropped, and those who wait ask again.
-        let _ = tokio::task::spawn_blocking(move || land_all(verified, &caches, &stats)).await;
+        let landing = tokio::task::spawn_blocking(move || land_all(verified, &caches, &stats));
+        tokio::select! {
+            _ = landing => {}
+            // They are delivered before they are written.
+            () = self.caches.disk.lasting_silence() => {}
+        }
         wanted.into_values().collect()
     }
 

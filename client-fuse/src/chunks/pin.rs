@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Chunks;
+use crate::cache::Caches;
 use crate::fetch::fetcher::Wanted;
 use crate::fetch::lanes::{Hurry, Priority};
 use crate::fetch::{FetchError, Source};
@@ -44,8 +45,8 @@ impl<S: Source> Chunks<S> {
     /// Those of `places` that the cache file lacks, after copying what memory or other versions have;
     /// and how many bytes it lacked before that.
     pub async fn unpinned(&self, places: Vec<Place>) -> (Vec<Place>, u64) {
-        let (caches, asked) = (Arc::clone(&self.caches), places.clone());
-        let look = move || {
+        let asked = places.clone();
+        let look = move |caches: &Caches| {
             let (mut lacking, mut bytes) = (Vec::new(), 0);
             for place in asked {
                 if caches.disk.may_hold(&place) {
@@ -61,7 +62,7 @@ impl<S: Source> Chunks<S> {
             (lacking, bytes)
         };
         let all = places.iter().map(Place::plain_bytes).sum();
-        let looking = tokio::task::spawn_blocking(look);
+        let looking = self.caches.ask(look);
         looking.await.unwrap_or((places, all))
     }
 

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use super::TreeError;
 use crate::cache::disk::DiskCache;
 use crate::cache::memory::MemoryCache;
-use crate::cache::{Caches, keep_recency};
+use crate::cache::{Caches, tend};
 use crate::config::{BaseUrl, DiskCacheConfig};
 use crate::disk::Disk;
 use crate::fetch::Source;
@@ -222,7 +222,7 @@ impl<S: Source> Images<S> {
             memory: self.memory.clone(),
             disk: self.disk_cache(&image).await,
         });
-        self.runtime.spawn(keep_recency(Arc::downgrade(&caches)));
+        self.runtime.spawn(tend(Arc::downgrade(&caches)));
         let fetcher = Arc::new(self.chunks.into_caches(Arc::clone(&caches)));
         let stats = Arc::clone(fetcher.stats());
         // Nothing is fetched ahead of the first read: who lists a store wants none of its disks.

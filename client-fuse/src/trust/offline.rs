@@ -18,6 +18,7 @@ use tough::schema::{Root, Signed};
 use super::expiry::Verdict;
 use super::transport::{File, MetadataTransport};
 use super::{Basis, Found, TrustError};
+use crate::cache::disk::answers::patiently;
 use crate::fetch::Source;
 use crate::fetch::fetcher::Fetcher;
 
@@ -57,7 +58,8 @@ impl Kept {
         let (documents, store) = (Arc::clone(fetcher.documents()), self.store.clone());
         let reading =
             move || documents.metadata(&store, super::TARGETS_BYTES_MAX.max(super::ROLE_BYTES_MAX));
-        let files = tokio::task::spawn_blocking(reading).await.ok()?;
+        let reading = patiently(tokio::task::spawn_blocking(reading));
+        let files = reading.await?.ok()?;
         let files: Vec<_> = files
             .into_iter()
             .filter_map(|(name, bytes)| Some((File::parse(&name)?, bytes)))

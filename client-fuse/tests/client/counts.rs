@@ -131,6 +131,32 @@ async fn reading_in_sequence_takes_far_fewer_requests_than_chunks() {
     assert_eq!(fetched, packed);
 }
 
+#[tokio::test]
+async fn what_lies_behind_a_large_hole_is_fetched_while_its_reader_is_in_it() {
+    const MIB: u64 = 1 << 20;
+    let mut first = mixed_disk(5 * 1024 + 512, 0);
+    let last = first.split_off(5 * 1024 * 4096);
+    let regions = [(0, &first[..]), (3, &last[..])];
+    let store = Arc::new(Store::sparse(3 * 64 * MIB + last.len() as u64, &regions));
+    let source = MemorySource::new(&store);
+    let stack = start(&source, Setup::DEFAULT).await;
+    for offset in (0..24 * MIB).step_by(1 << 20) {
+        stack.disk.read(offset, 1 << 20).await.unwrap();
+    }
+    while stack.stats.chunks.count() < store.n_chunks {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let before = source.requests().len();
+    for offset in (24 * MIB..stack.disk.length()).step_by(1 << 20) {
+        let bytes = stack.disk.read(offset, 1 << 20).await.unwrap();
+        let at = offset.checked_sub(3 * 64 * MIB);
+        let right = at.map(|at| &last[usize::try_from(at).unwrap()..][..bytes.len()]);
+        assert!(right.map_or_else(|| bytes.iter().all(|it| *it == 0), |right| bytes == right));
+    }
+    assert_eq!(source.requests().len(), before);
+    assert_eq!(stack.stats.duplicate_chunks.count(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_cold_readers_fetch_no_chunk_twice() {
     let store = store(3000, 77);

@@ -54,6 +54,29 @@ async fn every_fault_that_ends_is_survived() {
 }
 
 #[tokio::test]
+async fn an_index_that_gives_a_chunk_two_lengths_is_an_error_where_it_is_wrong() {
+    const AGAIN: u64 = 64 << 20;
+    // Something that compresses: a chunk that fills its length on the server cannot be said to be shorter.
+    let bytes: Vec<u8> = (0..64 * 512_u64)
+        .flat_map(|number| (number * number % 1009 + 1).to_be_bytes())
+        .collect();
+    let store = Arc::new(Store::contradicting(AGAIN + 100 * 4096, &bytes, 0));
+    for wrong_first in [true, false] {
+        let source = MemorySource::new(&store);
+        let stack = start(&source, Setup::DEFAULT).await;
+        if wrong_first {
+            assert!(stack.disk.read(AGAIN, 4096).await.is_err());
+        }
+        let read = stack.disk.read(0, 4096).await.unwrap();
+        assert_eq!(read, bytes[..4096]);
+        // Once the chunk is in a cache, too.
+        assert!(stack.disk.read(AGAIN, 4096).await.is_err());
+        let read = stack.disk.read(0, 64 * 4096).await.unwrap();
+        assert_eq!(read, bytes);
+    }
+}
+
+#[tokio::test]
 async fn every_fault_that_lasts_is_an_error() {
     use Fault::{Break, Flip, Missing, Refuse, Truncate, Unavailable};
     for fault in [Refuse, Unavailable, Missing, Break, Truncate, Flip] {

@@ -47,6 +47,7 @@ const REGION_LEN: usize = REGION_BLOCKS as usize * BLOCK_LEN;
 const PACK_BYTES: usize = 2 << 20;
 
 /// A chunk that is cut but not yet in a finished pack.
+#[derive(Clone, Copy)]
 struct Pending {
     region: usize,
     block: u32,
@@ -68,7 +69,7 @@ impl Store {
     /// Publishes `disk` with a boot pack of every `nth` of its chunks, the last one first.
     pub(crate) fn booting(disk: Vec<u8>, nth: usize) -> Self {
         let regions: Vec<_> = disk.chunks(REGION_LEN).enumerate().collect();
-        let mut store = Self::publish(disk.len() as u64, &regions, |placed| {
+        let mut store = Self::publish(disk.len() as u64, &regions, &[], |placed| {
             let mut seen = HashSet::new();
             let set = placed.iter().rev().step_by(nth).copied();
             set.filter(|chunk| seen.insert(chunk.entry.chunk)).collect()
@@ -79,12 +80,19 @@ impl Store {
 
     /// Publishes a disk of `length` bytes that is all hole but for these regions.
     pub(crate) fn sparse(length: u64, regions: &[(usize, &[u8])]) -> Self {
-        Self::publish(length, regions, |_| Vec::new())
+        Self::publish(length, regions, &[], |_| Vec::new())
+    }
+
+    /// Publishes the chunks of `bytes`, and says in the index that the first one is at block `again` of the next region
+    /// too, with one block less: within a region nobody can say that.
+    pub(crate) fn contradicting(length: u64, bytes: &[u8], again: u32) -> Self {
+        Self::publish(length, &[(0, bytes)], &[again], |_| Vec::new())
     }
 
     fn publish(
         length: u64,
         regions: &[(usize, &[u8])],
+        shortened: &[u32],
         choose: impl Fn(&[PlacedChunk]) -> Vec<PlacedChunk>,
     ) -> Self {
         let mut files = HashMap::new();
@@ -93,6 +101,7 @@ impl Store {
             packer.region(*region, bytes);
         }
         packer.finish_pack();
+        packer.shorten(shortened);
         let n_regions = usize::try_from(length).unwrap().div_ceil(REGION_LEN);
         let mut pages: Vec<_> = (0..n_regions).map(|_| PageBuilder::default()).collect();
         for (chunk, location) in &packer.placed {
@@ -252,6 +261,20 @@ impl Packer {
         });
         if self.pack.len() >= PACK_BYTES {
             self.finish_pack();
+        }
+    }
+
+    /// Places the first chunk again, without its last block, at each of `blocks` of the next region.
+    fn shorten(&mut self, blocks: &[u32]) {
+        for &block in blocks {
+            let (first, location) = self.placed[0];
+            let again = Pending {
+                region: first.region + 1,
+                block,
+                blocks: first.blocks - 1,
+                ..first
+            };
+            self.placed.push((again, location));
         }
     }
 

@@ -5,7 +5,8 @@
 //! granted. What counts is what the file system says that files occupy.
 
 use std::io;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError, TryLockError};
 
 use nix::errno::Errno;
 
@@ -71,13 +72,20 @@ impl CacheFile {
         true
     }
 
-    /// What may be filled in without pushing out what was filled in last.
+    /// What may be filled in without pushing out what was filled in last. Does not block: while somebody makes room
+    /// it is what it was.
     pub(super) fn room_bytes(&self) -> u64 {
-        let budget = self.budget();
-        if budget.pause > 0 {
-            return budget.left;
-        }
-        budget.left.max(self.directory.disks_max() / 2)
+        let budget = match self.budget.try_lock() {
+            Ok(budget) => budget,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return self.room.load(Ordering::Relaxed),
+        };
+        let room = match budget.pause {
+            0 => budget.left.max(self.directory.disks_max() / 2),
+            _ => budget.left,
+        };
+        self.room.store(room, Ordering::Relaxed);
+        room
     }
 
     /// Ends filling for a long while; what is there is served.

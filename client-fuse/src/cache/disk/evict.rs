@@ -82,13 +82,15 @@ impl CacheFile {
             let recency = saved.and_then(|saved| Recency::decode(&saved));
             let recency = recency.unwrap_or_else(Recency::new);
             let present = segments(&idle.file)?;
-            candidates.extend(of_file(number, &idle.file, &present, &recency)?);
+            let unknown = changed_at(&idle.file)?;
+            candidates.extend(of_file(number, unknown, &present, &recency));
         }
         let own = idle.len();
         if alone {
             // The disk is asked before the lock is taken: readers want it, too.
-            let present = segments(&self.file)?;
-            candidates.extend(of_file(own, &self.file, &present, &self.recency())?);
+            let (present, unknown) = (segments(&self.file)?, changed_at(&self.file)?);
+            let of_own = of_file(own, unknown, &present, &self.recency());
+            candidates.extend(of_own);
         }
         let order = policy::order(candidates, self.directory.disks_max());
         let freed = policy::evict(&order, need, |(number, segment)| {
@@ -133,22 +135,25 @@ fn segments(file: &File) -> io::Result<HashSet<u32>> {
     Ok(present)
 }
 
+/// What no run has told of was filled in at the last write, or before.
+fn changed_at(file: &File) -> io::Result<u32> {
+    Ok(u32::try_from(file.metadata()?.mtime()).unwrap_or(0))
+}
+
 /// What could be taken out of a file whose segments with data are `present`.
 fn of_file(
     number: usize,
-    file: &File,
+    unknown: u32,
     present: &HashSet<u32>,
     recency: &Recency,
-) -> io::Result<Vec<Candidate<Key>>> {
-    // What no run has told of was filled in at the last write, or before.
-    let unknown = u32::try_from(file.metadata()?.mtime()).unwrap_or(0);
+) -> Vec<Candidate<Key>> {
     let candidates = recency.candidates(present, unknown);
     let candidates = candidates.map(|candidate| Candidate {
         key: (number, candidate.key),
         used_at: candidate.used_at,
         boot: candidate.boot,
     });
-    Ok(candidates.collect())
+    candidates.collect()
 }
 
 const fn segment_bytes(segment: u32) -> std::ops::Range<u64> {

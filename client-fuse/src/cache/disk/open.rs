@@ -5,15 +5,17 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
 
 use image_format::BLOCK_BYTES;
 use image_format::digest::Digest;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
+use tokio::sync::Semaphore;
 
+use super::answers::{Answers, patiently};
 use super::budget::Budget;
 use super::parts::is_in_memory;
 use super::{CacheFile, DiskCache, Evicted, Known, Proof, Seals};
@@ -23,6 +25,10 @@ use crate::cache::recency::{RECENCY_BYTES_MAX, Recency};
 use crate::cache::sparse;
 use crate::config::DiskCacheConfig;
 use crate::trust::read_bounded;
+
+/// Threads that may be in the disk at once. Those that it does not let go are lost to the others, of which the
+/// runtime has 512.
+const THREADS: usize = 128;
 
 /// Why the disk cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,16 +52,21 @@ impl DiskCache {
     /// The cache of the disk that `disk` names, or none: whatever is wrong with it, a mount works
     /// without, and says so once.
     pub async fn open_or_off(config: DiskCacheConfig, disk: Digest, disk_bytes: u64) -> Self {
+        let path = config.directory.clone();
         let opened = tokio::task::spawn_blocking(move || Self::open(&config, disk, disk_bytes));
-        match opened.await {
-            Ok(Ok(cache)) => cache,
-            Ok(Err(error)) => {
+        match patiently(opened).await {
+            Some(Ok(Ok(cache))) => cache,
+            Some(Ok(Err(error))) => {
                 let cause: &dyn std::error::Error = &error;
                 tracing::warn!(error = cause, "no disk cache");
                 Self::off()
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 tracing::error!(%error, "no disk cache");
+                Self::off()
+            }
+            None => {
+                tracing::warn!(directory = %path.display(), "no disk cache: its disk does not answer");
                 Self::off()
             }
         }
@@ -124,7 +135,10 @@ impl DiskCache {
             disk_bytes,
             directory,
             off: AtomicBool::new(false),
+            answers: Answers::new(),
+            threads: Arc::new(Semaphore::new(THREADS)),
             budget: Mutex::new(Budget::default()),
+            room: AtomicU64::new(0),
             known: Mutex::new(Known::default()),
             recency: Mutex::new(recency.unwrap_or_else(Recency::new)),
             touches: AtomicU64::new(0),

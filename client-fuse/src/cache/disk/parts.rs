@@ -64,6 +64,7 @@ impl DiskCache {
         let start = place.disk_offset() + within.start as u64;
         let range = start..start + (within.end - within.start) as u64;
         let mut buffer = Vec::new();
+        let _busy = self.file()?.begin();
         let within = self.read_sealed(&range, &mut buffer, Wait::Yes)?;
         Some(Bytes::from(buffer).slice(within))
     }

@@ -122,6 +122,7 @@ impl DiskCache {
         let Some(cache) = self.file() else {
             return false;
         };
+        let _busy = cache.begin();
         match read_verified(&cache.file, place, place.disk_offset()) {
             Ok(Cached::Chunk(_)) => true,
             Ok(_) => {
@@ -143,6 +144,7 @@ impl DiskCache {
         let Some(cache) = self.file() else {
             return false;
         };
+        let _busy = cache.begin();
         match cache.is_zero(range) {
             Ok(true) => true,
             Ok(false) => {

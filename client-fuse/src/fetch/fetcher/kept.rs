@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Expect, Fetcher, Whole};
+use crate::cache::disk::answers::patiently;
 use crate::cache::documents::{Documents, Name};
 use crate::fetch::Source;
 
@@ -32,7 +33,11 @@ impl<S: Source> Fetcher<S> {
         }
         let documents = Arc::clone(&self.documents);
         let finding = tokio::task::spawn_blocking(move || documents.find(name, bytes_max));
-        finding.await.ok()?
+        let Some(found) = patiently(finding).await else {
+            self.documents.give_up();
+            return None;
+        };
+        found.ok()?
     }
 
     /// Keeps a file that was fetched and verified.

@@ -200,7 +200,17 @@ impl<S: Source> Fetcher<S> {
             .receive(&attempt, job, pieces, freshness, &mut decoding)
             .await;
         let mut damaged = None;
-        while let Some(ended) = decoding.join_next().await {
+        loop {
+            let ended = tokio::select! {
+                biased;
+                ended = decoding.join_next() => ended,
+                // What came is delivered before it is written.
+                () = self.caches.disk.lasting_silence() => {
+                    decoding.detach_all();
+                    None
+                }
+            };
+            let Some(ended) = ended else { break };
             for error in ended.unwrap_or_default() {
                 self.stats.verify_failures.increment();
                 damaged = Some(FetchError::Chunk {
