@@ -24,7 +24,7 @@ const THREADS: usize = 2;
 const BACKGROUND_MAX: u16 = 32;
 
 /// Read-ahead of the kernel, as ours sets it.
-const READ_AHEAD_KIB: &str = "2048";
+const READ_AHEAD_KIB: &str = "256";
 
 const TTL: Duration = Duration::from_secs(86_400);
 

@@ -15,7 +15,6 @@ use serde_json::Value;
 
 use self::subject::{Cached, Subject};
 use super::Bench;
-use super::disks::pinned;
 use super::line::LOOPBACK;
 use super::report::Section;
 use super::site::{copy_sparse, drop_caches, runs};
@@ -83,10 +82,12 @@ const LOOPED_WHOLE: (&str, Mark) = ("whole, loop device", WHOLE);
 const LOOPED_PART: (&str, Mark) = ("in part, loop device", PARTIAL);
 
 /// What the rows are about.
-const NOTES: [&str; 4] = [
+const NOTES: [&str; 6] = [
     "whole: all of the disk is in the disk cache, was verified, and is read by the kernel (passthrough)",
     "in part: the disk cache has the disk up to the end of the first 7/8 of those data, which are what is read, and lacks the rest; served by us (`--no-passthrough`)",
     "all files lie in memory (tmpfs): what is dropped before each run, or passed by, is the page cache of what is mounted and of loop devices, and a local file has none but itself",
+    "the local file is the cache file itself, read directly: which memory a file lies in makes a tenth of the speed",
+    "nothing is pinned to a CPU, because no server has anything to do: pinned, most of a read through a loop device is on which CPU the kernel's worker runs",
     "every subject was compared with the image before, up to the end of what is read; for the first touch, an earlier mount of that cache",
 ];
 
@@ -118,7 +119,7 @@ pub fn cache(bench: &Bench<'_>) -> Result<Section> {
     };
     let whole = fill("whole", bench.site.length, run.clone())?;
     let partly = fill("part", part.end, part)?;
-    let file = Subject::file("local file", &local, run.clone());
+    let file = Subject::file("local file", &whole.file()?, run.clone());
     let bare = match binaries::host("examples/bare_fuse") {
         Ok(program) => Some(subject::bare(bench, &program, &local, scratch.path(), run)?),
         Err(error) => {
@@ -272,7 +273,7 @@ fn compare_bytes(disk: &Path, image: &Path, length: u64) -> Result<()> {
 fn fio(bench: &Bench<'_>, subject: &Subject, way: &Way) -> Result<f64> {
     drop_caches()?;
     let span = subject.span();
-    let mut command = pinned(bench.client_cpu(), "fio".as_ref());
+    let mut command = Command::new("fio");
     command
         .args([
             "--name=read",

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::super::Bench;
-use super::super::disks::{Shown, mount, pinned};
+use super::super::disks::{Shown, mount};
 use super::super::site::Site;
 use super::super::turns::Course;
 use super::compare_bytes;
@@ -159,6 +159,17 @@ impl<'a> Cached<'a> {
         Ok(cached)
     }
 
+    /// Returns the file in which the cache has the disk.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn file(&self) -> Result<PathBuf> {
+        let disks = self.directory.join("cache/disks-v1");
+        let mut files = fs::read_dir(&disks)?.filter_map(|entry| Some(entry.ok()?.path()));
+        let is_disk = |path: &PathBuf| path.extension().is_some_and(|it| it == "raw");
+        files.find(is_disk).context("no disk is cached")
+    }
+
     /// Mounts the disk with this cache.
     ///
     /// # Errors
@@ -168,9 +179,8 @@ impl<'a> Cached<'a> {
         if point.is_dir() {
             fs::remove_dir(&point).context("the last mount is still there")?;
         }
-        let (site, cpu) = (self.bench.site, self.bench.client_cpu());
-        let servers = &self.course.servers;
-        let (mut command, disk) = mount(site, servers.store(), Site::PLAIN, &self.directory, cpu)?;
+        let (site, servers) = (self.bench.site, &self.course.servers);
+        let (mut command, disk) = mount(site, servers.store(), Site::PLAIN, &self.directory, None)?;
         let side = Some(self.course.line.client());
         let shown = Shown::start(command.args(extra), &disk, site.length, side)?;
         Ok(Subject {
@@ -196,7 +206,7 @@ pub(super) fn bare(
 ) -> Result<Subject> {
     let path = scratch.join("bare.raw");
     fs::write(&path, "")?;
-    let mut command = pinned(bench.client_cpu(), program);
+    let mut command = Command::new(program);
     let length = bench.site.length;
     let shown = Shown::start(command.arg(file).arg(&path), &path, length, None)?;
     Ok(Subject {
