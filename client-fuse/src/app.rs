@@ -9,13 +9,14 @@ use image_format::BLOCK_BYTES;
 use image_format::trace::Header;
 use tokio::runtime::{Handle, Runtime};
 
+use crate::cache::desk;
 use crate::cache::disk::DiskCache;
-use crate::cache::disk::answers::patiently;
 use crate::cache::documents::Documents;
 use crate::cache::memory::MemoryCache;
-use crate::cache::{Caches, tend};
+use crate::cache::{Caches, keep_recency};
 use crate::config::{BaseUrl, Config, Purpose, RecordConfig, Role, RootConfig, TrustConfig};
 use crate::disk::Disk;
+use crate::fetch::decoders::Decoders;
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::http::HttpSource;
 use crate::fetch::http::identity::Identity;
@@ -55,8 +56,8 @@ const DIALED_EARLY: usize = 3;
 /// How long a look at the store may take: there is another one.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Threads for decoding and for the cache file, beyond one a core: the disk may keep some waiting.
-const BLOCKING_THREADS_EXTRA: usize = 4;
+/// Threads beyond those for decoding and for the cache, for what else waits: overlays, traces, names.
+const BLOCKING_THREADS_EXTRA: usize = 2;
 
 /// Mounts as told and serves until the mount is gone.
 ///
@@ -158,10 +159,10 @@ fn work(
 }
 
 fn runtime() -> anyhow::Result<Runtime> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = Decoders::most() + desk::THREADS + BLOCKING_THREADS_EXTRA;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(cores + BLOCKING_THREADS_EXTRA)
+        .max_blocking_threads(threads)
         .build()
         .context("cannot start the worker threads")
 }
@@ -196,7 +197,8 @@ async fn serve(
     let trace = trace.filter(|_| is_first);
     let overlay = open_overlay(config, &image).await?;
     let caches = Arc::new(caches(config, &image).await);
-    tokio::spawn(tend(Arc::downgrade(&caches)));
+    tokio::spawn(desk::look_after());
+    tokio::spawn(keep_recency(Arc::downgrade(&caches)));
     let lookout = lookout(config, &image, trust, &mirrors, &stats);
     let fetcher = fetcher(config, mirrors, &caches, &stats).with_documents(documents);
     let recorder = record_if_asked(config, trace, &image)?;
@@ -540,16 +542,12 @@ async fn open_documents(config: &Config) -> Documents {
     let Some(cache) = config.disk_cache.clone() else {
         return Documents::none();
     };
-    let opened = tokio::task::spawn_blocking(move || Documents::open(&cache));
-    match patiently(opened).await {
-        Some(Ok(Ok(documents))) => documents,
-        Some(Ok(Err(error))) => {
+    let opened = desk::ask_patiently(move || Documents::open(&cache));
+    match opened.await {
+        Some(Ok(documents)) => documents,
+        Some(Err(error)) => {
             // The disk cache will say the same, louder.
             tracing::debug!(%error, "documents are not kept");
-            Documents::none()
-        }
-        Some(Err(error)) => {
-            tracing::error!(%error, "documents are not kept");
             Documents::none()
         }
         None => {

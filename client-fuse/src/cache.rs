@@ -4,13 +4,18 @@
 //! can make a read fail.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use image_format::chunk::Chunk;
+
+use crate::cache::desk::Started;
 use crate::cache::disk::DiskCache;
-use crate::cache::disk::answers::LOOK_EVERY;
 use crate::cache::memory::MemoryCache;
+use crate::place::Place;
 
 pub mod blocks;
 pub mod care;
+pub mod desk;
 pub mod directory;
 pub mod disk;
 pub mod documents;
@@ -21,9 +26,9 @@ mod recency;
 pub mod shelf;
 mod sparse;
 
-/// Looks from one save to the next, which is 30 s. A machine that is switched off, and a client that is killed, forget
-/// what they used since; a boot uses most of what it uses in the first minute.
-const LOOKS_TO_A_SAVE: u32 = 15;
+/// A machine that is switched off, and a client that is killed, forget what they used since; a boot uses most of what
+/// it uses in the first minute.
+const SAVE_EVERY: Duration = Duration::from_secs(30);
 
 /// The two caches of a mount.
 #[derive(Debug)]
@@ -44,8 +49,7 @@ impl Caches {
         }
     }
 
-    /// Does something that blocks on the disk cache, on a thread where it may. `None`: the cache is off, its disk
-    /// does not answer, or `work` failed.
+    /// Does something that blocks on the disk cache; see [`desk::ask`].
     ///
     /// # Cancel safety
     ///
@@ -54,38 +58,30 @@ impl Caches {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> Option<T> {
-        let asking = async {
-            let thread = self.disk.thread().await?;
-            let caches = Arc::clone(self);
-            let working = tokio::task::spawn_blocking(move || {
-                let done = work(&caches);
-                drop(thread);
-                done
-            });
-            working.await.ok()
-        };
-        tokio::select! {
-            biased;
-            done = asking => done,
-            () = self.disk.silence() => None,
+        let caches = Arc::clone(self);
+        desk::ask(move || work(&caches)).await
+    }
+
+    /// Begins to write chunks to the disk cache; ends with how many bytes that took. `None`: the cache is off.
+    pub(crate) fn fill(self: &Arc<Self>, chunks: Vec<(Place, Chunk)>) -> Option<Started<u64>> {
+        if chunks.is_empty() || !self.disk.is_on() {
+            return None;
         }
+        let caches = Arc::clone(self);
+        Some(desk::start(move || {
+            let fill = |(place, chunk): &(Place, Chunk)| caches.disk.fill(place, chunk);
+            chunks.iter().map(fill).sum()
+        }))
     }
 }
 
-/// Looks after `caches` for as long as somebody has them: whether their disk answers, and that what was used when is
-/// saved now and then, because root disks never end in order.
-pub async fn tend(caches: Weak<Caches>) {
-    let mut looks = 0;
+/// Saves what of `caches` was used when, now and then, for as long as somebody has them: root disks never end in order.
+pub async fn keep_recency(caches: Weak<Caches>) {
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(SAVE_EVERY).await;
         let Some(caches) = caches.upgrade() else {
             return;
         };
-        caches.disk.look();
-        looks = (looks + 1) % LOOKS_TO_A_SAVE;
-        if looks == 0 {
-            // Who looks does not wait for the disk.
-            tokio::task::spawn_blocking(move || caches.disk.save_news());
-        }
+        caches.ask(|caches| caches.disk.save_news()).await;
     }
 }

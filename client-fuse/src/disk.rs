@@ -285,42 +285,39 @@ impl<S: Source> Parts<S> {
         each.for_each_concurrent(PAGES_AT_ONCE, fetch).await;
     }
 
-    /// Fetches `range`, and what lies behind the holes that it has, of a disk of `length` bytes. Returns how far.
+    /// Fetches `range`, and where it is long and at least half of it are holes, as much of what follows, so that the line
+    /// has something to do while its reader is in a hole. Returns how far, on a disk of `length` bytes.
     async fn fetch_ahead(&self, range: Range<u64>, length: u64) -> u64 {
-        let (parts, reached) = match self.stretch(range.clone(), length).await {
-            Ok(stretched) => stretched,
-            Err(error) => {
-                tracing::debug!(%error, "read-ahead fails; the read itself will report it");
-                return range.end;
-            }
-        };
-        self.chunks.boot_pack_is_known().await;
-        let places = parts.into_iter().map(|part| part.place);
-        let places = self.chunks.lacking(places.collect()).await;
-        self.chunks.fetch_ahead(places);
-        reached
-    }
-
-    /// The chunks of `range`; where it is long and at least half of it are holes, also those of what follows, so that
-    /// the line has something to do while its reader is in a hole.
-    async fn stretch(&self, range: Range<u64>, length: u64) -> Result<(Vec<Part>, u64), ReadError> {
         let step = range.end - range.start;
-        let (mut parts, mut reached, mut bytes) = (Vec::new(), range.start, 0);
+        let (mut next, mut bytes) = (range, 0);
         for _ in 0..STRETCH_STEPS_MAX {
-            let next = reached..(reached + step).min(length);
-            let pieces = self.plan(&next).await?;
-            let found = pieces.iter().filter_map(Piece::part);
-            bytes += found
-                .clone()
-                .map(|part| part.within.len() as u64)
-                .sum::<u64>();
-            parts.extend(found.cloned());
-            reached = next.end;
-            if step < STRETCH_BYTES_MIN || bytes >= step / 2 || reached == length {
+            bytes += match self.step_ahead(&next).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::debug!(%error, "read-ahead fails; the read itself will report it");
+                    break;
+                }
+            };
+            if step < STRETCH_BYTES_MIN || bytes >= step / 2 || next.end >= length {
                 break;
             }
+            next = next.end..(next.end + step - bytes).min(length);
         }
-        Ok((parts, reached))
+        next.end
+    }
+
+    /// Fetches `range`, and returns how many bytes of it are no holes.
+    async fn step_ahead(&self, range: &Range<u64>) -> Result<u64, ReadError> {
+        let pieces = self.plan(range).await?;
+        let parts = pieces.iter().filter_map(Piece::part);
+        let bytes = parts.clone().map(|part| part.within.len() as u64).sum();
+        let places: Vec<Place> = parts.map(|part| part.place).collect();
+        if !places.is_empty() {
+            self.chunks.boot_pack_is_known().await;
+            let places = self.chunks.lacking(places).await;
+            self.chunks.fetch_ahead(places);
+        }
+        Ok(bytes)
     }
 }
 

@@ -20,6 +20,7 @@ use image_format::frame::FrameError;
 
 use crate::fetch::retry::{Blame, Fault};
 
+pub mod decoders;
 pub mod fetcher;
 pub mod hedge;
 pub mod http;

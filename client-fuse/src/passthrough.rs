@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::cache::Caches;
+use crate::cache::{Caches, desk};
 use crate::stats::Stats;
 
 /// Whether the kernel may read the cache file itself, or why not.
@@ -290,7 +290,7 @@ impl Lender {
             Ok(Some(file)) => Some(file),
             Ok(None) => {
                 // Or somebody has it for a moment, to make room in it.
-                if !self.caches.disk.is_proven() {
+                if !desk::is_silent() && !self.caches.disk.is_proven() {
                     self.tell_content(Content::Unverified);
                 }
                 None

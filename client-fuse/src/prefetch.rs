@@ -214,3 +214,83 @@ impl BootStream {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use image_format::boot_pack::PlacedChunk;
+    use image_format::page::Entry;
+
+    use super::*;
+    use crate::flight::{Boarding, Flights};
+    use crate::place::Place;
+
+    /// A boot pack of one frame with two chunks.
+    fn stream() -> (BootStream, [Place; 2]) {
+        let pack = ObjectRef {
+            length: 1 << 20,
+            ..ObjectRef::of(b"pack")
+        };
+        let chunk = |number: u32| PlacedChunk {
+            region: 0,
+            entry: Entry {
+                block: number * 4,
+                blocks: 4,
+                chunk: ChunkId::of(&number.to_le_bytes()),
+                pack: 0,
+                offset: 8 + number * 100,
+                length: 100,
+            },
+            pack,
+        };
+        let chunks = [chunk(0), chunk(1)];
+        let head = Head::build(&chunks, &[150]).unwrap();
+        let places = [Place::of(&chunks[0]), Place::of(&chunks[1])];
+        (BootStream::new(ObjectRef::of(b"boot pack"), head), places)
+    }
+
+    fn wanted(place: Place) -> Wanted {
+        match Flights::new().board(place.id(), &Arc::new(Hurry::new())) {
+            Boarding::Lead(landing, _) => Wanted { place, landing },
+            Boarding::Follow(_) => panic!("nobody else boards"),
+        }
+    }
+
+    const CALM: Pressure = Pressure {
+        guest_requests: 0,
+        room_bytes: u64::MAX,
+        frames_max: 4,
+    };
+
+    #[test]
+    fn a_guest_that_comes_while_its_frame_is_about_to_be_fetched_hurries_it() {
+        let (boot, [first, second]) = stream();
+        let decided = boot.next(CALM);
+        assert!(matches!(
+            decided,
+            Step::Fetch {
+                frame: 0,
+                priority: Priority::Ahead
+            }
+        ));
+        assert!(boot.take(wanted(first)).is_none(), "the frame brings it");
+        let hurry = Arc::new(Hurry::new());
+        boot.hold(0, vec![wanted(second)], &hurry);
+        assert!(hurry.is_called());
+        let held = boot.held(0);
+        let guests = held.iter().filter(|held| held.priority == Priority::Guest);
+        assert_eq!((held.len(), guests.count()), (2, 1));
+    }
+
+    #[test]
+    fn a_frame_that_nobody_waits_for_takes_its_time() {
+        let (boot, [first, second]) = stream();
+        assert!(matches!(boot.next(CALM), Step::Fetch { frame: 0, .. }));
+        let hurry = Arc::new(Hurry::new());
+        boot.hold(0, vec![wanted(first)], &hurry);
+        assert!(!hurry.is_called());
+        assert!(boot.take(wanted(second)).is_none());
+        assert!(hurry.is_called(), "once a guest waits, it is told");
+        drop(boot.finish(0));
+        assert!(boot.take(wanted(first)).is_some(), "nothing comes any more");
+    }
+}

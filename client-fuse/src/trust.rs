@@ -28,7 +28,7 @@ use tough::schema::{Root, Signed, Target, Targets};
 use tough::{ExpirationEnforcement, Limits, Repository, RepositoryLoader};
 use url::Url;
 
-use crate::cache::disk::answers::patiently;
+use crate::cache::desk::patiently;
 use crate::config::{BaseUrl, Expiry};
 use crate::fetch::Source;
 use crate::fetch::fetcher::{Attempts, Fetcher};

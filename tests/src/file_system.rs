@@ -32,24 +32,17 @@ impl FileSystem {
     /// There is no `mkfs.ext4`, or we are not root.
     pub fn in_file(file: &Path, bytes: u64) -> Result<Self> {
         fs::File::create(file)?.set_len(bytes)?;
-        Self::on_disk(file, &file.with_extension("tree"))
-    }
-
-    /// The same on `disk`, which is there, mounted at `tree`, which is made.
-    ///
-    /// # Errors
-    /// There is no `mkfs.ext4`, or we are not root.
-    pub fn on_disk(disk: &Path, tree: &Path) -> Result<Self> {
         let made = Command::new("mkfs.ext4")
             .args(["-q", "-F", "-O", "^has_journal", "-E"])
             .arg("lazy_itable_init=0,nodiscard")
-            .arg(disk)
+            .arg(file)
             .status()
             .context("cannot run mkfs.ext4")?;
         ensure!(made.success(), "mkfs.ext4 ended with {made}");
-        let device = LoopDevice::over(disk)?;
+        let device = LoopDevice::over(file)?;
         let source = device.path().to_string_lossy();
-        let mut mounted = Self::mount(&source, tree, "ext4", "errors=remount-ro")?;
+        let tree = file.with_extension("tree");
+        let mut mounted = Self::mount(&source, &tree, "ext4", "errors=remount-ro")?;
         mounted.device = Some(device);
         Ok(mounted)
     }

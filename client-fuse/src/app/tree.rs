@@ -9,8 +9,8 @@ use tokio::runtime::Handle;
 use super::inside::Inside;
 use super::{mirrors, open_documents, trust};
 use crate::cache::Caches;
+use crate::cache::desk;
 use crate::cache::disk::DiskCache;
-use crate::cache::disk::answers::patiently;
 use crate::cache::memory::MemoryCache;
 use crate::config::{Config, Role};
 use crate::fetch::fetcher::Fetcher;
@@ -66,6 +66,7 @@ pub(super) async fn serve(
         names = names => names.context("cannot read what images there are")?,
         signal = signals.next() => anyhow::bail!("ended by {signal}"),
     };
+    tokio::spawn(desk::look_after());
     let images = Images::new(
         metadata,
         fetcher(config.network.retry),
@@ -82,11 +83,8 @@ pub(super) async fn serve(
     tracing::info!(store = %config.base, "serving all images");
     readiness.announce().context("cannot leave the terminal")?;
     let served = mount.serve(Role::Plain, &mut signals).await;
-    let saving = tokio::task::spawn_blocking(move || tree.save());
     // A hint, which a disk that does not answer does not get.
-    if let Some(saved) = patiently(saving).await {
-        saved.context("what was seen in this run is not kept")?;
-    }
+    desk::ask(move || tree.save()).await;
     served?;
     tracing::info!("unmounted");
     Ok(())

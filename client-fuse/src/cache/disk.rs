@@ -10,7 +10,7 @@
 //! place of this disk. [`hints`](crate::cache::hints) say where; it is verified and written to its own place.
 //!
 //! An error switches the cache off for the rest of the run, with one line in the log; it never
-//! reaches a reader. A disk that does not [answer](answers) switches it off until it does. A full file system
+//! reaches a reader. A disk that does not [answer](desk) switches it off until it does. A full file system
 //! only ends filling. Once open, the file is not needed by name.
 //!
 //! Bounds: the bytes of the whole directory ([`budget`]); what was unused for longest makes room
@@ -31,9 +31,9 @@ use image_format::chunk::Chunk;
 use image_format::digest::Digest;
 use image_format::{BLOCK_BYTES, REGION_BYTES};
 use nix::fcntl::Flock;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::cache::blocks::BlockSet;
+use crate::cache::desk;
 use crate::cache::directory::{self, Directory};
 use crate::cache::hints::{Hints, NOTE_BYTES};
 use crate::cache::policy::SEGMENT_BYTES;
@@ -42,7 +42,6 @@ use crate::cache::sparse;
 use crate::place::Place;
 use crate::stats::Counter;
 
-pub(crate) mod answers;
 mod budget;
 mod elsewhere;
 pub(super) mod evict;
@@ -53,7 +52,6 @@ mod seals;
 #[cfg(test)]
 mod tests;
 
-use answers::Answers;
 use budget::{Budget, is_full};
 pub use open::CacheError;
 pub use parts::Wait;
@@ -74,9 +72,6 @@ struct CacheFile {
     directory: Directory,
     /// Set by the first error.
     off: AtomicBool,
-    answers: Answers,
-    /// Most operations at once.
-    threads: Arc<Semaphore>,
     budget: Mutex<Budget>,
     /// What [`Self::room_bytes`] was when it was counted last.
     room: AtomicU64,
@@ -161,7 +156,6 @@ impl DiskCache {
         let Some(cache) = self.file() else {
             return Cached::Miss;
         };
-        let _busy = cache.begin();
         let found = if cache.may_hold(place) {
             cache.read_chunk(place)
         } else {
@@ -186,7 +180,6 @@ impl DiskCache {
         let Some(cache) = self.file() else {
             return false;
         };
-        let _busy = cache.begin();
         cache.may_hold(place)
             || cache
                 .elsewhere(place)
@@ -197,7 +190,7 @@ impl DiskCache {
     #[must_use]
     pub fn may_be_elsewhere(&self, place: &Place) -> bool {
         self.file().is_some_and(|cache| {
-            let _busy = cache.begin();
+            let _busy = desk::begin();
             cache.may_be_elsewhere(place)
         })
     }
@@ -207,12 +200,14 @@ impl DiskCache {
         let Some(cache) = self.file().filter(|cache| !cache.may_hold(place)) else {
             return 0;
         };
-        let _busy = cache.begin();
         let bytes = chunk.bytes().len() as u64;
         if !cache.reserve(bytes + NOTE_BYTES) {
             return 0;
         }
-        let write = || cache.file.write_all_at(chunk.bytes(), place.disk_offset());
+        let write = || {
+            let _busy = desk::begin();
+            cache.file.write_all_at(chunk.bytes(), place.disk_offset())
+        };
         let written = match write() {
             Err(error) if is_full(&error) && cache.make_room(bytes) => write(),
             written => written,
@@ -295,75 +290,22 @@ impl DiskCache {
         news
     }
 
-    /// Looks whether the disk answers, every [`answers::LOOK_EVERY`].
-    pub(super) fn look(&self) {
-        if let Some(cache) = &self.0
-            && cache.answers.look()
-        {
-            tracing::warn!(cache = %cache.path.display(), "the disk of the cache does not answer; reads go on without it until it does");
-        }
-    }
-
-    /// Returns once the disk does not answer.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost.
-    pub(crate) async fn silence(&self) {
-        match &self.0 {
-            Some(cache) => cache.answers.silence().await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// The same, and a moment later: for who waits for work that blocks on the disk last, and may just be about its
-    /// first part.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost.
-    pub(crate) async fn lasting_silence(&self) {
-        self.silence().await;
-        tokio::time::sleep(answers::LOOK_EVERY).await;
-    }
-
-    /// A place among those who may block on the disk; `None`: the cache is off.
-    pub(super) async fn thread(&self) -> Option<OwnedSemaphorePermit> {
-        let threads = Arc::clone(&self.file()?.threads);
-        threads.acquire_owned().await.ok()
+    /// Whether the cache is off for good: there is none, or an error switched it off.
+    #[must_use]
+    pub fn is_off(&self) -> bool {
+        let is_off = |cache: &CacheFile| cache.off.load(Ordering::Relaxed);
+        self.0.as_ref().is_none_or(is_off)
     }
 
     /// The file, unless the cache is off.
     fn file(&self) -> Option<&CacheFile> {
         self.0
             .as_ref()
-            .filter(|cache| !cache.off.load(Ordering::Relaxed) && !cache.answers.is_silent())
-    }
-}
-
-/// Something that the disk is asked for; it has answered when this is dropped.
-#[derive(Debug)]
-struct Busy<'a> {
-    cache: &'a CacheFile,
-    number: u64,
-}
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        if self.cache.answers.end(self.number) {
-            tracing::warn!(cache = %self.cache.path.display(), "the disk of the cache answers again");
-        }
+            .filter(|cache| !cache.off.load(Ordering::Relaxed) && !desk::is_silent())
     }
 }
 
 impl CacheFile {
-    fn begin(&self) -> Busy<'_> {
-        Busy {
-            cache: self,
-            number: self.answers.begin(),
-        }
-    }
-
     fn may_hold(&self, place: &Place) -> bool {
         let region = place.disk_offset() / REGION_BYTES;
         let known = self.known();
@@ -371,7 +313,7 @@ impl CacheFile {
             return known.present.contains(place.blocks());
         }
         drop(known);
-        let _busy = self.begin();
+        let _busy = desk::begin();
         let start = region * REGION_BYTES;
         let data = match sparse::data_in(&self.file, start..start + REGION_BYTES) {
             Ok(data) => data,
@@ -420,11 +362,12 @@ impl CacheFile {
 
     /// Saves what was used when; a hint, so that failing at it is no failure.
     fn save(&self) {
-        let _busy = self.begin();
         let touches = self.touches.load(Ordering::Relaxed);
         let file = self.recency().encode();
         self.saved.store(touches, Ordering::Relaxed);
-        if self.reserve(file.len() as u64 + NOTE_BYTES)
+        let has_room = self.reserve(file.len() as u64 + NOTE_BYTES);
+        let _busy = desk::begin();
+        if has_room
             && let Err(error) = directory::replace(&self.directory.recency(&self.disk), &file)
         {
             tracing::debug!(%error, "what was used when is not saved");
@@ -449,7 +392,9 @@ impl CacheFile {
 /// Reads the bytes at `offset` of `file` as the chunk of `place`.
 pub(super) fn read_verified(file: &File, place: &Place, offset: u64) -> io::Result<Cached> {
     let mut bytes = vec![0; usize::try_from(place.plain_bytes()).map_err(io::Error::other)?];
+    let busy = desk::begin();
     file.read_exact_at(&mut bytes, offset)?;
+    drop(busy);
     if has_zero_block(&bytes) {
         return Ok(Cached::Miss);
     }

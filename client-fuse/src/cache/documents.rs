@@ -17,6 +17,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use image_format::digest::Digest;
 
+use crate::cache::desk;
 use crate::cache::directory::{Directory, Patience, Room, open_ours, replace};
 use crate::config::DiskCacheConfig;
 use crate::trust::read_bounded;
@@ -30,8 +31,6 @@ pub struct Documents {
     directory: Option<Directory>,
     /// Whether the log says that nothing can be kept.
     told: AtomicBool,
-    /// Set when the disk did not answer.
-    given_up: AtomicBool,
     /// One at a time: they would only be in each other's way.
     writing: Mutex<()>,
 }
@@ -70,7 +69,6 @@ impl Documents {
         Self {
             directory: Some(directory),
             told: AtomicBool::new(false),
-            given_up: AtomicBool::new(false),
             writing: Mutex::new(()),
         }
     }
@@ -81,7 +79,6 @@ impl Documents {
         Self {
             directory: None,
             told: AtomicBool::new(false),
-            given_up: AtomicBool::new(false),
             writing: Mutex::new(()),
         }
     }
@@ -89,22 +86,14 @@ impl Documents {
     /// Whether anything can be kept.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        self.directory.is_some() && !self.given_up.load(Ordering::Relaxed)
-    }
-
-    /// Does without for the rest of the run, because the disk does not answer.
-    pub(crate) fn give_up(&self) {
-        if !self.given_up.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                "documents are neither found nor kept: the disk of the cache does not answer"
-            );
-        }
+        self.directory.is_some() && !desk::is_silent()
     }
 
     /// The document `name`, of at most `bytes_max` bytes. Blocks on the disk.
     #[must_use]
     pub fn find(&self, name: Name, bytes_max: u64) -> Option<Bytes> {
         let path = self.path(name)?;
+        let _busy = desk::begin();
         let bytes = read_bounded(&path, bytes_max).ok()?;
         if let Name::Whole(digest) = name
             && Digest::of(&bytes) != digest
@@ -131,6 +120,7 @@ impl Documents {
         let Some(directory) = &self.directory else {
             return found;
         };
+        let _busy = desk::begin();
         let visited = directory.each(Room::Metadata, |name, path, _| {
             if let Some((of, file)) = name.split_once('.')
                 && of == store
@@ -185,6 +175,7 @@ impl Documents {
             return;
         };
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _busy = desk::begin();
         let written = admit(directory, room, bytes.len() as u64, || replace(path, bytes));
         if let Err(error) = written
             && !self.told.swap(true, Ordering::Relaxed)

@@ -373,13 +373,10 @@ impl<S: Source> Chunks<S> {
         }
         let framed = &self.stats.boot_pack.framed_chunks;
         framed.add(verified.len() as u64);
-        let (caches, stats) = (Arc::clone(&self.caches), Arc::clone(&self.stats));
-        // Where this fails, landings are dropped, and those who wait ask again.
-        let landing = tokio::task::spawn_blocking(move || land_all(verified, &caches, &stats));
-        tokio::select! {
-            _ = landing => {}
-            // They are delivered before they are written.
-            () = self.caches.disk.lasting_silence() => {}
+        let landed = land_all(verified, &self.caches, &self.stats);
+        if let Some(filling) = self.caches.fill(landed) {
+            let filled = filling.end().await;
+            self.stats.disk_fill_bytes.add(filled.unwrap_or(0));
         }
         wanted.into_values().collect()
     }

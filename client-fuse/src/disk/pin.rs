@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Disk, Parts, ReadError};
+use crate::cache::desk;
 use crate::fetch::{FetchError, Source};
 use crate::place::Place;
 
@@ -21,7 +22,7 @@ const ROUNDS_MAX: usize = 5;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages are the docs")]
 pub enum PinError {
-    #[error("there is no disk cache to fill")]
+    #[error("there is no disk cache to fill, or no more")]
     NoCache,
     #[error(
         "the disk has {data} bytes of data, but the cache holds {room} at most (see --cache-size)"
@@ -125,7 +126,7 @@ impl<S: Source> Parts<S> {
 
     /// Goes over the disk once; returns how many bytes were lacking when they were come to. None were
     /// only if nothing came, and so nothing was pushed out either.
-    async fn round(&self, progress: &mut (impl FnMut(u64) + Send)) -> Result<u64, ReadError> {
+    async fn round(&self, progress: &mut (impl FnMut(u64) + Send)) -> Result<u64, PinError> {
         let (mut done, mut lacking) = (0, 0);
         for region in 0..self.pages.n_regions() {
             let Some(page) = self.pages.page(region).await? else {
@@ -140,7 +141,13 @@ impl<S: Source> Parts<S> {
                 if bytes < BATCH_BYTES && number + 1 < page.entries().len() {
                     continue;
                 }
-                lacking += self.batch(std::mem::take(&mut batch)).await?;
+                lacking += self
+                    .batch(std::mem::take(&mut batch))
+                    .await
+                    .map_err(ReadError::from)?;
+                if self.chunks.caches().disk.is_off() {
+                    return Err(PinError::NoCache);
+                }
                 done += std::mem::take(&mut bytes);
                 progress(done);
             }
@@ -150,6 +157,8 @@ impl<S: Source> Parts<S> {
 
     /// Brings `places` into the cache file; returns how many bytes of them it lacked.
     pub(super) async fn batch(&self, places: Vec<Place>) -> Result<u64, FetchError> {
+        // Into a disk that does not answer nothing can be brought, and it may answer again.
+        desk::answered().await;
         while self.chunks.has_guests() {
             tokio::time::sleep(PAUSE).await;
         }

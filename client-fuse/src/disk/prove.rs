@@ -12,7 +12,7 @@ use image_format::page::Page;
 use image_format::{BLOCK_BYTES, REGION_BYTES};
 
 use super::{Disk, Parts, ReadError};
-use crate::cache::Caches;
+use crate::cache::{Caches, desk};
 use crate::fetch::Source;
 use crate::passthrough::{Content, Lender};
 use crate::place::Place;
@@ -84,7 +84,9 @@ impl<S: Source> Parts<S> {
         let caches = self.chunks.caches();
         let (mut is_due, mut lacking) = (true, 0);
         // The kernel may come to refuse it, and the cache to be of no use.
-        while lender.kernel_can().await && caches.disk.is_on() {
+        while lender.kernel_can().await && !caches.disk.is_off() {
+            desk::answered().await;
+            let silences = desk::silences();
             let occupied = self.with_cache(|caches| caches.disk.occupied_bytes()).await;
             let is_proven = caches.disk.is_proven();
             // What is on the disk twice need be in the file only once until now.
@@ -92,6 +94,11 @@ impl<S: Source> Parts<S> {
                 lender.tell_content(Content::Incomplete);
             } else if (is_due || !is_proven) && !self.prove(lender, &mut lacking).await {
                 tokio::time::sleep(every).await;
+                is_due = true;
+                continue;
+            }
+            if desk::silences() != silences {
+                // What was found meanwhile says nothing.
                 is_due = true;
                 continue;
             }
@@ -221,10 +228,7 @@ impl<S: Source> Parts<S> {
         &self,
         work: impl FnOnce(&Caches) -> T + Send + 'static,
     ) -> Option<T> {
-        let caches = Arc::clone(self.chunks.caches());
-        tokio::task::spawn_blocking(move || work(&caches))
-            .await
-            .ok()
+        self.chunks.caches().ask(work).await
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::cache::Caches;
 use crate::cache::documents::Documents;
+use crate::fetch::decoders::Decoders;
 use crate::fetch::hedge::Budget;
 use crate::fetch::lanes::{Hurry, Lanes, Priority, Slot};
 use crate::fetch::line::Estimate;
@@ -56,6 +57,7 @@ pub struct Fetcher<S> {
     gone: Gone,
     documents: Arc<Documents>,
     underway: Arc<Underway>,
+    decoders: Decoders,
     stats: Arc<Stats>,
 }
 
@@ -93,6 +95,7 @@ impl<S: Source> Fetcher<S> {
             gone: Gone::default(),
             documents: Arc::default(),
             underway: Arc::default(),
+            decoders: Decoders::new(),
             stats,
         }
     }
@@ -111,6 +114,7 @@ impl<S: Source> Fetcher<S> {
             gone: Gone::default(),
             documents: Arc::clone(&self.documents),
             underway: Arc::clone(&self.underway),
+            decoders: self.decoders.clone(),
             stats: Arc::clone(&self.stats),
         }
     }

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use super::TreeError;
 use crate::cache::disk::DiskCache;
 use crate::cache::memory::MemoryCache;
-use crate::cache::{Caches, tend};
+use crate::cache::{Caches, desk, keep_recency};
 use crate::config::{BaseUrl, DiskCacheConfig};
 use crate::disk::Disk;
 use crate::fetch::Source;
@@ -101,7 +101,7 @@ impl<S> Drop for Opened<S> {
     fn drop(&mut self) {
         let caches = Arc::clone(&self.caches);
         // What was used when: a hint, which may get lost when the process ends.
-        self.runtime.spawn_blocking(move || caches.disk.save());
+        self.runtime.spawn(desk::ask(move || caches.disk.save()));
     }
 }
 
@@ -222,7 +222,7 @@ impl<S: Source> Images<S> {
             memory: self.memory.clone(),
             disk: self.disk_cache(&image).await,
         });
-        self.runtime.spawn(tend(Arc::downgrade(&caches)));
+        self.runtime.spawn(keep_recency(Arc::downgrade(&caches)));
         let fetcher = Arc::new(self.chunks.into_caches(Arc::clone(&caches)));
         let stats = Arc::clone(fetcher.stats());
         // Nothing is fetched ahead of the first read: who lists a store wants none of its disks.

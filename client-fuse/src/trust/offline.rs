@@ -18,7 +18,7 @@ use tough::schema::{Root, Signed};
 use super::expiry::Verdict;
 use super::transport::{File, MetadataTransport};
 use super::{Basis, Found, TrustError};
-use crate::cache::disk::answers::patiently;
+use crate::cache::desk;
 use crate::fetch::Source;
 use crate::fetch::fetcher::Fetcher;
 
@@ -58,8 +58,7 @@ impl Kept {
         let (documents, store) = (Arc::clone(fetcher.documents()), self.store.clone());
         let reading =
             move || documents.metadata(&store, super::TARGETS_BYTES_MAX.max(super::ROLE_BYTES_MAX));
-        let reading = patiently(tokio::task::spawn_blocking(reading));
-        let files = reading.await?.ok()?;
+        let files = desk::ask(reading).await?;
         let files: Vec<_> = files
             .into_iter()
             .filter_map(|(name, bytes)| Some((File::parse(&name)?, bytes)))
@@ -112,7 +111,7 @@ impl Kept {
         };
         let files = transport.files(is_good);
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || {
+        desk::send(move || {
             for (file, bytes) in files {
                 documents.keep_metadata(&store, &file.to_string(), &bytes);
             }

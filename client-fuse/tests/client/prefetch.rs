@@ -103,6 +103,28 @@ async fn read_ahead_follows_no_reader_of_what_the_boot_pack_lists() {
 }
 
 #[tokio::test]
+async fn who_pins_a_disk_has_the_boot_pack_bring_what_it_lists() {
+    let (store, directory) = (store(), tempfile::tempdir().unwrap());
+    let source = MemorySource::new(&store);
+    let setup = Setup {
+        cache: Some(directory.path()),
+        ..Setup::DEFAULT
+    };
+    let stack = start_booting(&source, &store, setup).await;
+    let length = store.disk.len() as u64;
+    stack.disk.fill(length, |_| {}).await.unwrap();
+    let (stats, pack) = (&stack.stats, store.boot_pack.unwrap());
+    let framed = stats.boot_pack.framed_chunks.count();
+    assert_eq!(framed, store.boot_set.len() as u64);
+    assert_eq!(stats.fetched.boot_pack_bytes.count(), pack.object.length);
+    assert_eq!(stats.chunks.count(), store.n_chunks);
+    assert_eq!(stats.duplicate_chunks.count(), 0);
+    let before = source.requests().len();
+    read_all(&stack, &store).await;
+    assert_eq!(source.requests().len(), before);
+}
+
+#[tokio::test]
 async fn what_was_fetched_in_vain_is_counted() {
     let store = store();
     let stack = start_booting(&MemorySource::new(&store), &store, Setup::DEFAULT).await;

@@ -11,7 +11,8 @@ use std::sync::{MutexGuard, PoisonError, TryLockError};
 use nix::errno::Errno;
 
 use super::CacheFile;
-use crate::cache::directory::{Grant, Patience, Used};
+use crate::cache::desk;
+use crate::cache::directory::{DirectoryLock, Grant, Patience, Used};
 
 /// Granted at once, at most: some hundred chunks.
 const STEP_BYTES_MAX: u64 = 16 << 20;
@@ -105,7 +106,7 @@ impl CacheFile {
     /// Makes room on a file system that is full though the bound is not reached.
     pub(super) fn make_room(&self, bytes: u64) -> bool {
         let made = || -> io::Result<bool> {
-            let Some(lock) = self.directory.lock(Patience::Short)? else {
+            let Some(lock) = self.lock()? else {
                 return Ok(false);
             };
             Ok(self.evict(&lock, bytes)? >= bytes)
@@ -115,7 +116,7 @@ impl CacheFile {
 
     /// Counts what there is, makes room if need be, and takes a part of it.
     fn refill(&self, budget: &mut Budget, bytes: u64) -> io::Result<Found> {
-        let Some(lock) = self.directory.lock(Patience::Short)? else {
+        let Some(lock) = self.lock()? else {
             return Ok(Found::Busy);
         };
         // From here on the old grant says nothing.
@@ -124,9 +125,15 @@ impl CacheFile {
         let step = bytes.max(STEP_BYTES_MAX.min(bytes_max / 64));
         let grant = match budget.grant.take() {
             Some(grant) => grant,
-            None => self.directory.grant()?,
+            None => {
+                let _busy = desk::begin();
+                self.directory.grant()?
+            }
         };
-        let count = || self.directory.used(Some(grant.path()));
+        let count = || {
+            let _busy = desk::begin();
+            self.directory.used(Some(grant.path()))
+        };
         let free = |used: Used| bytes_max.saturating_sub(used.disks + used.granted);
         let mut room = free(count()?);
         if room < step {
@@ -140,12 +147,18 @@ impl CacheFile {
         } else {
             Found::Room(granted)
         };
+        let _busy = desk::begin();
         grant.say(match found {
             Found::Room(granted) => granted,
             Found::Nothing | Found::Busy => 0,
         })?;
         budget.grant = Some(grant);
         Ok(found)
+    }
+
+    fn lock(&self) -> io::Result<Option<DirectoryLock>> {
+        let _busy = desk::begin();
+        self.directory.lock(Patience::Short)
     }
 
     fn budget(&self) -> MutexGuard<'_, Budget> {

@@ -7,6 +7,7 @@ use image_format::BLOCK_BYTES;
 use image_format::chunk::Chunk;
 
 use super::{CacheFile, Cached, read_verified};
+use crate::cache::desk;
 use crate::cache::directory::{Directory, Room, open_ours};
 use crate::cache::hints::{Hint, disk_key};
 use crate::place::Place;
@@ -18,7 +19,9 @@ impl CacheFile {
     /// The chunk of `place` from where a hint says that it is. Whatever is wrong there, it is not.
     pub(super) fn elsewhere(&self, place: &Place) -> Option<Chunk> {
         let own = self.hint(place)?;
+        let busy = desk::begin();
         let mut places = self.hints.as_ref()?.find(&place.id());
+        drop(busy);
         places.retain(|hint| *hint != own);
         places.into_iter().find_map(|hint| {
             let other = if hint.disk == own.disk {
@@ -45,6 +48,7 @@ impl CacheFile {
 
     /// Notes that the chunk of `place` is there.
     pub(super) fn note(&self, place: &Place) {
+        let _busy = desk::begin();
         if let (Some(hints), Some(hint)) = (&self.hints, self.hint(place))
             && let Err(error) = hints.note(&place.id(), hint)
         {
@@ -68,6 +72,7 @@ impl CacheFile {
             others.clear();
         }
         let mut found = None;
+        let _busy = desk::begin();
         let visited = self.directory.each(Room::Disks, |name, path, _| {
             let disk = Directory::disk_of(name);
             if disk.is_some_and(|disk| disk_key(&disk) == key) {

@@ -16,6 +16,7 @@ use image_format::digest::Digest;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::CacheFile;
+use crate::cache::desk;
 use crate::cache::directory::{Directory, DirectoryLock, Room, open_ours};
 use crate::cache::policy::{self, Candidate, SEGMENT_BYTES};
 use crate::cache::recency::{RECENCY_BYTES_MAX, Recency};
@@ -63,12 +64,14 @@ impl CacheFile {
     /// Frees at least `need` bytes, if as much can go, and returns how many.
     pub(super) fn evict(&self, _lock: &DirectoryLock, need: u64) -> io::Result<u64> {
         let mut idle = Vec::new();
+        let busy = desk::begin();
         self.directory.each(Room::Disks, |name, path, _| {
             if let Some(disk) = Directory::disk_of(name).filter(|disk| *disk != self.disk) {
                 idle.extend(Idle::lock(path, disk));
             }
         })?;
         let alone = self.file.relock(FlockArg::LockExclusiveNonblock).is_ok();
+        drop(busy);
         let freed = self.evict_from(&idle, alone, need);
         self.file.relock(FlockArg::LockShared)?;
         freed
@@ -122,12 +125,17 @@ impl CacheFile {
     }
 }
 
+fn next_data(file: &File, from: u64) -> io::Result<Option<u64>> {
+    let _busy = desk::begin();
+    sparse::next_data(file, from)
+}
+
 /// The segments of a file that have data.
 fn segments(file: &File) -> io::Result<HashSet<u32>> {
     let mut present = HashSet::new();
     let mut position = 0;
     // One question for each segment that has data: some ten thousand for 10 GiB.
-    while let Some(data) = sparse::next_data(file, position)? {
+    while let Some(data) = next_data(file, position)? {
         let segment = data / SEGMENT_BYTES;
         present.insert(u32::try_from(segment).map_err(io::Error::other)?);
         position = (segment + 1) * SEGMENT_BYTES;
@@ -163,6 +171,7 @@ const fn segment_bytes(segment: u32) -> std::ops::Range<u64> {
 
 /// Takes data away and returns how much less the file occupies.
 fn punch(file: &File, bytes: std::ops::Range<u64>) -> io::Result<u64> {
+    let _busy = desk::begin();
     let occupied = || -> io::Result<u64> { Ok(file.metadata()?.blocks() * 512) };
     let before = occupied()?;
     sparse::punch(file, bytes)?;

@@ -5,30 +5,25 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex};
 
 use image_format::BLOCK_BYTES;
 use image_format::digest::Digest;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
-use tokio::sync::Semaphore;
 
-use super::answers::{Answers, patiently};
 use super::budget::Budget;
 use super::parts::is_in_memory;
 use super::{CacheFile, DiskCache, Evicted, Known, Proof, Seals};
+use crate::cache::desk;
 use crate::cache::directory::{Directory, HINTS, Patience, Room};
 use crate::cache::hints::Hints;
 use crate::cache::recency::{RECENCY_BYTES_MAX, Recency};
 use crate::cache::sparse;
 use crate::config::DiskCacheConfig;
 use crate::trust::read_bounded;
-
-/// Threads that may be in the disk at once. Those that it does not let go are lost to the others, of which the
-/// runtime has 512.
-const THREADS: usize = 128;
 
 /// Why the disk cache cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -53,16 +48,12 @@ impl DiskCache {
     /// without, and says so once.
     pub async fn open_or_off(config: DiskCacheConfig, disk: Digest, disk_bytes: u64) -> Self {
         let path = config.directory.clone();
-        let opened = tokio::task::spawn_blocking(move || Self::open(&config, disk, disk_bytes));
-        match patiently(opened).await {
-            Some(Ok(Ok(cache))) => cache,
-            Some(Ok(Err(error))) => {
+        let opened = desk::ask_patiently(move || Self::open(&config, disk, disk_bytes));
+        match opened.await {
+            Some(Ok(cache)) => cache,
+            Some(Err(error)) => {
                 let cause: &dyn std::error::Error = &error;
                 tracing::warn!(error = cause, "no disk cache");
-                Self::off()
-            }
-            Some(Err(error)) => {
-                tracing::error!(%error, "no disk cache");
                 Self::off()
             }
             None => {
@@ -128,6 +119,7 @@ impl DiskCache {
         let hints = Hints::open(&disks.join(HINTS), directory.disks_max())
             .inspect_err(|error| tracing::warn!(%error, "chunks of other versions are not found"));
         let in_memory = is_in_memory(&file);
+        let room = AtomicU64::new(directory.disks_max() / 2);
         Ok(Self(Some(CacheFile {
             file,
             path,
@@ -135,10 +127,8 @@ impl DiskCache {
             disk_bytes,
             directory,
             off: AtomicBool::new(false),
-            answers: Answers::new(),
-            threads: Arc::new(Semaphore::new(THREADS)),
             budget: Mutex::new(Budget::default()),
-            room: AtomicU64::new(0),
+            room,
             known: Mutex::new(Known::default()),
             recency: Mutex::new(recency.unwrap_or_else(Recency::new)),
             touches: AtomicU64::new(0),

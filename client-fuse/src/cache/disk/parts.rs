@@ -12,6 +12,7 @@ use nix::libc;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::{CacheFile, DiskCache, now};
+use crate::cache::desk;
 use crate::cache::policy::SEGMENT_BYTES;
 use crate::place::Place;
 
@@ -64,7 +65,6 @@ impl DiskCache {
         let start = place.disk_offset() + within.start as u64;
         let range = start..start + (within.end - within.start) as u64;
         let mut buffer = Vec::new();
-        let _busy = self.file()?.begin();
         let within = self.read_sealed(&range, &mut buffer, Wait::Yes)?;
         Some(Bytes::from(buffer).slice(within))
     }
@@ -74,6 +74,7 @@ impl CacheFile {
     fn read_blocks(&self, first: u64, bytes: &mut [u8], wait: Wait) -> io::Result<()> {
         let offset = first * BLOCK;
         if wait == Wait::Yes || self.in_memory {
+            let _busy = desk::begin();
             return self.file.read_exact_at(bytes, offset);
         }
         let read = read_at_once(&self.file, bytes, offset)?;

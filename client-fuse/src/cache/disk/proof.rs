@@ -20,6 +20,7 @@ use nix::libc::{O_CLOEXEC, O_DIRECT};
 use tokio::sync::Notify;
 
 use super::{CacheFile, Cached, DiskCache, now, read_verified};
+use crate::cache::desk;
 use crate::cache::policy::SEGMENT_BYTES;
 use crate::cache::sparse;
 use crate::place::Place;
@@ -122,7 +123,6 @@ impl DiskCache {
         let Some(cache) = self.file() else {
             return false;
         };
-        let _busy = cache.begin();
         match read_verified(&cache.file, place, place.disk_offset()) {
             Ok(Cached::Chunk(_)) => true,
             Ok(_) => {
@@ -144,7 +144,7 @@ impl DiskCache {
         let Some(cache) = self.file() else {
             return false;
         };
-        let _busy = cache.begin();
+        let _busy = desk::begin();
         match cache.is_zero(range) {
             Ok(true) => true,
             Ok(false) => {

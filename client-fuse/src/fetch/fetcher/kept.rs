@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Expect, Fetcher, Whole};
-use crate::cache::disk::answers::patiently;
+use crate::cache::desk;
 use crate::cache::documents::{Documents, Name};
 use crate::fetch::Source;
 
@@ -32,12 +32,9 @@ impl<S: Source> Fetcher<S> {
             return None;
         }
         let documents = Arc::clone(&self.documents);
-        let finding = tokio::task::spawn_blocking(move || documents.find(name, bytes_max));
-        let Some(found) = patiently(finding).await else {
-            self.documents.give_up();
-            return None;
-        };
-        found.ok()?
+        desk::ask(move || documents.find(name, bytes_max))
+            .await
+            .flatten()
     }
 
     /// Keeps a file that was fetched and verified.
@@ -51,7 +48,7 @@ impl<S: Source> Fetcher<S> {
     pub(crate) fn keep_document(&self, name: Name, bytes: Bytes) {
         if self.documents.is_on() {
             let documents = Arc::clone(&self.documents);
-            tokio::task::spawn_blocking(move || documents.keep(name, &bytes));
+            desk::send(move || documents.keep(name, &bytes));
         }
     }
 }

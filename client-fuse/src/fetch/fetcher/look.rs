@@ -114,7 +114,7 @@ impl<S: Source> Fetcher<S> {
         if got < want {
             return Err(FetchError::Short { path, want, got });
         }
-        let decoding = tokio::task::spawn_blocking(move || {
+        let decoding = self.decoders.run(move || {
             let decode = |(place, stored): (Place, bytes::Bytes)| place.decode(&stored).map(drop);
             complete.into_iter().try_for_each(decode)
         });

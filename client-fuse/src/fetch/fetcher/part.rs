@@ -160,7 +160,7 @@ impl<S: Source> Fetcher<S> {
     {
         let path = part.object.digest.object_path();
         let bytes = self.receive_part(&attempt, part, &path, freshness).await?;
-        let decoded = tokio::task::spawn_blocking(move || decode(&bytes)).await;
+        let decoded = self.decoders.run(move || decode(&bytes)).await;
         let useless = |source| FetchError::Useless {
             path: path.clone(),
             source,

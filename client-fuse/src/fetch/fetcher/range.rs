@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::Fetcher;
 use super::race::{Terms, Try};
 use crate::cache::Caches;
+use crate::cache::desk::Started;
 use crate::fetch::lanes::{Hurry, Priority};
 use crate::fetch::plan::{RangeRequest, Wants};
 use crate::fetch::split::Splitter;
@@ -200,23 +201,19 @@ impl<S: Source> Fetcher<S> {
             .receive(&attempt, job, pieces, freshness, &mut decoding)
             .await;
         let mut damaged = None;
-        loop {
-            let ended = tokio::select! {
-                biased;
-                ended = decoding.join_next() => ended,
-                // What came is delivered before it is written.
-                () = self.caches.disk.lasting_silence() => {
-                    decoding.detach_all();
-                    None
-                }
-            };
-            let Some(ended) = ended else { break };
-            for error in ended.unwrap_or_default() {
+        while let Some(ended) = decoding.join_next().await {
+            let decoded = ended.unwrap_or_default();
+            for error in decoded.damaged {
                 self.stats.verify_failures.increment();
                 damaged = Some(FetchError::Chunk {
                     path: job.pack.digest.object_path(),
                     source: Arc::new(error),
                 });
+            }
+            // The slot of the request is held until this is done, which bounds the memory in use.
+            if let Some(filling) = decoded.filling {
+                let filled = filling.end().await;
+                self.stats.disk_fill_bytes.add(filled.unwrap_or(0));
             }
         }
         received?;
@@ -230,7 +227,7 @@ impl<S: Source> Fetcher<S> {
         job: &Arc<Job>,
         pieces: Vec<Piece>,
         freshness: Freshness,
-        decoding: &mut JoinSet<Vec<FrameError>>,
+        decoding: &mut JoinSet<Decoded>,
     ) -> Result<(), FetchError> {
         let path = job.pack.digest.object_path();
         let (range, _) = extent(&pieces);
@@ -253,7 +250,12 @@ impl<S: Source> Fetcher<S> {
             if !complete.is_empty() {
                 let (job, caches) = (Arc::clone(job), Arc::clone(&self.caches));
                 let stats = Arc::clone(&self.stats);
-                decoding.spawn_blocking(move || deliver(complete, &job, &caches, &stats));
+                let turn = self.decoders.turn().await;
+                decoding.spawn_blocking(move || {
+                    let decoded = deliver(complete, &job, &caches, &stats);
+                    drop(turn);
+                    decoded
+                });
             }
             // What was asked for came before what is too much.
             if got > want {
@@ -267,17 +269,23 @@ impl<S: Source> Fetcher<S> {
     }
 }
 
-/// Decodes, verifies and delivers chunks, then writes them to the disk cache. Returns what was wrong
-/// with the damaged ones, which stay wanted. The slot of the request is held until this is done, which
-/// bounds the memory in use.
+/// What decoding came to.
+#[derive(Debug, Default)]
+struct Decoded {
+    /// What was wrong with chunks, which stay wanted.
+    damaged: Vec<FrameError>,
+    /// Writes the others to the disk cache.
+    filling: Option<Started<u64>>,
+}
+
+/// Decodes, verifies and delivers chunks, then begins to write them to the disk cache.
 fn deliver(
     complete: Vec<(Piece, Bytes)>,
     job: &Job,
-    caches: &Caches,
+    caches: &Arc<Caches>,
     stats: &Stats,
-) -> Vec<FrameError> {
-    let mut damaged = Vec::new();
-    let mut fill = Vec::new();
+) -> Decoded {
+    let (mut damaged, mut chunks) = (Vec::new(), Vec::new());
     for (piece, stored) in complete {
         if !job.is_open(piece) {
             continue;
@@ -285,16 +293,14 @@ fn deliver(
         match piece.place.decode(&stored) {
             Ok(chunk) => {
                 if let Some(wanted) = job.take(piece) {
-                    fill.push((piece.place, land(wanted, chunk, caches, stats)));
+                    chunks.push((piece.place, land(wanted, chunk, caches, stats)));
                 }
             }
             Err(error) => damaged.push(error),
         }
     }
-    for (place, chunk) in fill {
-        stats.disk_fill_bytes.add(caches.disk.fill(&place, &chunk));
-    }
-    damaged
+    let filling = caches.fill(chunks);
+    Decoded { damaged, filling }
 }
 
 /// Keeps a chunk in memory and delivers it.
@@ -307,12 +313,14 @@ fn land(wanted: Wanted, chunk: Chunk, caches: &Caches, stats: &Stats) -> Chunk {
     chunk
 }
 
-/// Keeps and delivers chunks that are verified already, then writes them to the disk cache.
-pub(crate) fn land_all(verified: Vec<(Wanted, Chunk)>, caches: &Caches, stats: &Stats) {
+/// Keeps and delivers chunks that are verified already; they are to be written to the disk cache.
+pub(crate) fn land_all(
+    verified: Vec<(Wanted, Chunk)>,
+    caches: &Caches,
+    stats: &Stats,
+) -> Vec<(Place, Chunk)> {
     let landed = verified
         .into_iter()
         .map(|(wanted, chunk)| (wanted.place, land(wanted, chunk, caches, stats)));
-    for (place, chunk) in landed.collect::<Vec<_>>() {
-        stats.disk_fill_bytes.add(caches.disk.fill(&place, &chunk));
-    }
+    landed.collect()
 }

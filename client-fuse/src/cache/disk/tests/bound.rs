@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cache::memory::MemoryCache;
-use crate::cache::{Caches, tend};
+use crate::cache::{Caches, keep_recency};
 
 const MIB: u64 = 1 << 20;
 
@@ -114,7 +114,7 @@ async fn what_is_used_is_saved_without_an_end_in_order() {
     assert!(fill(&disk, 0) && !saved.exists());
     let memory = MemoryCache::new(0);
     let caches = Arc::new(Caches { memory, disk });
-    let keeping = tokio::spawn(tend(Arc::downgrade(&caches)));
+    let keeping = tokio::spawn(keep_recency(Arc::downgrade(&caches)));
     while !saved.exists() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
