@@ -197,7 +197,6 @@ async fn serve(
     let trace = trace.filter(|_| is_first);
     let overlay = open_overlay(config, &image).await?;
     let caches = Arc::new(caches(config, &image).await);
-    tokio::spawn(desk::look_after());
     tokio::spawn(keep_recency(Arc::downgrade(&caches)));
     let lookout = lookout(config, &image, trust, &mirrors, &stats);
     let fetcher = fetcher(config, mirrors, &caches, &stats).with_documents(documents);
@@ -542,6 +541,8 @@ async fn open_documents(config: &Config) -> Documents {
     let Some(cache) = config.disk_cache.clone() else {
         return Documents::none();
     };
+    // From here on its disk is asked.
+    tokio::spawn(desk::look_after());
     let opened = desk::ask_patiently(move || Documents::open(&cache));
     match opened.await {
         Some(Ok(documents)) => documents,

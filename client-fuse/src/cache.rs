@@ -62,6 +62,19 @@ impl Caches {
         desk::ask(move || work(&caches)).await
     }
 
+    /// The same behind readers; see [`desk::start`].
+    ///
+    /// # Cancel safety
+    ///
+    /// The work is done all the same.
+    pub(crate) async fn ask_behind<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let caches = Arc::clone(self);
+        desk::start(move || work(&caches)).end().await
+    }
+
     /// Begins to write chunks to the disk cache; ends with how many bytes that took. `None`: the cache is off.
     pub(crate) fn fill(self: &Arc<Self>, chunks: Vec<(Place, Chunk)>) -> Option<Started<u64>> {
         if chunks.is_empty() || !self.disk.is_on() {
@@ -82,6 +95,6 @@ pub async fn keep_recency(caches: Weak<Caches>) {
         let Some(caches) = caches.upgrade() else {
             return;
         };
-        caches.ask(|caches| caches.disk.save_news()).await;
+        caches.ask_behind(|caches| caches.disk.save_news()).await;
     }
 }

@@ -228,7 +228,7 @@ impl<S: Source> Chunks<S> {
             return places;
         }
         let asked = places.clone();
-        let looking = self.caches.ask(move |caches| {
+        let looking = self.caches.ask_behind(move |caches| {
             let lacks =
                 |place: &Place| !caches.memory.holds(&place.id()) && !caches.disk.obtain(place);
             asked.into_iter().filter(lacks).collect()

@@ -289,7 +289,7 @@ impl<S: Source> Parts<S> {
     /// has something to do while its reader is in a hole. Returns how far, on a disk of `length` bytes.
     async fn fetch_ahead(&self, range: Range<u64>, length: u64) -> u64 {
         let step = range.end - range.start;
-        let (mut next, mut bytes) = (range, 0);
+        let (mut reached, mut next, mut bytes) = (range.end, range, 0);
         for _ in 0..STRETCH_STEPS_MAX {
             bytes += match self.step_ahead(&next).await {
                 Ok(found) => found,
@@ -298,12 +298,13 @@ impl<S: Source> Parts<S> {
                     break;
                 }
             };
-            if step < STRETCH_BYTES_MIN || bytes >= step / 2 || next.end >= length {
+            reached = next.end;
+            if step < STRETCH_BYTES_MIN || bytes >= step / 2 || reached >= length {
                 break;
             }
-            next = next.end..(next.end + step - bytes).min(length);
+            next = reached..(reached + step - bytes).min(length);
         }
-        next.end
+        reached
     }
 
     /// Fetches `range`, and returns how many bytes of it are no holes.

@@ -9,7 +9,6 @@ use anyhow::Context as _;
 use tokio::runtime::Handle;
 
 use super::{caches, mirrors, open_documents, open_image, source};
-use crate::cache::desk;
 use crate::config::{ByteSize, Config};
 use crate::disk::Disk;
 use crate::fetch::fetcher::Fetcher;
@@ -43,7 +42,6 @@ async fn fetch(config: &Config) -> anyhow::Result<()> {
     let documents = Arc::new(open_documents(config).await);
     let image = open_image(config, &mirrors, &documents, &stats).await?;
     let caches = Arc::new(caches(config, &image).await);
-    tokio::spawn(desk::look_after());
     let network = &config.network;
     let fetcher = Fetcher::over(
         mirrors,

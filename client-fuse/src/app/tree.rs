@@ -66,7 +66,6 @@ pub(super) async fn serve(
         names = names => names.context("cannot read what images there are")?,
         signal = signals.next() => anyhow::bail!("ended by {signal}"),
     };
-    tokio::spawn(desk::look_after());
     let images = Images::new(
         metadata,
         fetcher(config.network.retry),

@@ -30,6 +30,7 @@ const LOOKS: u32 = 5;
 
 static DESK: LazyLock<Answers> = LazyLock::new(Answers::new);
 static PLACES: Semaphore = Semaphore::const_new(THREADS);
+static BEHIND: Semaphore = Semaphore::const_new(THREADS / 2);
 
 /// A call of the system to the disk; it has returned when this is dropped.
 #[derive(Debug)]
@@ -71,31 +72,28 @@ pub async fn ask<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
     }
 }
 
-/// Work that was [started](start).
+/// Work behind that of readers.
+#[derive(Debug)]
 pub struct Started<T>(Stage<T>);
 
-impl<T> std::fmt::Debug for Started<T> {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(match self.0 {
-            Stage::Running(_) => "Running",
-            Stage::Waiting(_) => "Waiting",
-        })
-    }
-}
-
+#[derive(Debug)]
 enum Stage<T> {
     Running(JoinHandle<T>),
-    Waiting(Box<dyn FnOnce() -> T + Send>),
+    Queued(JoinHandle<Option<T>>),
 }
 
-/// Begins what [`ask`] does, if a thread is free; it is done then even if nobody waits for it.
+/// Begins what [`ask`] does, but on half of the threads at most, so that who reads finds one: this is for what is written,
+/// and may wait for whoever makes room. It is done even if nobody waits for it.
 pub fn start<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Started<T> {
-    let Ok(place) = PLACES.try_acquire() else {
-        return Started(Stage::Waiting(Box::new(work)));
+    let (Ok(turn), Ok(place)) = (BEHIND.try_acquire(), PLACES.try_acquire()) else {
+        return Started(Stage::Queued(tokio::spawn(async move {
+            let _turn = BEHIND.acquire().await.ok()?;
+            ask(work).await
+        })));
     };
     Started(Stage::Running(tokio::task::spawn_blocking(move || {
         let done = work();
-        drop(place);
+        drop((turn, place));
         done
     })))
 }
@@ -110,7 +108,7 @@ impl<T: Send + 'static> Started<T> {
         let ending = async {
             match self.0 {
                 Stage::Running(working) => working.await.ok(),
-                Stage::Waiting(work) => ask(work).await,
+                Stage::Queued(working) => working.await.ok().flatten(),
             }
         };
         tokio::select! {
@@ -118,14 +116,6 @@ impl<T: Send + 'static> Started<T> {
             done = ending => done,
             () = DESK.silence() => None,
         }
-    }
-}
-
-/// Does so in the background.
-pub fn send(work: impl FnOnce() + Send + 'static) {
-    let started = start(work);
-    if let Stage::Waiting(_) = &started.0 {
-        tokio::spawn(started.end());
     }
 }
 

@@ -62,7 +62,7 @@ impl<S: Source> Chunks<S> {
             (lacking, bytes)
         };
         let all = places.iter().map(Place::plain_bytes).sum();
-        let looking = self.caches.ask(look);
+        let looking = self.caches.ask_behind(look);
         looking.await.unwrap_or((places, all))
     }
 

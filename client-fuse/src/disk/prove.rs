@@ -228,7 +228,7 @@ impl<S: Source> Parts<S> {
         &self,
         work: impl FnOnce(&Caches) -> T + Send + 'static,
     ) -> Option<T> {
-        self.chunks.caches().ask(work).await
+        self.chunks.caches().ask_behind(work).await
     }
 }
 

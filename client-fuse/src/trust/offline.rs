@@ -111,13 +111,13 @@ impl Kept {
         };
         let files = transport.files(is_good);
         let store = self.store.clone();
-        desk::send(move || {
+        drop(desk::start(move || {
             for (file, bytes) in files {
                 documents.keep_metadata(&store, &file.to_string(), &bytes);
             }
             documents.forget_metadata(&store, |name| {
                 File::parse(name).is_none_or(|file| !is_good(file))
             });
-        });
+        }));
     }
 }

@@ -81,7 +81,9 @@ impl CacheFile {
         let mut candidates: Vec<Candidate<Key>> = Vec::new();
         for (number, idle) in idle.iter().enumerate() {
             let saved = self.directory.recency(&idle.disk);
+            let busy = desk::begin();
             let saved = read_bounded(&saved, RECENCY_BYTES_MAX).ok();
+            drop(busy);
             let recency = saved.and_then(|saved| Recency::decode(&saved));
             let recency = recency.unwrap_or_else(Recency::new);
             let present = segments(&idle.file)?;
@@ -116,7 +118,8 @@ impl CacheFile {
         })?;
         self.evicted.bytes.add(freed);
         for idle in idle {
-            if sparse::next_data(&idle.file, 0)?.is_none() {
+            if next_data(&idle.file, 0)?.is_none() {
+                let _busy = desk::begin();
                 idle.remove(&self.directory)?;
             }
         }
@@ -145,6 +148,7 @@ fn segments(file: &File) -> io::Result<HashSet<u32>> {
 
 /// What no run has told of was filled in at the last write, or before.
 fn changed_at(file: &File) -> io::Result<u32> {
+    let _busy = desk::begin();
     Ok(u32::try_from(file.metadata()?.mtime()).unwrap_or(0))
 }
 

@@ -48,7 +48,7 @@ impl<S: Source> Fetcher<S> {
     pub(crate) fn keep_document(&self, name: Name, bytes: Bytes) {
         if self.documents.is_on() {
             let documents = Arc::clone(&self.documents);
-            desk::send(move || documents.keep(name, &bytes));
+            drop(desk::start(move || documents.keep(name, &bytes)));
         }
     }
 }

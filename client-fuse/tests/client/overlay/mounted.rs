@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc::{EFBIG, ENOSPC, EOPNOTSUPP, EPERM, O_DIRECT};
-use nix::mount::{MsFlags, umount};
+use nix::mount::{MntFlags, MsFlags, umount, umount2};
 
 use super::directory;
 use crate::mount::{Mounted, assert_ok, can_mount, mount, mount_dir, program};
@@ -213,7 +213,8 @@ fn a_full_disk_refuses_a_write_and_loses_none() {
     );
     place.unmount();
     place.wait_until_free();
-    umount(&small).unwrap();
+    // Whoever served it may not have let go of all of it yet.
+    umount2(&small, MntFlags::MNT_DETACH).unwrap();
 }
 
 #[test]
