@@ -12,6 +12,7 @@ use tokio::runtime::{Handle, Runtime};
 use crate::cache::desk;
 use crate::cache::disk::DiskCache;
 use crate::cache::documents::Documents;
+use crate::cache::kept::KeptFrames;
 use crate::cache::memory::MemoryCache;
 use crate::cache::{Caches, keep_recency};
 use crate::config::{BaseUrl, Config, Purpose, RecordConfig, Role, RootConfig, TrustConfig};
@@ -533,6 +534,7 @@ async fn caches(config: &Config, image: &OpenImage) -> Caches {
             }
             None => DiskCache::off(),
         },
+        frames: KeptFrames::new(config.keep_boot_pack.0),
     }
 }
 

@@ -1,6 +1,6 @@
-//! What is kept of fetched chunks: in memory, and in a file in the layout of the disk.
+//! What is kept of fetched chunks: in memory, in a file in the layout of the disk, and as frames of the boot pack.
 //!
-//! Both are optional in the strict sense: whatever they lack or lose is fetched again, and neither
+//! All are optional in the strict sense: whatever they lack or lose is fetched again, and none
 //! can make a read fail.
 
 use std::sync::{Arc, Weak};
@@ -10,6 +10,7 @@ use image_format::chunk::Chunk;
 
 use crate::cache::desk::Started;
 use crate::cache::disk::DiskCache;
+use crate::cache::kept::KeptFrames;
 use crate::cache::memory::MemoryCache;
 use crate::place::Place;
 
@@ -20,6 +21,7 @@ pub mod directory;
 pub mod disk;
 pub mod documents;
 mod hints;
+pub mod kept;
 pub mod memory;
 pub mod policy;
 mod recency;
@@ -30,23 +32,32 @@ mod sparse;
 /// it uses in the first minute.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
 
-/// The two caches of a mount.
+/// The caches of a mount.
 #[derive(Debug)]
 pub struct Caches {
     /// Verified chunks in memory.
     pub memory: MemoryCache,
     /// Chunks in the cache file.
     pub disk: DiskCache,
+    /// Frames of the boot pack, as they came.
+    pub frames: KeptFrames,
 }
 
 impl Caches {
+    /// These two, and no frames.
+    #[must_use]
+    pub fn of(memory: MemoryCache, disk: DiskCache) -> Self {
+        Self {
+            memory,
+            disk,
+            frames: KeptFrames::new(0),
+        }
+    }
+
     /// For what is fetched and kept nowhere.
     #[must_use]
     pub fn none() -> Self {
-        Self {
-            memory: MemoryCache::new(0),
-            disk: DiskCache::off(),
-        }
+        Self::of(MemoryCache::new(0), DiskCache::off())
     }
 
     /// Does something that blocks on the disk cache; see [`desk::ask`].

@@ -32,6 +32,7 @@ use crate::tasks::Tasks;
 use crate::waits;
 
 pub mod boot;
+mod kept;
 pub mod pin;
 
 /// A read joins this many flights that come to nothing (a task failed) before it reports an error.
@@ -288,6 +289,7 @@ impl<S: Source> Chunks<S> {
                 }
             }
         }
+        let wanted = self.unpack_kept(wanted);
         self.launch_for_guest(wanted, &hurry, around).await;
         let mut abandoned = Vec::new();
         for (number, part, seat) in seats {
@@ -326,7 +328,11 @@ impl<S: Source> Chunks<S> {
     ) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for place in places {
-            let comes = |boot: &Arc<BootStream>| boot.will_bring(&place.id());
+            let comes = |boot: &Arc<BootStream>| {
+                let frame = boot.frame_of(&place.id());
+                boot.will_bring(&place.id())
+                    || frame.is_some_and(|frame| self.caches.frames.holds(frame))
+            };
             if self.caches.memory.holds(&place.id())
                 || self.caches.disk.is_known_to_hold(&place)
                 || self.boot.get().is_some_and(comes)

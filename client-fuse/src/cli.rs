@@ -179,6 +179,10 @@ pub struct Args {
     /// Most bytes of memory for chunks that were used lately
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
+    /// Longest boot pack to keep in memory as it came, compressed, beside the chunks that were used lately:
+    /// what a boot reads is then at hand for as long as the mount lives, without a server too; 0: none
+    #[arg(long, value_name = "BYTES", default_value_t = ByteSize(0), help_heading = "Caches")]
+    pub keep_boot_pack: ByteSize,
 
     /// Another server of the same store, asked when those before it fail, send something wrong or are
     /// slower; may be given several times. None of them is trusted
@@ -365,6 +369,7 @@ impl Args {
                 bytes_max: self.cache_size,
             }),
             memory_cache: self.memory_cache,
+            keep_boot_pack: self.keep_boot_pack,
             // What a machine boots from is open as long as it runs: nothing would come of it.
             passthrough: (role == Role::Plain && !self.no_passthrough)
                 .then_some(Duration::from_secs(self.verify_every)),

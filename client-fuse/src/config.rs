@@ -39,6 +39,8 @@ pub struct Config {
     pub disk_cache: Option<DiskCacheConfig>,
     /// Most bytes of verified chunks in the memory cache. A reader in a tight corner can go down to 1 MiB.
     pub memory_cache: ByteSize,
+    /// Longest boot pack whose frames are kept in memory as they came; 0: none.
+    pub keep_boot_pack: ByteSize,
     /// How often a cache file that the kernel may read itself is verified anew; `None`: it never may.
     pub passthrough: Option<Duration>,
     /// How often to look whether the store still has the version that is shown; `None`: never.

@@ -107,6 +107,18 @@ impl BootStream {
         (all, (0..all).filter(to_come).count())
     }
 
+    /// The length of the boot pack in bytes.
+    #[must_use]
+    pub const fn object_bytes(&self) -> u64 {
+        self.object.length
+    }
+
+    /// The frame that `chunk` is in.
+    #[must_use]
+    pub fn frame_of(&self, chunk: &ChunkId) -> Option<usize> {
+        self.frame_of.get(chunk).copied()
+    }
+
     /// Whether the boot pack lists `chunk`.
     #[must_use]
     pub fn lists(&self, chunk: &ChunkId) -> bool {

@@ -206,6 +206,10 @@ pub struct BootPackStats {
     pub framed_chunks: Counter,
     /// Chunks that came in frames although they were here, or on their way, before.
     pub repeated_chunks: Counter,
+    /// Stored bytes of frames that are kept.
+    pub kept_bytes: Counter,
+    /// Chunks that were unpacked once more from frames that are kept.
+    pub unpacked_chunks: Counter,
     /// Heads and frames that were of no use.
     pub damaged: Counter,
 }

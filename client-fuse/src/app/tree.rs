@@ -10,7 +10,6 @@ use super::inside::Inside;
 use super::{mirrors, open_documents, trust};
 use crate::cache::Caches;
 use crate::cache::desk;
-use crate::cache::disk::DiskCache;
 use crate::cache::memory::MemoryCache;
 use crate::config::{Config, Role};
 use crate::fetch::fetcher::Fetcher;
@@ -41,17 +40,13 @@ pub(super) async fn serve(
     let documents = Arc::new(open_documents(config).await);
     let memory = MemoryCache::new(config.memory_cache.to_usize());
     let fetcher = |policy: RetryPolicy| {
-        let caches = Caches {
-            memory: MemoryCache::new(0),
-            disk: DiskCache::off(),
-        };
         let network = &config.network;
         let (mirrors, stats) = (Arc::clone(&mirrors), Arc::clone(&stats));
         Fetcher::over(
             mirrors,
             network.connections,
             policy,
-            Arc::new(caches),
+            Arc::new(Caches::none()),
             stats,
         )
         .with_documents(Arc::clone(&documents))

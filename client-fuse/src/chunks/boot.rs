@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use image_format::boot_pack::{Head, PlacedChunk};
+use image_format::boot_pack::{FrameError, Head, PlacedChunk};
 use image_format::chunk::{Chunk, ChunkId};
 use image_format::manifest::BootPack;
 use image_format::trace::Origin;
@@ -176,6 +176,10 @@ impl<S: Source> Chunks<S> {
                     .boot
                     .get_or_init(|| Arc::new(BootStream::new(pack.object, head)));
                 self.stats.boot_pack.listed_chunks.add(listed);
+                let (bytes, most) = (pack.object.length, self.caches.frames.bytes_max());
+                if bytes > most && most > 0 {
+                    tracing::info!(bytes, most, "the boot pack is too long to be kept");
+                }
                 Some(boot)
             }
             Err(error) => {
@@ -233,7 +237,12 @@ impl<S: Source> Chunks<S> {
         let _running = Running(Arc::clone(boot));
         let mut bringing = JoinSet::new();
         loop {
-            match boot.next(self.pressure()) {
+            let mut pressure = self.pressure();
+            if self.keeps(boot) {
+                // What the caches let go of is not lost.
+                pressure.room_bytes = u64::MAX;
+            }
+            match boot.next(pressure) {
                 Step::Finished => break,
                 Step::Fetch { frame, priority } => {
                     let hurry = Arc::new(Hurry::new());
@@ -289,6 +298,11 @@ impl<S: Source> Chunks<S> {
         wanted
     }
 
+    /// Whether the frames of `boot` are kept.
+    fn keeps(&self, boot: &BootStream) -> bool {
+        self.caches.frames.fits(boot.object_bytes())
+    }
+
     /// Brings what is held of a frame, and whatever guests add meanwhile.
     async fn bring_frame(&self, bringing: &Bringing, priority: Priority, hurry: &Arc<Hurry>) {
         let (boot, frame) = (&bringing.boot, bringing.frame);
@@ -301,6 +315,10 @@ impl<S: Source> Chunks<S> {
             .map(|request| request.range.end - request.range.start);
         let left = match route(stored.end - stored.start, lengths) {
             Route::Frame if boot.is_trusted() => {
+                self.by_frame(bringing, held, priority, hurry).await
+            }
+            // As ranges it would be here, but nothing of it to keep.
+            Route::Ranges if boot.is_trusted() && self.keeps(boot) => {
                 self.by_frame(bringing, held, priority, hurry).await
             }
             Route::Nothing => held,
@@ -323,15 +341,23 @@ impl<S: Source> Chunks<S> {
         hurry: &Hurry,
     ) -> Vec<Held> {
         let (boot, frame) = (&bringing.boot, bringing.frame);
-        let head = Arc::clone(boot.head());
-        let decode = move |stored: &[u8]| head.decode_frame(frame, stored);
+        let (head, keeps) = (Arc::clone(boot.head()), self.keeps(boot));
+        let decode = move |stored: &[u8]| {
+            let chunks = head.decode_frame(frame, stored)?;
+            let kept = keeps.then(|| Bytes::copy_from_slice(stored));
+            Ok::<_, FrameError>((chunks, kept))
+        };
         let part = boot.part(frame);
         let fetched = self
             .fetcher
             .part(&part, priority, hurry, Patience::Short, decode);
         match fetched.await {
-            Ok(chunks) => {
+            Ok((chunks, kept)) => {
                 self.stats.boot_pack.frames.increment();
+                if let Some(stored) = kept {
+                    self.stats.boot_pack.kept_bytes.add(stored.len() as u64);
+                    self.caches.frames.keep(frame, stored);
+                }
                 // Guests may have come to wait for more of it meanwhile.
                 let held = held.into_iter().chain(boot.held(frame)).collect();
                 self.deliver_frame(chunks, held).await

@@ -9,6 +9,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use crate::cache::Caches;
@@ -172,6 +173,18 @@ impl<S: Source> Fetcher<S> {
             self.lanes.fit(self.line());
         }
         self.lanes.enter(priority, bytes, hurry).await
+    }
+
+    /// Does what takes a CPU its time in the next turn at that.
+    ///
+    /// # Errors
+    ///
+    /// `decode` failed.
+    pub(crate) async fn decode<T: Send + 'static>(
+        &self,
+        decode: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        self.decoders.run(decode).await
     }
 
     /// Asks a mirror, and waits for the head of its answer as long as for any part of it.

@@ -148,6 +148,14 @@ pub const NAMES: &[(&str, &str)] = &[
         "Chunks that came in frames although they were here, or on their way, before.",
     ),
     (
+        "boot_pack.kept_bytes",
+        "Stored bytes of frames of the boot pack that are kept in memory.",
+    ),
+    (
+        "boot_pack.unpacked_chunks",
+        "Chunks that were unpacked once more from frames that are kept.",
+    ),
+    (
         "boot_pack.damaged",
         "Heads and frames of the boot pack that were of no use.",
     ),

@@ -218,10 +218,8 @@ impl<S: Source> Images<S> {
             entry,
         } = &**pinned;
         let image = open_version(&self.metadata, reference, *version, entry).await?;
-        let caches = Arc::new(Caches {
-            memory: self.memory.clone(),
-            disk: self.disk_cache(&image).await,
-        });
+        let disk = self.disk_cache(&image).await;
+        let caches = Arc::new(Caches::of(self.memory.clone(), disk));
         self.runtime.spawn(keep_recency(Arc::downgrade(&caches)));
         let fetcher = Arc::new(self.chunks.into_caches(Arc::clone(&caches)));
         let stats = Arc::clone(fetcher.stats());

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 
 use client_fuse::cache::Caches;
-use client_fuse::cache::disk::DiskCache;
-use client_fuse::cache::memory::MemoryCache;
 use client_fuse::fetch::fetcher::Fetcher;
 use client_fuse::open::{OpenError, OpenImage, open};
 use client_fuse::stats::Stats;
@@ -14,10 +12,7 @@ use crate::stack::IMPATIENT;
 use crate::store::{Store, mixed_disk};
 
 async fn try_open(source: MemorySource, reference: &str) -> Result<OpenImage, OpenError> {
-    let caches = Arc::new(Caches {
-        memory: MemoryCache::new(0),
-        disk: DiskCache::off(),
-    });
+    let caches = Arc::new(Caches::none());
     let trust = source.trust();
     let fetcher = Fetcher::new(source, 8, IMPATIENT, caches, Arc::new(Stats::default()));
     open(

@@ -211,6 +211,47 @@ async fn the_stream_pauses_while_the_memory_cache_has_no_room() {
 }
 
 #[tokio::test]
+async fn a_boot_pack_that_is_kept_serves_every_later_boot_without_a_server() {
+    let (store, directory) = (store(), tempfile::tempdir().unwrap());
+    let pack = store.boot_pack.unwrap();
+    for cache in [None, Some(directory.path())] {
+        let setup = Setup {
+            // Much less than a boot reads.
+            memory_bytes: 1 << 20,
+            frames_bytes: pack.object.length,
+            cache,
+            ..Setup::DEFAULT
+        };
+        let source = MemorySource::new(&store);
+        let stack = start_booting(&source, &store, setup).await;
+        wait_for_frames(&stack, head(&store).frames().len()).await;
+        boot(&stack, &store).await;
+        let stats = &stack.stats.boot_pack;
+        let kept = pack.object.length - pack.head.length;
+        assert_eq!(stats.kept_bytes.count(), kept);
+        let asked = source.requests().len();
+        boot(&stack, &store).await;
+        // Where there is a disk cache, and it is not full, it has what memory let go of.
+        assert_eq!(stats.unpacked_chunks.count() > 0, cache.is_none());
+        assert_eq!(source.requests().len(), asked);
+        assert_eq!(stack.stats.fetched.chunk_bytes.count(), 0);
+        assert_eq!(stack.stats.chunks.count(), store.boot_set.len() as u64);
+    }
+}
+
+#[tokio::test]
+async fn a_boot_pack_that_is_too_long_is_not_kept() {
+    let store = store();
+    let setup = Setup {
+        frames_bytes: store.boot_pack.unwrap().object.length - 1,
+        ..Setup::DEFAULT
+    };
+    let stack = start_booting(&MemorySource::new(&store), &store, setup).await;
+    boot(&stack, &store).await;
+    assert_eq!(stack.stats.boot_pack.kept_bytes.count(), 0);
+}
+
+#[tokio::test]
 async fn a_second_boot_fetches_no_frame() {
     let store = store();
     let cache = tempfile::tempdir().unwrap();

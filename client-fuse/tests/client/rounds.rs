@@ -8,8 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client_fuse::cache::Caches;
-use client_fuse::cache::disk::DiskCache;
-use client_fuse::cache::memory::MemoryCache;
 use client_fuse::fetch::fetcher::Fetcher;
 use client_fuse::fetch::retry::RetryPolicy;
 use client_fuse::fetch::{Body, Part, Request, Source, SourceError};
@@ -41,10 +39,7 @@ impl Source for Far {
 }
 
 async fn fetcher<S: Source>(source: S) -> Arc<Fetcher<S>> {
-    let caches = Arc::new(Caches {
-        memory: MemoryCache::new(0),
-        disk: DiskCache::off(),
-    });
+    let caches = Arc::new(Caches::none());
     let stats = Arc::new(Stats::default());
     // Longer than any of these round trips, and shorter than a server may be silent.
     let policy = RetryPolicy {

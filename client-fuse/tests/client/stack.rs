@@ -7,6 +7,7 @@ use std::time::Duration;
 use client_fuse::cache::Caches;
 use client_fuse::cache::disk::DiskCache;
 use client_fuse::cache::documents::Documents;
+use client_fuse::cache::kept::KeptFrames;
 use client_fuse::cache::memory::MemoryCache;
 use client_fuse::config::DiskCacheConfig;
 use client_fuse::disk::Disk;
@@ -56,6 +57,7 @@ pub(crate) const PATIENT: RetryPolicy = RetryPolicy {
 #[derive(Clone, Copy)]
 pub(crate) struct Setup<'a> {
     pub(crate) memory_bytes: usize,
+    pub(crate) frames_bytes: u64,
     pub(crate) cache: Option<&'a Path>,
     pub(crate) policy: RetryPolicy,
     pub(crate) record: Option<&'a Path>,
@@ -70,6 +72,7 @@ impl Setup<'_> {
 
     pub(crate) const DEFAULT: Self = Self {
         memory_bytes: 64 << 20,
+        frames_bytes: 0,
         cache: None,
         policy: IMPATIENT,
         record: None,
@@ -129,6 +132,7 @@ async fn nest(
     let caches = Arc::new(Caches {
         memory: MemoryCache::new(setup.memory_bytes),
         disk: disk_cache.unwrap_or_else(DiskCache::off),
+        frames: KeptFrames::new(setup.frames_bytes),
     });
     let fetcher = Fetcher::new(
         source.clone(),
@@ -150,10 +154,7 @@ async fn nest(
 
 /// Caches that keep nothing.
 pub(crate) fn no_caches() -> Arc<Caches> {
-    Arc::new(Caches {
-        memory: MemoryCache::new(0),
-        disk: DiskCache::off(),
-    })
+    Arc::new(Caches::none())
 }
 
 fn recorder(path: &Path, image: &OpenImage) -> Arc<Recorder> {

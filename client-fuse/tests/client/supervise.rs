@@ -310,6 +310,7 @@ fn a_read_that_waits_for_the_server_outlives_three_workers() {
         let supervised = Supervised::new(&store, &gatehouse.address, &[way]);
         let image = supervised.mounted.point().join(".circular/image.json");
         let before = fs::read(&image).unwrap();
+        let mut waited = gatehouse.waited();
         gatehouse.set_shut(true);
         let path = supervised.mounted.disk();
         std::thread::scope(|scope| {
@@ -325,14 +326,15 @@ fn a_read_that_waits_for_the_server_outlives_three_workers() {
                     })
                 })
                 .collect();
-            for _ in 0..3 {
-                // What is asked of the server was asked of the worker: it is under way there.
-                let waited = gatehouse.waited();
+            for deaths in 1..=3 {
+                // What is asked of the server was asked of the worker: it is under way there. (Counted before
+                // the death: the next worker may have asked for all by the time that this is seen.)
                 wait_for(|| (gatehouse.waited() > waited).then_some(()));
+                waited = gatehouse.waited();
                 supervised.kill_worker();
+                supervised.wait_for_restarts(deaths);
             }
             // Whatever the worker knows without the server, it still knows: which disk this is, too.
-            supervised.wait_for_restarts(3);
             assert_eq!(fs::read(&image).unwrap(), before);
             gatehouse.set_shut(false);
             assert!(

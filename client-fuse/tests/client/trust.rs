@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use client_fuse::cache::Caches;
-use client_fuse::cache::disk::DiskCache;
-use client_fuse::cache::memory::MemoryCache;
 use client_fuse::config::Expiry;
 use client_fuse::fetch::Freshness;
 use client_fuse::fetch::fetcher::Fetcher;
@@ -29,10 +27,7 @@ mod tamper;
 
 /// Opens `lab/debian:12`.
 async fn try_open(source: &MemorySource, trust: &Trust) -> Result<OpenImage, OpenError> {
-    let caches = Arc::new(Caches {
-        memory: MemoryCache::new(0),
-        disk: DiskCache::off(),
-    });
+    let caches = Arc::new(Caches::none());
     let stats = Arc::new(Stats::default());
     let fetcher = Arc::new(Fetcher::new(source.clone(), 8, IMPATIENT, caches, stats));
     let base = "http://store/".parse().unwrap();

@@ -43,6 +43,9 @@ const MEMORY_CACHE_PART: u64 = 16;
 const MEMORY_CACHE_MIN: u64 = 4 << 20;
 /// As much as a client takes by itself.
 const MEMORY_CACHE_MAX: u64 = 64 << 20;
+/// A boot pack that is no longer than this part of memory (nor than [`MEMORY_CACHE_MAX`]) stays in memory, compressed:
+/// what the machine's boot and its end read is there when its server is not.
+const KEPT_PART: u64 = 8;
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often to say that the client is not ready yet.
@@ -167,6 +170,8 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
     if let Ok(memory) = fs::read_to_string("/proc/meminfo") {
         let size = memory_cache_bytes(&memory).to_string();
         command.args(["--memory-cache", &size]);
+        let size = part_of_memory(&memory, KEPT_PART).to_string();
+        command.args(["--keep-boot-pack", &size]);
     }
     if let Some(seconds) = settings.deadline {
         command.args(["--deadline", &seconds.to_string()]);
@@ -194,12 +199,17 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
 
 /// How much memory the client may keep full of chunks in a machine of which /proc/meminfo says this.
 fn memory_cache_bytes(meminfo: &str) -> u64 {
+    part_of_memory(meminfo, MEMORY_CACHE_PART).max(MEMORY_CACHE_MIN)
+}
+
+/// One of so many parts of the memory of such a machine, in bytes.
+fn part_of_memory(meminfo: &str, parts: u64) -> u64 {
     let total = meminfo.lines().find_map(|line| {
         let kib = line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?;
         kib.parse::<u64>().ok()
     });
-    let part = total.map_or(MEMORY_CACHE_MAX, |kib| (kib << 10) / MEMORY_CACHE_PART);
-    part.clamp(MEMORY_CACHE_MIN, MEMORY_CACHE_MAX)
+    let part = total.map_or(MEMORY_CACHE_MAX, |kib| (kib << 10) / parts);
+    part.min(MEMORY_CACHE_MAX)
 }
 
 /// Nearly all of the tmpfs is for chunks; the rest is for the cache's own notes.
@@ -246,5 +256,6 @@ mod tests {
         assert_eq!(of(256), 16 << 20);
         assert_eq!(of(65_536), MEMORY_CACHE_MAX);
         assert_eq!(memory_cache_bytes("what is this"), MEMORY_CACHE_MAX);
+        assert_eq!(part_of_memory("MemTotal: 262144 kB\n", KEPT_PART), 32 << 20);
     }
 }

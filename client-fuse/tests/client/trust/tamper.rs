@@ -5,13 +5,17 @@
 //! A new kind of file is one more line in [`File`], [`path`] and [`outcome`].
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
+use client_fuse::cache::disk::DiskCache;
+use client_fuse::cache::memory::MemoryCache;
 use client_fuse::config::NetworkConfig;
 use client_fuse::config::proxies::Proxies;
 use client_fuse::disk::Disk;
 use client_fuse::fetch::http::HttpSource;
 use client_fuse::fetch::mirrors::Mirrors;
+use client_fuse::fetch::retry::RetryPolicy;
 use image_format::digest::{Digest, ObjectRef};
 use image_format::hint::hint_path;
 use image_format::page::Page;
@@ -21,8 +25,8 @@ use tokio::runtime::Handle;
 pub(super) use super::super::hostile::flip;
 use super::super::hostile::{DAMAGES, Damage, Plot, serve};
 use super::{
-    Arc, Caches, DiskCache, Fetcher, IMPATIENT, MemoryCache, Publisher, Release, Stats, Store,
-    contents, mixed_disk, open, open_store, trust,
+    Arc, Caches, Fetcher, IMPATIENT, Publisher, Release, Stats, Store, contents, mixed_disk, open,
+    open_store, trust,
 };
 
 /// What is tampered with.
@@ -201,11 +205,17 @@ async fn mount(
     servers: &[&str],
     trust: &client_fuse::trust::Trust,
 ) -> (Result<Mounted, String>, u64) {
+    // What is wrong is given up after some tries: no cell of the matrix waits for the deadline, and a
+    // machine that is busy does not reach it.
+    let retry = RetryPolicy {
+        deadline: Some(Duration::from_secs(30)),
+        ..IMPATIENT
+    };
     let network = NetworkConfig {
         connections: 4,
-        timeout: std::time::Duration::from_secs(10),
-        retry: IMPATIENT,
-        retry_open: IMPATIENT,
+        timeout: Duration::from_secs(10),
+        retry,
+        retry_open: retry,
         proxies: Proxies::default(),
     };
     let source = |base: &&str| {
@@ -215,10 +225,7 @@ async fn mount(
     let mut sources = servers.iter().map(source);
     let mirrors = Mirrors::of(sources.next().unwrap(), sources.collect());
     let (mirrors, stats) = (Arc::new(mirrors), Arc::new(Stats::default()));
-    let caches = Arc::new(Caches {
-        memory: MemoryCache::new(16 << 20),
-        disk: DiskCache::off(),
-    });
+    let caches = Arc::new(Caches::of(MemoryCache::new(16 << 20), DiskCache::off()));
     let fetcher = Fetcher::over(
         mirrors,
         4,

@@ -113,7 +113,7 @@ async fn what_is_used_is_saved_without_an_end_in_order() {
     let saved = Directory::existing(directory.path().to_owned()).recency(&Digest::of(b"a"));
     assert!(fill(&disk, 0) && !saved.exists());
     let memory = MemoryCache::new(0);
-    let caches = Arc::new(Caches { memory, disk });
+    let caches = Arc::new(Caches::of(memory, disk));
     let keeping = tokio::spawn(keep_recency(Arc::downgrade(&caches)));
     while !saved.exists() {
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -1,0 +1,75 @@
+//! Unpacks chunks from frames of the boot pack that are kept, instead of fetching them once more.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Chunks;
+use crate::fetch::Source;
+use crate::fetch::fetcher::Wanted;
+use crate::prefetch::BootStream;
+
+impl<S: Source> Chunks<S> {
+    /// Begins to unpack what of `wanted` is in frames that are kept; returns the rest.
+    pub(super) fn unpack_kept(&self, wanted: Vec<Wanted>) -> Vec<Wanted> {
+        let Some(boot) = self.boot.get() else {
+            return wanted;
+        };
+        let mut left = Vec::new();
+        let mut frames: HashMap<usize, Vec<Wanted>> = HashMap::new();
+        for wanted in wanted {
+            match boot.frame_of(&wanted.place.id()) {
+                Some(frame) => frames.entry(frame).or_default().push(wanted),
+                None => left.push(wanted),
+            }
+        }
+        for (frame, wanted) in frames {
+            match self.caches.frames.find(frame) {
+                Some(stored) => self.unpack(boot, frame, stored, wanted),
+                None => left.extend(wanted),
+            }
+        }
+        left
+    }
+
+    /// Unpacks a frame, and delivers what is wanted of it. The rest of it goes into memory: what was read
+    /// together once will be again.
+    fn unpack(&self, boot: &Arc<BootStream>, frame: usize, stored: Bytes, wanted: Vec<Wanted>) {
+        let head = Arc::clone(boot.head());
+        let (caches, stats) = (Arc::clone(&self.caches), Arc::clone(&self.stats));
+        let fetcher = Arc::clone(&self.fetcher);
+        self.tasks.spawn(async move {
+            let decode = move || head.decode_frame(frame, &stored);
+            let chunks = match fetcher.decode(decode).await {
+                Ok(Ok(chunks)) => chunks,
+                // It was verified when it came: memory fails. Who waits asks again, and elsewhere.
+                Ok(Err(error)) => {
+                    let cause: &dyn std::error::Error = &error;
+                    tracing::warn!(error = cause, "a kept frame is of no use; it is forgotten");
+                    return caches.frames.forget(frame);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a kept frame was given up; it is forgotten");
+                    return caches.frames.forget(frame);
+                }
+            };
+            let mut wanted: HashMap<_, _> = wanted
+                .into_iter()
+                .map(|wanted| (wanted.place.id(), wanted))
+                .collect();
+            let mut landed = Vec::new();
+            for chunk in chunks {
+                caches.memory.keep(chunk.clone());
+                if let Some(wanted) = wanted.remove(&chunk.id()) {
+                    wanted.landing.deliver(Ok(chunk.clone()));
+                    landed.push((wanted.place, chunk));
+                }
+            }
+            stats.boot_pack.unpacked_chunks.add(landed.len() as u64);
+            if let Some(filling) = caches.fill(landed) {
+                filling.end().await;
+            }
+        });
+    }
+}
