@@ -34,12 +34,16 @@ pub mod send;
 /// How often lines are written: a boot takes longer, and a disk is not kept busy by it.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
 
+/// The same for a line, which no disk has to do with, and whose machine may be switched off any time.
+const SAY_EVERY: Duration = Duration::from_millis(100);
+
 /// A file that is to hold a trace; the clock of the recording starts when it is made.
 #[derive(Debug)]
 pub struct TraceFile {
     file: File,
     path: PathBuf,
     began: Instant,
+    every: Duration,
 }
 
 impl TraceFile {
@@ -58,7 +62,8 @@ impl TraceFile {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true);
         let file = options.custom_flags(O_NOCTTY).open(path)?;
-        if file.is_terminal() {
+        let is_line = file.is_terminal();
+        if is_line {
             let mut raw = tcgetattr(&file)?;
             cfmakeraw(&mut raw);
             tcsetattr(&file, SetArg::TCSANOW, &raw)?;
@@ -67,6 +72,7 @@ impl TraceFile {
             file,
             path: path.to_owned(),
             began: Instant::now(),
+            every: if is_line { SAY_EVERY } else { WRITE_EVERY },
         })
     }
 }
@@ -246,7 +252,7 @@ impl Shared {
         loop {
             let (mut noted, _) = self
                 .ended
-                .wait_timeout_while(self.noted(), WRITE_EVERY, |noted| !noted.ended)
+                .wait_timeout_while(self.noted(), file.every, |noted| !noted.ended)
                 .unwrap_or_else(PoisonError::into_inner);
             let (lines, ended) = (std::mem::take(&mut noted.lines), noted.ended);
             drop(noted);

@@ -23,8 +23,14 @@ const FATAL: &str = "end Kernel panic";
 /// How often to look whether it is over.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// How long a machine that has come up stays on: the client sends its notes every two seconds.
+/// How long a machine that has come up stays on: what it does by itself then belongs to the boot.
 const SETTLE: Duration = Duration::from_secs(5);
+
+/// How long a machine may take to switch itself off: longer than systemd waits for a service.
+const POWER_OFF_MAX: Duration = Duration::from_secs(150);
+
+/// What the terminal of a machine takes for its power button: to the monitor, and back.
+const POWER_BUTTON: &[u8] = b"\x01csystem_powerdown\n\x01c";
 
 /// Who executes the machine's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -68,6 +74,17 @@ pub struct Line<'a> {
     pub image: &'a ImageRef,
     /// How it boots.
     pub boot: &'a Boot,
+}
+
+/// What is recorded.
+#[derive(Clone, Debug)]
+pub struct Recording<'a> {
+    /// The file for what the machine reads.
+    pub trace: &'a Path,
+    /// When the boot is over.
+    pub until: Until,
+    /// Whether the machine is to switch itself off then, and what that reads recorded, too.
+    pub power_off: bool,
 }
 
 /// When a recorded boot is over.
@@ -149,31 +166,32 @@ impl Hardware {
         Ok(())
     }
 
-    /// Boots, and writes what the machine reads to `trace` until the boot is over. What it says goes to
-    /// standard error too, where `loud`.
+    /// Boots, and records until the boot is over, or the machine is off. What it says goes to standard error
+    /// too, where `loud`. Returns whether it has switched itself off.
     ///
     /// # Errors
     /// QEMU cannot be run, the machine ends, panics or takes too long, or `stop` says so.
     pub fn record(
         &self,
         start: &Start<'_>,
-        trace: &Path,
-        until: &Until,
+        recording: &Recording<'_>,
         stop: &Stop,
         loud: bool,
-    ) -> Result<(), BootError> {
+    ) -> Result<bool, BootError> {
         let mut command = self.command(start, true);
         command
-            .args(["-chardev", "stdio,id=console,signal=off"])
+            .args(["-chardev", "stdio,id=console,signal=off,mux=on"])
+            .args(["-mon", "chardev=console,mode=readline"])
             .args(["-serial", "chardev:console", "-serial"])
-            .arg(format!("file:{}", trace.display()))
-            .stdin(Stdio::null())
+            .arg(format!("file:{}", recording.trace.display()))
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let child = command
             .spawn()
             .map_err(|source| self.cannot_start(source))?;
-        let mut machine = Running::new(child);
-        machine.follow(until, stop, loud)
+        let mut machine = Running::new(child, loud);
+        machine.follow(&recording.until, stop)?;
+        Ok(recording.power_off && machine.switch_off(stop)?)
     }
 
     fn cannot_start(&self, source: io::Error) -> BootError {
@@ -209,10 +227,11 @@ struct Running {
     machine: On,
     console: Receiver<Vec<u8>>,
     screen: Screen,
+    loud: bool,
 }
 
 impl Running {
-    fn new(mut child: Child) -> Self {
+    fn new(mut child: Child, loud: bool) -> Self {
         let (sender, console) = mpsc::channel();
         if let Some(mut stream) = child.stdout.take() {
             thread::spawn(move || {
@@ -228,25 +247,46 @@ impl Running {
             machine: On(child),
             console,
             screen: Screen::default(),
+            loud,
         }
     }
 
-    fn follow(&mut self, until: &Until, stop: &Stop, loud: bool) -> Result<(), BootError> {
+    /// Waits a little for what the machine says; returns whether it is off.
+    fn listen(&mut self) -> bool {
+        match self.console.recv_timeout(LOOK_EVERY) {
+            Ok(bytes) => {
+                self.screen.take(&bytes);
+                if self.loud {
+                    // Who does not see the console still gets the trace.
+                    let _ = io::stderr().write_all(&bytes);
+                }
+                false
+            }
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => true,
+        }
+    }
+
+    /// Presses the power button; returns whether the machine is off in time.
+    fn switch_off(&mut self, stop: &Stop) -> Result<bool, BootError> {
+        let button = self.machine.0.stdin.as_mut();
+        let pressed = button.map_or(Ok(()), |button| button.write_all(POWER_BUTTON));
+        pressed.map_err(BootError::Follow)?;
+        let began = Instant::now();
+        while began.elapsed() < POWER_OFF_MAX {
+            stop.check()?;
+            if self.listen() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn follow(&mut self, until: &Until, stop: &Stop) -> Result<(), BootError> {
         let (began, mut up) = (Instant::now(), None::<Instant>);
         loop {
             stop.check()?;
-            let has_ended = match self.console.recv_timeout(LOOK_EVERY) {
-                Ok(bytes) => {
-                    self.screen.take(&bytes);
-                    if loud {
-                        // Who does not see the console still gets the trace.
-                        let _ = io::stderr().write_all(&bytes);
-                    }
-                    false
-                }
-                Err(RecvTimeoutError::Timeout) => false,
-                Err(RecvTimeoutError::Disconnected) => true,
-            };
+            let has_ended = self.listen();
             let passed = began.elapsed();
             match until {
                 Until::Time(time) if passed >= *time => return Ok(()),

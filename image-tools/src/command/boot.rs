@@ -13,7 +13,7 @@ use tokio::task::block_in_place;
 use super::profile::{self, add_traces, read_trace};
 use crate::boot::BootError;
 use crate::boot::files::BootFiles;
-use crate::boot::machine::{Accel, Hardware, Line, Start, Until};
+use crate::boot::machine::{Accel, Hardware, Line, Recording, Start, Until};
 use crate::boot::programs::Programs;
 use crate::boot::server::Server;
 use crate::boot::stop::Stop;
@@ -64,6 +64,10 @@ pub struct Args {
         requires = "record"
     )]
     timeout: u64,
+    /// Do not switch the machine off in the end, which is recorded, too: machines whose server is gone by
+    /// then have in memory what that takes
+    #[arg(long, requires = "record")]
+    no_power_off: bool,
     /// Who executes the machine's instructions
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     accel: Accel,
@@ -85,6 +89,8 @@ pub struct Args {
 struct Recorded {
     image: ImageRef,
     seconds: f64,
+    /// Whether the machine was switched off, and what that read recorded.
+    switched_off: bool,
     chunks: usize,
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,10 +135,11 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         ui.note("Ctrl-A X switches the machine off.");
         return Ok(block_in_place(|| hardware.show(&start, &stop))?);
     }
-    let trace = record(&args, &hardware, &start, &stop, ui)?;
+    let (trace, switched_off) = record(&args, &hardware, &start, &stop, ui)?;
     let mut recorded = Recorded {
         image: resolved.reference.clone(),
         seconds: began.elapsed().as_secs_f64(),
+        switched_off,
         chunks: trace.touches.len(),
         bytes: (trace.touches.iter())
             .map(|touch| u64::from(touch.blocks) * u64::from(BLOCK_BYTES))
@@ -153,14 +160,15 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Boots and records; where a file was asked for, the trace is there, too.
+/// Boots and records; where a file was asked for, the trace is there, too. Tells whether the machine has
+/// switched itself off.
 fn record(
     args: &Args,
     hardware: &Hardware,
     start: &Start<'_>,
     stop: &Stop,
     ui: &Ui,
-) -> anyhow::Result<Trace> {
+) -> anyhow::Result<(Trace, bool)> {
     let until = match args.seconds {
         Some(seconds) => Until::Time(Duration::from_secs(seconds)),
         None => Until::Said(args.until.clone(), Duration::from_secs(args.timeout)),
@@ -171,14 +179,22 @@ fn record(
         "Booting {}; this takes a while.",
         start.line.image
     ));
-    block_in_place(|| hardware.record(start, &path, &until, stop, ui.shows_progress()))?;
+    let recording = Recording {
+        trace: &path,
+        until,
+        power_off: !args.no_power_off,
+    };
+    let is_off = block_in_place(|| hardware.record(start, &recording, stop, ui.shows_progress()))?;
+    if recording.power_off && !is_off {
+        ui.note("The machine does not heed its power button; what it takes to switch it off is not recorded.");
+    }
     let trace = read_trace(&path)
         .context("the machine sent no trace: its initramfs may be of before recording; publish the version again")?;
     if let Some(output) = &args.output {
         std::fs::copy(&path, output)
             .with_context(|| format!("cannot write `{}`", output.display()))?;
     }
-    Ok(trace)
+    Ok((trace, is_off))
 }
 
 fn text(recorded: &Recorded) -> String {
