@@ -30,7 +30,7 @@ use crate::mount::Mountpoint;
 use crate::mount::signals::Signals;
 use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
-use crate::overlay::{Base, Overlay, keep_flushed};
+use crate::overlay::{self, Base, Overlay, keep_flushed};
 use crate::panics;
 use crate::passthrough::{Facts, Lender};
 use crate::process::{self, Side};
@@ -57,7 +57,7 @@ const DIALED_EARLY: usize = 3;
 /// How long a look at the store may take: there is another one.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Threads beyond those for decoding and for the cache, for what else waits: overlays, traces, names.
+/// Threads beyond those for decoding, for the cache and for overlays, for what else waits: traces, names.
 const BLOCKING_THREADS_EXTRA: usize = 2;
 
 /// Mounts as told and serves until the mount is gone.
@@ -160,7 +160,7 @@ fn work(
 }
 
 fn runtime() -> anyhow::Result<Runtime> {
-    let threads = Decoders::most() + desk::THREADS + BLOCKING_THREADS_EXTRA;
+    let threads = Decoders::most() + desk::THREADS + overlay::THREADS + BLOCKING_THREADS_EXTRA;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(threads)

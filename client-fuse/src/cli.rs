@@ -345,11 +345,7 @@ impl Args {
                 source: self.source,
             },
             trust: TrustConfig {
-                root: match self.root {
-                    Some(file) => RootConfig::File(file),
-                    None if self.trust_on_first_use => RootConfig::FirstUse,
-                    None => RootConfig::Remembered,
-                },
+                root: trusted_root(self.root, self.trust_on_first_use),
                 state,
                 minimum: self.minimum,
                 expiry: self.expiry.unwrap_or(match role {
@@ -388,6 +384,14 @@ impl Args {
                 log_level: self.log_level,
             },
         }
+    }
+}
+
+fn trusted_root(file: Option<PathBuf>, trust_on_first_use: bool) -> RootConfig {
+    match file {
+        Some(file) => RootConfig::File(file),
+        None if trust_on_first_use => RootConfig::FirstUse,
+        None => RootConfig::Remembered,
     }
 }
 

@@ -18,7 +18,7 @@
 //!
 //! Bounds: dirty blocks, [`DIRTY_MAX`]; how long they stay so, [`FLUSH_AFTER`]; the log, twice the
 //! records that the map needs and 4 MiB; bytes in the file that nothing points to, 64 MiB and what a
-//! crash left. Opening reads the log: 16 to 32 bytes for each written block.
+//! crash left; file operations under way, [`THREADS`]. Opening reads the log: 16 to 32 bytes for each written block.
 
 use std::fs::File;
 use std::io;
@@ -33,7 +33,8 @@ use bytes::{Bytes, BytesMut};
 use image_format::BLOCK_BYTES;
 use image_format::overlay::{Layout, Log, RECORDS_MAX, Side, checksum};
 use nix::fcntl::Flock;
-use tokio::sync::{OwnedRwLockWriteGuard, RwLock, watch};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, SemaphorePermit, watch};
+use tokio::task::JoinHandle;
 
 mod commit;
 mod counters;
@@ -382,11 +383,39 @@ fn within(blocks: &Range<u64>, run: &Range<u64>) -> Range<usize> {
     at(run.start)..at(run.end)
 }
 
-/// Runs a file operation where it may block.
+/// File operations that may block at once; the runtime has as many threads for them.
+pub const THREADS: usize = 8;
+
+static TURNS: Semaphore = Semaphore::const_new(THREADS);
+
+/// Runs a file operation where it may block, even if nobody waits for it any more. What waits for a turn may hold
+/// locks: what has one waits for none of them.
 async fn blocking<T: Send + 'static>(
     operation: impl FnOnce() -> Result<T, OverlayError> + Send + 'static,
 ) -> Result<T, OverlayError> {
-    tokio::task::spawn_blocking(operation)
-        .await
-        .unwrap_or(Err(OverlayError::Panicked))
+    let operating = match TURNS.try_acquire() {
+        Ok(turn) => in_turn(turn, operation),
+        Err(_) => tokio::spawn(async move {
+            // Nobody closes the semaphore.
+            match TURNS.acquire().await {
+                Ok(turn) => in_turn(turn, operation)
+                    .await
+                    .unwrap_or(Err(OverlayError::Panicked)),
+                Err(_) => Err(OverlayError::Panicked),
+            }
+        }),
+    };
+    operating.await.unwrap_or(Err(OverlayError::Panicked))
+}
+
+/// Begins a file operation; its turn ends with it.
+fn in_turn<T: Send + 'static>(
+    turn: SemaphorePermit<'static>,
+    operation: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    tokio::task::spawn_blocking(move || {
+        let done = operation();
+        drop(turn);
+        done
+    })
 }

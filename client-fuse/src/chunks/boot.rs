@@ -206,7 +206,7 @@ impl<S: Source> Chunks<S> {
             && let Some(bytes) = early.bytes().await
             && let Ok(head) = pack.open(&bytes, disk_length)
         {
-            self.fetcher.keep_document(name, bytes);
+            self.fetcher.keep_document(name, bytes).await;
             return Ok(head);
         }
         let part = ObjectPart {
@@ -224,7 +224,7 @@ impl<S: Source> Chunks<S> {
             .fetcher
             .part(&part, Priority::Guest, &hurry, Patience::Policy, decode);
         let (head, bytes) = fetched.await?;
-        self.fetcher.keep_document(name, bytes);
+        self.fetcher.keep_document(name, bytes).await;
         Ok(head)
     }
 

@@ -3,11 +3,17 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::{Expect, Fetcher, Whole};
 use crate::cache::desk;
 use crate::cache::documents::{Documents, Name};
 use crate::fetch::Source;
+
+/// Documents that wait for the disk, or are written: what is more makes its reader wait, instead of taking memory.
+const QUEUED_MAX: usize = 64;
+
+static QUEUE: Semaphore = Semaphore::const_new(QUEUED_MAX);
 
 impl<S: Source> Fetcher<S> {
     /// The same, with documents that were kept before.
@@ -38,18 +44,27 @@ impl<S: Source> Fetcher<S> {
     }
 
     /// Keeps a file that was fetched and verified.
-    pub(super) fn keep(&self, whole: &Whole, bytes: &Bytes) {
+    pub(super) async fn keep(&self, whole: &Whole, bytes: &Bytes) {
         if let Some(name) = name(whole) {
-            self.keep_document(name, bytes.clone());
+            self.keep_document(name, bytes.clone()).await;
         }
     }
 
-    /// Keeps a document, in the background.
-    pub(crate) fn keep_document(&self, name: Name, bytes: Bytes) {
-        if self.documents.is_on() {
-            let documents = Arc::clone(&self.documents);
-            drop(desk::start(move || documents.keep(name, &bytes)));
+    /// Keeps a document, in the background, once no more than [`QUEUED_MAX`] others are about to be kept.
+    pub(crate) async fn keep_document(&self, name: Name, bytes: Bytes) {
+        if !self.documents.is_on() {
+            return;
         }
+        let place = tokio::select! {
+            biased;
+            place = QUEUE.acquire() => place,
+            () = desk::silence() => return,
+        };
+        let documents = Arc::clone(&self.documents);
+        drop(desk::start(move || {
+            documents.keep(name, &bytes);
+            drop(place);
+        }));
     }
 }
 
