@@ -279,7 +279,7 @@ impl<S: Source> Chunks<S> {
                         _ => {
                             let place = part.place;
                             let left = self.hand_over(Wanted { place, landing });
-                            if left.is_none() {
+                            if left.is_none() || self.is_kept(&place) {
                                 found[number].from = Origin::BootPack;
                             }
                             wanted.extend(left);
@@ -328,14 +328,11 @@ impl<S: Source> Chunks<S> {
     ) -> Vec<Wanted> {
         let mut wanted = Vec::new();
         for place in places {
-            let comes = |boot: &Arc<BootStream>| {
-                let frame = boot.frame_of(&place.id());
-                boot.will_bring(&place.id())
-                    || frame.is_some_and(|frame| self.caches.frames.holds(frame))
-            };
+            let comes = |boot: &Arc<BootStream>| boot.will_bring(&place.id());
             if self.caches.memory.holds(&place.id())
                 || self.caches.disk.is_known_to_hold(&place)
                 || self.boot.get().is_some_and(comes)
+                || self.is_kept(&place)
             {
                 continue;
             }

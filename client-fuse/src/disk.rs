@@ -272,7 +272,14 @@ impl<S: Source> Parts<S> {
                 regions.push(region);
             }
         }
-        tokio::join!(self.pages_ahead(&regions), self.chunks.stream(boot));
+        let pages = async {
+            self.pages_ahead(&regions).await;
+            if self.chunks.keeps(boot) {
+                // What is kept can be had without a server only if it is known where it is.
+                regions.iter().for_each(|region| self.pages.hold(*region));
+            }
+        };
+        tokio::join!(pages, self.chunks.stream(boot));
     }
 
     async fn pages_ahead(&self, regions: &[u32]) {

@@ -27,6 +27,7 @@ pub mod python;
 pub mod random;
 pub mod replay;
 pub mod require;
+pub mod served;
 pub mod server;
 pub mod squid;
 pub mod store;

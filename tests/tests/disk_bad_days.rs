@@ -5,57 +5,20 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use circular_tests::file_system::FileSystem;
-use circular_tests::images::{noise, sparse};
+use circular_tests::images::noise;
 use circular_tests::mount::{Mount, Options};
 use circular_tests::random::Random;
 use circular_tests::require::{self, Need};
+use circular_tests::served::{MIB, disk, is_right, served};
 use circular_tests::server::Server;
 use circular_tests::store::TestStore;
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc::{EIO, EROFS};
 use nix::mount::{MntFlags, umount2};
 use serde_json::Value;
-
-const MIB: usize = 1 << 20;
-
-/// A disk that does not compress, some of it holes.
-fn disk(length: usize) -> Vec<u8> {
-    let mut bytes = noise(7, length);
-    for hole in bytes.chunks_mut(700_000) {
-        let end = hole.len().min(50_000);
-        hole[..end].fill(0);
-    }
-    bytes
-}
-
-/// A store with this disk, and its server.
-fn served(bytes: &[u8]) -> Result<(TestStore, Server)> {
-    let store = TestStore::new()?;
-    let image = store.beside("image");
-    sparse(&image, bytes.len() as u64, &[(0, bytes.to_vec())])?;
-    let server = store.publish_and_serve(&image, "test:1")?;
-    Ok((store, server))
-}
-
-/// Reads all of the disk from the client, not from what the kernel kept, and compares.
-fn is_right(path: &Path, expected: &[u8]) -> Result<()> {
-    let file = File::open(path)?;
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-    let mut found = vec![0; MIB];
-    for (number, expected) in expected.chunks(MIB).enumerate() {
-        let found = &mut found[..expected.len()];
-        file.read_exact_at(found, (number * MIB) as u64)
-            .with_context(|| format!("MiB {number} cannot be read"))?;
-        ensure!(found == expected, "MiB {number} is wrong");
-    }
-    Ok(())
-}
 
 /// What becomes of a cache while it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,106 +161,6 @@ fn survives(
     }
     let mount = Mount::start_with(store, server.url(), "test:1", &options)?;
     is_right(&mount.disk(), bytes).context("mounted again")?;
-    ensure!(mount.stop()?.success(), "the client does not end well");
-    Ok(())
-}
-
-/// A file system to which writes hang, until this is dropped.
-struct Frozen(PathBuf);
-
-impl Frozen {
-    fn now(system: &FileSystem) -> Result<Self> {
-        fsfreeze("--freeze", system.path())?;
-        Ok(Self(system.path().to_owned()))
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        let _ = fsfreeze("--unfreeze", &self.0);
-    }
-}
-
-fn fsfreeze(what: &str, path: &Path) -> Result<()> {
-    let status = Command::new("fsfreeze").arg(what).arg(path).status()?;
-    ensure!(status.success(), "fsfreeze ended with {status}");
-    Ok(())
-}
-
-/// The same by a reader for each MiB, all at once: more than may wait for a disk.
-fn is_right_for_all(path: &Path, expected: &[u8]) -> Result<()> {
-    let file = File::open(path)?;
-    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-    let read = |number: usize, expected: &[u8]| -> Result<()> {
-        let mut found = vec![0; expected.len()];
-        file.read_exact_at(&mut found, (number * MIB) as u64)?;
-        ensure!(found == expected, "MiB {number} is wrong");
-        Ok(())
-    };
-    thread::scope(|scope| {
-        let parts = expected.chunks(MIB).enumerate();
-        let readers = parts.map(|(number, expected)| {
-            let read = &read;
-            scope.spawn(move || read(number, expected))
-        });
-        let readers: Vec<_> = readers.collect();
-        for reader in readers {
-            match reader.join() {
-                Ok(read) => read?,
-                Err(_) => bail!("a reader panicked"),
-            }
-        }
-        Ok(())
-    })
-}
-
-/// Waits until the client said `part` as often as `times`, and no more often.
-fn has_said(mount: &mut Mount, part: &str, times: usize) -> Result<()> {
-    for _ in 0..1200 {
-        if mount.output().matches(part).count() >= times {
-            break;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    let said = mount.output();
-    ensure!(
-        said.matches(part).count() == times,
-        "not {times} times `{part}`: {said}"
-    );
-    Ok(())
-}
-
-#[test]
-fn disk_goes_on_without_a_cache_whose_disk_hangs() -> Result<()> {
-    if require::missing(&[Need::Fuse])? {
-        return Ok(());
-    }
-    let bytes = disk(24 * MIB);
-    let (store, server) = served(&bytes)?;
-    let system = FileSystem::in_file(&store.beside("disk"), 64 << 20)?;
-    let cache = system.path().join("cache");
-    let options = Options {
-        cache: Some(cache),
-        arguments: ["--memory-cache", "1M", "--no-passthrough"]
-            .map(str::to_owned)
-            .to_vec(),
-        ..Options::default()
-    };
-    let mut mount = Mount::start_with(&store, server.url(), "test:1", &options)?;
-    is_right(&mount.disk(), &bytes[..4 * MIB])?;
-
-    let frozen = Frozen::now(&system)?;
-    // Each of them brings something that is to be written, which hangs more threads than there are for it.
-    is_right_for_all(&mount.disk(), &bytes)?;
-    has_said(&mut mount, "does not answer;", 1)?;
-    is_right_for_all(&mount.disk(), &bytes)?;
-    drop(frozen);
-    has_said(&mut mount, "answers again", 1)?;
-    is_right(&mount.disk(), &bytes)?;
-    is_right(&mount.disk(), &bytes)?;
-    // It is used again, too: nothing is fetched.
-    drop(server);
-    is_right(&mount.disk(), &bytes)?;
     ensure!(mount.stop()?.success(), "the client does not end well");
     Ok(())
 }

@@ -148,11 +148,6 @@ pub(crate) async fn patiently<T>(asking: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// Waits until the disk does not answer.
-pub(crate) async fn silence() {
-    DESK.silence().await;
-}
-
 /// Whether the disk does not answer, for which all that is cached is off until it does.
 pub(crate) fn is_silent() -> bool {
     DESK.is_silent()

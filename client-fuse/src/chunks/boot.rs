@@ -206,7 +206,7 @@ impl<S: Source> Chunks<S> {
             && let Some(bytes) = early.bytes().await
             && let Ok(head) = pack.open(&bytes, disk_length)
         {
-            self.fetcher.keep_document(name, bytes).await;
+            self.fetcher.keep_document(name, bytes);
             return Ok(head);
         }
         let part = ObjectPart {
@@ -224,7 +224,7 @@ impl<S: Source> Chunks<S> {
             .fetcher
             .part(&part, Priority::Guest, &hurry, Patience::Policy, decode);
         let (head, bytes) = fetched.await?;
-        self.fetcher.keep_document(name, bytes).await;
+        self.fetcher.keep_document(name, bytes);
         Ok(head)
     }
 
@@ -234,11 +234,11 @@ impl<S: Source> Chunks<S> {
     ///
     /// Dropping the future ends the stream; who waits for a chunk of it fetches it elsewhere.
     pub async fn stream(self: &Arc<Self>, boot: &Arc<BootStream>) {
-        let _running = Running(Arc::clone(boot));
+        let running = Running(Arc::clone(boot));
         let mut bringing = JoinSet::new();
         loop {
             let mut pressure = self.pressure();
-            if self.keeps(boot) {
+            if self.keeps(boot) && boot.is_trusted() {
                 // What the caches let go of is not lost.
                 pressure.room_bytes = u64::MAX;
             }
@@ -267,6 +267,45 @@ impl<S: Source> Chunks<S> {
             }
         }
         while bringing.join_next().await.is_some() {}
+        drop(running);
+        self.keep_rest(boot).await;
+    }
+
+    /// Fetches and keeps the frames that did not come as frames: what they hold was here, or the server failed then.
+    async fn keep_rest(&self, boot: &BootStream) {
+        if !self.keeps(boot) || !boot.is_trusted() {
+            return;
+        }
+        let frames = 0..boot.head().frames().len();
+        for frame in frames.filter(|frame| !self.caches.frames.holds(*frame)) {
+            let (head, hurry) = (Arc::clone(boot.head()), Hurry::new());
+            let decode = move |stored: &[u8]| {
+                let verified = head.decode_frame(frame, stored);
+                verified.map(|_| Bytes::copy_from_slice(stored))
+            };
+            let (part, ahead) = (boot.part(frame), Priority::Ahead);
+            let fetched = self
+                .fetcher
+                .part(&part, ahead, &hurry, Patience::Policy, decode);
+            match fetched.await {
+                Ok(stored) => self.keep(frame, stored),
+                Err(error) => {
+                    let cause: &dyn std::error::Error = &error;
+                    tracing::warn!(
+                        frame,
+                        error = cause,
+                        "the boot pack is not kept from this frame on"
+                    );
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Keeps a frame that was verified.
+    fn keep(&self, frame: usize, stored: Bytes) {
+        self.stats.boot_pack.kept_bytes.add(stored.len() as u64);
+        self.caches.frames.keep(frame, stored);
     }
 
     pub(super) fn pressure(&self) -> Pressure {
@@ -299,7 +338,7 @@ impl<S: Source> Chunks<S> {
     }
 
     /// Whether the frames of `boot` are kept.
-    fn keeps(&self, boot: &BootStream) -> bool {
+    pub(crate) fn keeps(&self, boot: &BootStream) -> bool {
         self.caches.frames.fits(boot.object_bytes())
     }
 
@@ -328,8 +367,21 @@ impl<S: Source> Chunks<S> {
             }
         };
         self.by_ranges(left, priority, hurry).await;
-        // What guests added while the last of it came.
-        self.by_ranges(boot.finish(frame), priority, hurry).await;
+        // What guests added while the last of it came; a frame that is kept has it.
+        let added = boot.finish(frame);
+        let added = if self.caches.frames.holds(frame) {
+            let wanted = added.into_iter().map(|held| held.wanted).collect();
+            let left = self.unpack_kept(wanted).into_iter();
+            let guest = Priority::Guest;
+            left.map(|wanted| Held {
+                wanted,
+                priority: guest,
+            })
+            .collect()
+        } else {
+            added
+        };
+        self.by_ranges(added, priority, hurry).await;
     }
 
     /// Fetches a frame and delivers what is wanted of it; returns what it did not bring.
@@ -355,8 +407,7 @@ impl<S: Source> Chunks<S> {
             Ok((chunks, kept)) => {
                 self.stats.boot_pack.frames.increment();
                 if let Some(stored) = kept {
-                    self.stats.boot_pack.kept_bytes.add(stored.len() as u64);
-                    self.caches.frames.keep(frame, stored);
+                    self.keep(frame, stored);
                 }
                 // Guests may have come to wait for more of it meanwhile.
                 let held = held.into_iter().chain(boot.held(frame)).collect();

@@ -4,13 +4,26 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::Chunks;
 use crate::fetch::Source;
 use crate::fetch::fetcher::Wanted;
+use crate::place::Place;
 use crate::prefetch::BootStream;
 
+/// Frames that are written to the disk cache at once. What more of them bring is in memory, and can be had again.
+const FILLS_MAX: usize = 8;
+
+static FILLS: Semaphore = Semaphore::const_new(FILLS_MAX);
+
 impl<S: Source> Chunks<S> {
+    /// Whether the chunk at `place` is in a frame that is kept.
+    pub(super) fn is_kept(&self, place: &Place) -> bool {
+        let frame = self.boot.get().and_then(|boot| boot.frame_of(&place.id()));
+        frame.is_some_and(|frame| self.caches.frames.holds(frame))
+    }
+
     /// Begins to unpack what of `wanted` is in frames that are kept; returns the rest.
     pub(super) fn unpack_kept(&self, wanted: Vec<Wanted>) -> Vec<Wanted> {
         let Some(boot) = self.boot.get() else {
@@ -67,8 +80,11 @@ impl<S: Source> Chunks<S> {
                 }
             }
             stats.boot_pack.unpacked_chunks.add(landed.len() as u64);
-            if let Some(filling) = caches.fill(landed) {
-                filling.end().await;
+            if let Ok(_turn) = FILLS.try_acquire()
+                && let Some(filling) = caches.fill(landed)
+            {
+                let filled = filling.end().await;
+                stats.disk_fill_bytes.add(filled.unwrap_or(0));
             }
         });
     }

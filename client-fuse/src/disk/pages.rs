@@ -1,8 +1,10 @@
 //! Finds the index page of a region, fetching it when the region is first touched.
 //!
-//! Bounds: decoded pages and leaf tables of at most 8 MiB are kept, however large the disk.
+//! Bounds: decoded pages and leaf tables of at most 8 MiB are kept, however large the disk, and those that are
+//! [held](Pages::hold).
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use image_format::digest::Digest;
 use image_format::page::{Entry, PAGE_BYTES_MAX, Page};
@@ -28,6 +30,8 @@ pub struct Pages<S> {
     fetcher: Arc<Fetcher<S>>,
     table: RegionTable,
     kept: Shelf<Digest, Index>,
+    /// What is never let go of.
+    held: Mutex<HashMap<Digest, Index>>,
     flights: Flights<Digest, Result<Index, ReadError>>,
 }
 
@@ -58,6 +62,7 @@ impl<S: Source> Pages<S> {
             fetcher,
             table,
             kept: Shelf::new(BYTES_MAX),
+            held: Mutex::default(),
             flights: Flights::new(),
         }
     }
@@ -124,15 +129,44 @@ impl<S: Source> Pages<S> {
         let digest = match self.table.lookup(region) {
             Lookup::Hole => None,
             Lookup::Page(page) => Some(page),
-            Lookup::Leaf { leaf, slot, .. } => match self.kept.find(&leaf)? {
+            Lookup::Leaf { leaf, slot, .. } => match self.find(&leaf)? {
                 Index::Leaf(leaf) => leaf.page(slot),
                 Index::Page(_) => None,
             },
         };
-        match self.kept.find(&digest?)? {
+        match self.find(&digest?)? {
             Index::Page(page) => Some(page),
             Index::Leaf(_) => None,
         }
+    }
+
+    /// Never lets go of what leads to the chunks of `region`, as far as it is here.
+    pub fn hold(&self, region: u32) {
+        let digests = match self.table.lookup(region) {
+            Lookup::Hole => return,
+            Lookup::Page(page) => [Some(page), None],
+            Lookup::Leaf { leaf, slot, .. } => {
+                let page = match self.find(&leaf) {
+                    Some(Index::Leaf(leaf)) => leaf.page(slot),
+                    Some(Index::Page(_)) | None => None,
+                };
+                [Some(leaf), page]
+            }
+        };
+        for digest in digests.into_iter().flatten() {
+            if let Some(index) = self.find(&digest) {
+                self.held().insert(digest, index);
+            }
+        }
+    }
+
+    fn find(&self, digest: &Digest) -> Option<Index> {
+        let kept = self.kept.find(digest);
+        kept.or_else(|| self.held().get(digest).cloned())
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<Digest, Index>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn leaf(&self, digest: Digest, number: u32) -> Result<Arc<LeafTable>, ReadError> {
@@ -160,7 +194,7 @@ impl<S: Source> Pages<S> {
         decode: impl Fn(&[u8]) -> Result<Index, DecodeError>,
     ) -> Result<Index, ReadError> {
         loop {
-            if let Some(index) = self.kept.find(&digest) {
+            if let Some(index) = self.find(&digest) {
                 return Ok(index);
             }
             waits::note(Layer::Index);
@@ -171,7 +205,7 @@ impl<S: Source> Pages<S> {
                     Err(Abandoned) => continue,
                 },
             };
-            if let Some(index) = self.kept.find(&digest) {
+            if let Some(index) = self.find(&digest) {
                 landing.deliver(Ok(index.clone()));
                 return Ok(index);
             }

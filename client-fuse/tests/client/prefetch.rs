@@ -1,6 +1,7 @@
 //! What a boot pack costs and saves, exactly; and that a damaged one harms nobody.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use client_fuse::fetch::{Part, Request};
 use image_format::boot_pack::Head;
@@ -227,6 +228,11 @@ async fn a_boot_pack_that_is_kept_serves_every_later_boot_without_a_server() {
         wait_for_frames(&stack, head(&store).frames().len()).await;
         boot(&stack, &store).await;
         let stats = &stack.stats.boot_pack;
+        while cache.is_some()
+            && stack.stats.disk_fill_bytes.count() < stack.stats.ahead_bytes.count()
+        {
+            tokio::task::yield_now().await;
+        }
         let kept = pack.object.length - pack.head.length;
         assert_eq!(stats.kept_bytes.count(), kept);
         let asked = source.requests().len();
@@ -237,6 +243,41 @@ async fn a_boot_pack_that_is_kept_serves_every_later_boot_without_a_server() {
         assert_eq!(stack.stats.fetched.chunk_bytes.count(), 0);
         assert_eq!(stack.stats.chunks.count(), store.boot_set.len() as u64);
     }
+}
+
+#[tokio::test]
+async fn frames_that_came_otherwise_are_fetched_in_the_end_to_be_kept() {
+    let store = store();
+    let pack = store.boot_pack.unwrap();
+    let path = pack.object.digest.object_path();
+    let refused = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&refused);
+    let faults: Faults = Arc::new(move |_, request| match &request.part {
+        Part::Range { range, .. } if request.path == path && range.start >= pack.head.length => {
+            // Each frame is asked for twice before ordinary packs serve.
+            match counted.fetch_add(1, Ordering::Relaxed) {
+                0..12 => Fault::Unavailable,
+                _ => Fault::None,
+            }
+        }
+        _ => Fault::None,
+    });
+    let source = MemorySource::faulty(&store, faults);
+    let setup = Setup {
+        memory_bytes: 1 << 20,
+        frames_bytes: pack.object.length,
+        ..Setup::DEFAULT
+    };
+    let stack = start_booting(&source, &store, setup).await;
+    boot(&stack, &store).await;
+    let stats = &stack.stats.boot_pack;
+    while stats.kept_bytes.count() < pack.object.length - pack.head.length {
+        tokio::task::yield_now().await;
+    }
+    assert!(stats.frames_by_ranges.count() > 0 && refused.load(Ordering::Relaxed) > 12);
+    let asked = source.requests().len();
+    boot(&stack, &store).await;
+    assert_eq!(source.requests().len(), asked);
 }
 
 #[tokio::test]

@@ -271,12 +271,14 @@ impl Running {
     fn switch_off(&mut self, stop: &Stop) -> Result<bool, BootError> {
         let button = self.machine.0.stdin.as_mut();
         let pressed = button.map_or(Ok(()), |button| button.write_all(POWER_BUTTON));
-        pressed.map_err(BootError::Follow)?;
         let began = Instant::now();
-        while began.elapsed() < POWER_OFF_MAX {
+        // What was recorded until here counts, whatever becomes of the machine.
+        while pressed.is_ok() && began.elapsed() < POWER_OFF_MAX && !self.screen.shows(FATAL) {
+            let has_ended = self.listen();
             stop.check()?;
-            if self.listen() {
-                return Ok(true);
+            if has_ended {
+                let status = self.machine.0.wait().map_err(BootError::Follow)?;
+                return Ok(status.success());
             }
         }
         Ok(false)

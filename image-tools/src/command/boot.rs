@@ -34,13 +34,14 @@ pub struct Args {
     /// Image to boot
     #[arg(value_name = "NAME[:TAG][@VERSION]")]
     reference: ImageRef,
-    /// Record what the boot reads, and add it to the profile of the version (see `circular profile`)
+    /// Record what the machine reads until it has come up, and then until its power button has switched it
+    /// off, and add that to the profile of the version (see `circular profile`)
     #[arg(long)]
     record: bool,
     /// Write the recorded trace to this file, and leave the profile as it is
     #[arg(long, value_name = "FILE", requires = "record")]
     output: Option<PathBuf>,
-    /// Record until the console shows this
+    /// The machine has come up when the console shows this
     #[arg(
         long,
         value_name = "TEXT",
@@ -48,7 +49,7 @@ pub struct Args {
         requires = "record"
     )]
     until: String,
-    /// Record for this long, whatever the console shows
+    /// The machine has come up after this long, whatever the console shows
     #[arg(
         long = "for",
         value_name = "SECONDS",
@@ -64,8 +65,8 @@ pub struct Args {
         requires = "record"
     )]
     timeout: u64,
-    /// Do not switch the machine off in the end, which is recorded, too: machines whose server is gone by
-    /// then have in memory what that takes
+    /// Record no further than until it has come up. Machines whose server is gone when they are switched off
+    /// have in memory what that reads, if it was recorded
     #[arg(long, requires = "record")]
     no_power_off: bool,
     /// Who executes the machine's instructions
@@ -186,7 +187,7 @@ fn record(
     };
     let is_off = block_in_place(|| hardware.record(start, &recording, stop, ui.shows_progress()))?;
     if recording.power_off && !is_off {
-        ui.note("The machine does not heed its power button; what it takes to switch it off is not recorded.");
+        ui.note("The machine did not switch itself off; what that takes is not recorded, or not all of it.");
     }
     let trace = read_trace(&path)
         .context("the machine sent no trace: its initramfs may be of before recording; publish the version again")?;

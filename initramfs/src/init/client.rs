@@ -170,8 +170,11 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
     if let Ok(memory) = fs::read_to_string("/proc/meminfo") {
         let size = memory_cache_bytes(&memory).to_string();
         command.args(["--memory-cache", &size]);
-        let size = part_of_memory(&memory, KEPT_PART).to_string();
-        command.args(["--keep-boot-pack", &size]);
+        // A local disk has room for what was read, and keeps it.
+        if !matches!(settings.cache, Cache::Disk(_)) {
+            let size = part_of_memory(&memory, KEPT_PART).to_string();
+            command.args(["--keep-boot-pack", &size]);
+        }
     }
     if let Some(seconds) = settings.deadline {
         command.args(["--deadline", &seconds.to_string()]);

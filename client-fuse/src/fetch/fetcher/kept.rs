@@ -10,7 +10,8 @@ use crate::cache::desk;
 use crate::cache::documents::{Documents, Name};
 use crate::fetch::Source;
 
-/// Documents that wait for the disk, or are written: what is more makes its reader wait, instead of taking memory.
+/// Documents that wait for the disk, or are written. What is more is not kept: it would take memory for as long as the
+/// disk is slow, and is a page for 64 MiB of disk at most.
 const QUEUED_MAX: usize = 64;
 
 static QUEUE: Semaphore = Semaphore::const_new(QUEUED_MAX);
@@ -44,21 +45,20 @@ impl<S: Source> Fetcher<S> {
     }
 
     /// Keeps a file that was fetched and verified.
-    pub(super) async fn keep(&self, whole: &Whole, bytes: &Bytes) {
+    pub(super) fn keep(&self, whole: &Whole, bytes: &Bytes) {
         if let Some(name) = name(whole) {
-            self.keep_document(name, bytes.clone()).await;
+            self.keep_document(name, bytes.clone());
         }
     }
 
-    /// Keeps a document, in the background, once no more than [`QUEUED_MAX`] others are about to be kept.
-    pub(crate) async fn keep_document(&self, name: Name, bytes: Bytes) {
+    /// Keeps a document, in the background, unless [`QUEUED_MAX`] others are about to be kept.
+    pub(crate) fn keep_document(&self, name: Name, bytes: Bytes) {
         if !self.documents.is_on() {
             return;
         }
-        let place = tokio::select! {
-            biased;
-            place = QUEUE.acquire() => place,
-            () = desk::silence() => return,
+        let Ok(place) = QUEUE.try_acquire() else {
+            tracing::debug!(?name, "too many documents wait for the disk of the cache");
+            return;
         };
         let documents = Arc::clone(&self.documents);
         drop(desk::start(move || {

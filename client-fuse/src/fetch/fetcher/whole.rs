@@ -252,7 +252,7 @@ impl<S: Source> Fetcher<S> {
             .verify(&bytes)
             .inspect_err(|error| self.count_damage(error))?;
         let bytes = bytes.freeze();
-        self.keep(whole, &bytes).await;
+        self.keep(whole, &bytes);
         Ok(bytes)
     }
 

@@ -1,0 +1,233 @@
+//! The disk of a cache that says nothing any more: to what is written, or to anything. Nobody who reads from the mount
+//! may wait for it longer than it takes to notice.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use circular_tests::daemon::Daemon;
+use circular_tests::file_system::FileSystem;
+use circular_tests::mount::{Mount, Options};
+use circular_tests::require::{self, Need};
+use circular_tests::served::{MIB, disk, is_right, served};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use nix::sys::stat::stat;
+
+/// Longest time for a file system to appear.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A file system to which writes hang, until this is dropped.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn now(system: &FileSystem) -> Result<Self> {
+        fsfreeze("--freeze", system.path())?;
+        Ok(Self(system.path().to_owned()))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = fsfreeze("--unfreeze", &self.0);
+    }
+}
+
+fn fsfreeze(what: &str, path: &Path) -> Result<()> {
+    let status = Command::new("fsfreeze").arg(what).arg(path).status()?;
+    ensure!(status.success(), "fsfreeze ended with {status}");
+    Ok(())
+}
+
+/// What [`is_right`] does, by a reader for each MiB, all at once: more than may wait for a disk.
+fn is_right_for_all(path: &Path, expected: &[u8]) -> Result<()> {
+    let file = File::open(path)?;
+    posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    let read = |number: usize, expected: &[u8]| -> Result<()> {
+        let mut found = vec![0; expected.len()];
+        file.read_exact_at(&mut found, (number * MIB) as u64)?;
+        ensure!(found == expected, "MiB {number} is wrong");
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let parts = expected.chunks(MIB).enumerate();
+        let readers = parts.map(|(number, expected)| {
+            let read = &read;
+            scope.spawn(move || read(number, expected))
+        });
+        let readers: Vec<_> = readers.collect();
+        for reader in readers {
+            match reader.join() {
+                Ok(read) => read?,
+                Err(_) => bail!("a reader panicked"),
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Waits until the client said `part` as often as `times`, and no more often.
+fn has_said(mount: &mut Mount, part: &str, times: usize) -> Result<()> {
+    for _ in 0..1200 {
+        if mount.output().matches(part).count() >= times {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    let said = mount.output();
+    ensure!(
+        said.matches(part).count() == times,
+        "not {times} times `{part}`: {said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn disk_goes_on_without_a_cache_whose_disk_hangs() -> Result<()> {
+    if require::missing(&[Need::Fuse])? {
+        return Ok(());
+    }
+    let bytes = disk(24 * MIB);
+    let (store, server) = served(&bytes)?;
+    let system = FileSystem::in_file(&store.beside("disk"), 64 << 20)?;
+    let cache = system.path().join("cache");
+    let mut mount = Mount::start_with(&store, server.url(), "test:1", &options(cache))?;
+    is_right(&mount.disk(), &bytes[..4 * MIB])?;
+
+    let frozen = Frozen::now(&system)?;
+    // Each of them brings something that is to be written, which hangs more threads than there are for it.
+    is_right_for_all(&mount.disk(), &bytes)?;
+    has_said(&mut mount, "does not answer;", 1)?;
+    is_right_for_all(&mount.disk(), &bytes)?;
+    drop(frozen);
+    has_said(&mut mount, "answers again", 1)?;
+    is_right(&mount.disk(), &bytes)?;
+    is_right(&mount.disk(), &bytes)?;
+    // It is used again, too: nothing is fetched.
+    drop(server);
+    is_right(&mount.disk(), &bytes)?;
+    ensure!(mount.stop()?.success(), "the client does not end well");
+    Ok(())
+}
+
+/// A mount whose cache is there, with next to no memory: what is read is read from the disk of the cache.
+fn options(cache: PathBuf) -> Options {
+    Options {
+        cache: Some(cache),
+        arguments: ["--memory-cache", "1M", "--no-passthrough"]
+            .map(str::to_owned)
+            .to_vec(),
+        ..Options::default()
+    }
+}
+
+/// An ext4 that a process shows: when the process stops, so does whatever is asked of that. (A process behind a loop
+/// device would do the same to everybody who syncs on this machine.)
+struct Shown {
+    point: PathBuf,
+    process: Daemon,
+}
+
+impl Shown {
+    fn of(file: &Path, bytes: u64) -> Result<Self> {
+        File::create(file)?.set_len(bytes)?;
+        let mut mkfs = Command::new("mkfs.ext4");
+        let made = mkfs
+            .args(["-q", "-F", "-O", "^has_journal"])
+            .arg(file)
+            .status()?;
+        ensure!(made.success(), "mkfs.ext4 ended with {made}");
+        let point = file.with_extension("shown");
+        fs::create_dir(&point)?;
+        let before = stat(&point)?.st_dev;
+        let mut fuse2fs = Command::new("fuse2fs");
+        let process = Daemon::start(fuse2fs.args(["-f", "-o", "rw"]).args([file, &point]))?;
+        let began = Instant::now();
+        while stat(&point)?.st_dev == before {
+            ensure!(began.elapsed() < DEADLINE, "fuse2fs shows nothing");
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(Self { point, process })
+    }
+
+    /// Has the kernel forget what it read of the files below `directory`.
+    fn forget(directory: &Path) -> Result<()> {
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                Self::forget(&path)?;
+            } else {
+                let file = File::open(path)?;
+                posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<Stopped<'_>> {
+        self.process.signal(Signal::SIGSTOP)?;
+        Ok(Stopped(self))
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        let _ = umount2(&self.point, MntFlags::MNT_DETACH);
+    }
+}
+
+/// A file system that does not answer, until this is dropped.
+struct Stopped<'a>(&'a mut Shown);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.process.signal(Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn disk_goes_on_without_a_cache_whose_disk_answers_nothing() -> Result<()> {
+    if require::missing(&[Need::Fuse])? {
+        return Ok(());
+    }
+    let bytes = disk(24 * MIB);
+    let (store, server) = served(&bytes)?;
+    let mut shown = Shown::of(&store.beside("file"), 128 << 20)?;
+    let cache = shown.point.join("cache");
+    let options = options(cache.clone());
+    let mut mount = Mount::start_with(&store, server.url(), "test:1", &options)?;
+    // Two thirds are there, and read from there.
+    is_right(&mount.disk(), &bytes[..16 * MIB])?;
+    is_right(&mount.disk(), &bytes[..16 * MIB])?;
+
+    Shown::forget(&cache)?;
+    let stopped = shown.stop()?;
+    is_right_for_all(&mount.disk(), &bytes)?;
+    has_said(&mut mount, "does not answer;", 1)?;
+    is_right_for_all(&mount.disk(), &bytes)?;
+    // One that begins meanwhile has no cache, and ends all the same.
+    let other = Mount::start_with(&store, server.url(), "test:1", &options)?;
+    is_right_for_all(&other.disk(), &bytes)?;
+    ensure!(
+        other.stop()?.success(),
+        "one without a cache does not end well"
+    );
+    drop(stopped);
+    has_said(&mut mount, "answers again", 1)?;
+    is_right(&mount.disk(), &bytes)?;
+    is_right(&mount.disk(), &bytes)?;
+    drop(server);
+    is_right(&mount.disk(), &bytes)?;
+
+    // One that ends meanwhile does so, too.
+    Shown::forget(&cache)?;
+    let stopped = shown.stop()?;
+    ensure!(mount.stop()?.success(), "the client does not end well");
+    drop(stopped);
+    Ok(())
+}
