@@ -13,7 +13,6 @@ packages=(
     fio                                      # writes to disks and verifies
     iproute2                                 # the emulated line
     squid                                    # a proxy on the way to a store
-    fuse2fs                                  # a file system that hangs when it is told to
     strace                                   # kills publishers at each system call
     python3-venv                             # a TUF client that is not ours
 )

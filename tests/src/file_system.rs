@@ -32,6 +32,14 @@ impl FileSystem {
     /// There is no `mkfs.ext4`, or we are not root.
     pub fn in_file(file: &Path, bytes: u64) -> Result<Self> {
         fs::File::create(file)?.set_len(bytes)?;
+        Self::on(file, &file.with_extension("tree"))
+    }
+
+    /// The same in a file that is there, at `path`, which is made.
+    ///
+    /// # Errors
+    /// There is no `mkfs.ext4`, or we are not root.
+    pub fn on(file: &Path, path: &Path) -> Result<Self> {
         let made = Command::new("mkfs.ext4")
             .args(["-q", "-F", "-O", "^has_journal", "-E"])
             .arg("lazy_itable_init=0,nodiscard")
@@ -41,8 +49,7 @@ impl FileSystem {
         ensure!(made.success(), "mkfs.ext4 ended with {made}");
         let device = LoopDevice::over(file)?;
         let source = device.path().to_string_lossy();
-        let tree = file.with_extension("tree");
-        let mut mounted = Self::mount(&source, &tree, "ext4", "errors=remount-ro")?;
+        let mut mounted = Self::mount(&source, path, "ext4", "errors=remount-ro")?;
         mounted.device = Some(device);
         Ok(mounted)
     }

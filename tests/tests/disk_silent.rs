@@ -6,21 +6,18 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
-use circular_tests::daemon::Daemon;
+use anyhow::{Context, Result, bail, ensure};
 use circular_tests::file_system::FileSystem;
 use circular_tests::mount::{Mount, Options};
 use circular_tests::require::{self, Need};
 use circular_tests::served::{MIB, disk, is_right, served};
+use circular_tests::server::Server;
+use circular_tests::store::TestStore;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::Signal;
-use nix::sys::stat::stat;
-
-/// Longest time for a file system to appear.
-const DEADLINE: Duration = Duration::from_secs(20);
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, sync};
 
 /// A file system to which writes hang, until this is dropped.
 struct Frozen(PathBuf);
@@ -126,68 +123,63 @@ fn options(cache: PathBuf) -> Options {
     }
 }
 
-/// An ext4 that a process shows: when the process stops, so does whatever is asked of that. (A process behind a loop
-/// device would do the same to everybody who syncs on this machine.)
+/// An ext4 on a disk that one of our own mounts shows: when that stops, so does whatever is asked of it, by all that
+/// sync this machine too. A test with it runs alone.
 struct Shown {
-    point: PathBuf,
-    process: Daemon,
+    system: FileSystem,
+    under: Mount,
+    _server: Server,
+    _store: TestStore,
 }
 
 impl Shown {
-    fn of(file: &Path, bytes: u64) -> Result<Self> {
-        File::create(file)?.set_len(bytes)?;
-        let mut mkfs = Command::new("mkfs.ext4");
-        let made = mkfs
-            .args(["-q", "-F", "-O", "^has_journal"])
-            .arg(file)
-            .status()?;
-        ensure!(made.success(), "mkfs.ext4 ended with {made}");
-        let point = file.with_extension("shown");
-        fs::create_dir(&point)?;
-        let before = stat(&point)?.st_dev;
-        let mut fuse2fs = Command::new("fuse2fs");
-        let process = Daemon::start(fuse2fs.args(["-f", "-o", "rw"]).args([file, &point]))?;
-        let began = Instant::now();
-        while stat(&point)?.st_dev == before {
-            ensure!(began.elapsed() < DEADLINE, "fuse2fs shows nothing");
-            thread::sleep(Duration::from_millis(10));
-        }
-        Ok(Self { point, process })
+    fn begin() -> Result<Self> {
+        let (store, server) = served(&vec![0; 96 * MIB])?;
+        let overlay = store.beside("overlay");
+        let overlay = overlay.to_str().context("test paths are plain")?;
+        let options = Options {
+            arguments: vec!["--overlay".to_owned(), overlay.to_owned()],
+            ..Options::default()
+        };
+        let under = Mount::start_with(&store, server.url(), "test:1", &options)?;
+        let system = FileSystem::on(&under.disk(), &store.beside("tree"))?;
+        Ok(Self {
+            system,
+            under,
+            _server: server,
+            _store: store,
+        })
     }
 
-    /// Has the kernel forget what it read of the files below `directory`.
-    fn forget(directory: &Path) -> Result<()> {
-        for entry in fs::read_dir(directory)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                Self::forget(&path)?;
-            } else {
-                let file = File::open(path)?;
-                posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Result<Stopped<'_>> {
-        self.process.signal(Signal::SIGSTOP)?;
-        Ok(Stopped(self))
+    fn stop(&self) -> Result<Stopped> {
+        let stopped = Stopped(Pid::from_raw(self.under.id().try_into()?));
+        kill(stopped.0, Signal::SIGSTOP)?;
+        Ok(stopped)
     }
 }
 
-impl Drop for Shown {
+/// A process that does nothing, until this is dropped.
+struct Stopped(Pid);
+
+impl Drop for Stopped {
     fn drop(&mut self) {
-        let _ = umount2(&self.point, MntFlags::MNT_DETACH);
+        let _ = kill(self.0, Signal::SIGCONT);
     }
 }
 
-/// A file system that does not answer, until this is dropped.
-struct Stopped<'a>(&'a mut Shown);
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.process.signal(Signal::SIGCONT);
+/// Has the kernel write all, and forget what it read of the files below `directory`.
+fn forget(directory: &Path) -> Result<()> {
+    sync();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            forget(&path)?;
+        } else {
+            let file = File::open(path)?;
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
     }
+    Ok(())
 }
 
 #[test]
@@ -197,15 +189,15 @@ fn disk_goes_on_without_a_cache_whose_disk_answers_nothing() -> Result<()> {
     }
     let bytes = disk(24 * MIB);
     let (store, server) = served(&bytes)?;
-    let mut shown = Shown::of(&store.beside("file"), 128 << 20)?;
-    let cache = shown.point.join("cache");
+    let shown = Shown::begin()?;
+    let cache = shown.system.path().join("cache");
     let options = options(cache.clone());
     let mut mount = Mount::start_with(&store, server.url(), "test:1", &options)?;
     // Two thirds are there, and read from there.
     is_right(&mount.disk(), &bytes[..16 * MIB])?;
     is_right(&mount.disk(), &bytes[..16 * MIB])?;
 
-    Shown::forget(&cache)?;
+    forget(&cache)?;
     let stopped = shown.stop()?;
     is_right_for_all(&mount.disk(), &bytes)?;
     has_said(&mut mount, "does not answer;", 1)?;
@@ -224,10 +216,19 @@ fn disk_goes_on_without_a_cache_whose_disk_answers_nothing() -> Result<()> {
     drop(server);
     is_right(&mount.disk(), &bytes)?;
 
-    // One that ends meanwhile does so, too.
-    Shown::forget(&cache)?;
+    // One that ends meanwhile is not mounted any more; its process may be held by what it writes there.
+    forget(&cache)?;
     let stopped = shown.stop()?;
-    ensure!(mount.stop()?.success(), "the client does not end well");
+    let disk = mount.disk();
+    mount.terminate()?;
+    for _ in 0..1200 {
+        if !disk.exists() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    ensure!(!disk.exists(), "it is mounted still");
     drop(stopped);
+    ensure!(mount.wait()?.success(), "the client does not end well");
     Ok(())
 }
