@@ -260,7 +260,7 @@ fn fetcher(
 }
 
 /// The disk of `image`, and what is fetched of it ahead of any reader; by later workers of a supervisor
-/// nothing is.
+/// nothing is but what is to be kept.
 fn disk(
     config: &Config,
     image: &mut OpenImage,
@@ -276,7 +276,7 @@ fn disk(
         &Handle::current(),
         recorder,
     );
-    if is_first {
+    if is_first || config.keep_boot_pack.0 > 0 {
         disk.prefetch(image.manifest.boot_pack, image.early_head.take());
     }
     if config.purpose == Purpose::MountAndPin {

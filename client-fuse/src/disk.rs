@@ -196,7 +196,7 @@ impl<S: Source> Disk<S> {
         let parts = Arc::clone(&self.parts);
         self.tasks.spawn(async move {
             let regions = parts.pages.regions(PAGES_SMALL_MAX);
-            parts.pages_ahead(&regions).await;
+            parts.pages_ahead(&regions, false).await;
         });
     }
 
@@ -266,26 +266,24 @@ impl<S: Source> Parts<S> {
         let opened = self.chunks.open_boot_pack(pack, length, early).await;
         drop(expected);
         let Some(boot) = opened else { return };
+        let keeps = self.chunks.keeps(boot);
         let mut regions: Vec<u32> = Vec::new();
         for region in boot.head().chunks().map(|chunk| chunk.region) {
-            if !regions.contains(&region) && regions.len() < PAGES_AHEAD_MAX {
+            if !regions.contains(&region) && (keeps || regions.len() < PAGES_AHEAD_MAX) {
                 regions.push(region);
             }
         }
-        let pages = async {
-            self.pages_ahead(&regions).await;
-            if self.chunks.keeps(boot) {
-                // What is kept can be had without a server only if it is known where it is.
-                regions.iter().for_each(|region| self.pages.hold(*region));
-            }
-        };
-        tokio::join!(pages, self.chunks.stream(boot));
+        tokio::join!(self.pages_ahead(&regions, keeps), self.chunks.stream(boot));
     }
 
-    async fn pages_ahead(&self, regions: &[u32]) {
+    /// Fetches the pages of `regions`. Where chunks are kept, these are: what is kept can be had without a server only
+    /// if it is known where it is.
+    async fn pages_ahead(&self, regions: &[u32], keeps: bool) {
         let each = stream::iter(regions.iter().copied());
-        let fetch = async |region| {
-            if let Err(error) = self.pages.page(region).await {
+        let fetch = async |region| match self.pages.page(region).await {
+            Ok(_) if keeps => self.pages.hold(region),
+            Ok(_) => {}
+            Err(error) => {
                 tracing::debug!(%error, region, "no page ahead; the read itself will report it");
             }
         };

@@ -70,8 +70,8 @@ fn boot(log: &Log, line: &CommandLine, on_failure: OnFailure) -> Result<Infallib
     drivers.load_all(&record.load)?;
     let network = network::bring_up(log, &mut drivers, &settings)?;
     clock::set_if_unset(log);
-    cache::prepare(log, &mut drivers, &settings)?;
-    let client = client::start(log, &settings, on_failure)?;
+    let cache_is_on_disk = cache::prepare(log, &mut drivers, &settings)?;
+    let client = client::start(log, &settings, cache_is_on_disk, on_failure)?;
     let disk = disk::attach(&client.disk())?;
     let image = client.hide();
     let recorded = record.root.as_deref().map(str::parse).transpose();

@@ -154,12 +154,21 @@ impl Shown {
     fn stop(&self) -> Result<Stopped> {
         let stopped = Stopped(Pid::from_raw(self.under.id().try_into()?));
         kill(stopped.0, Signal::SIGSTOP)?;
+        let process = stopped.0;
+        thread::spawn(move || {
+            thread::sleep(STOPPED_MAX);
+            kill(process, Signal::SIGCONT)
+        });
         Ok(stopped)
     }
 }
 
-/// A process that does nothing, until this is dropped.
+/// A process that does nothing, until this is dropped, or for as long as a test may take: whatever hangs then does not
+/// keep the machine.
 struct Stopped(Pid);
+
+/// How long that is.
+const STOPPED_MAX: Duration = Duration::from_secs(120);
 
 impl Drop for Stopped {
     fn drop(&mut self) {

@@ -26,6 +26,7 @@ use crate::fetch::fetcher::part::{ObjectPart, Patience};
 use crate::fetch::fetcher::{Wanted, land_all};
 use crate::fetch::lanes::{Hurry, Priority};
 use crate::fetch::plan::coalesce;
+use crate::fetch::retry::Fault;
 use crate::fetch::{FetchError, Source};
 use crate::flight::Boarding;
 use crate::open::EarlyHead;
@@ -66,6 +67,12 @@ impl Drop for Bringing {
 /// How long a reader waits to learn what the boot pack brings: a round trip and what a retry may take
 /// on a bad line. The head comes beside the index page that a first read needs anyway.
 const HEAD_WAIT: Duration = Duration::from_millis(500);
+
+/// How long to leave a server alone that failed when frames were to be kept.
+const KEEP_AGAIN: Duration = Duration::from_secs(30);
+
+/// Frames of no use after which no more are fetched to be kept.
+const USELESS_MAX: u32 = 4;
 
 /// The head of a boot pack is on its way, until this is dropped.
 #[derive(Debug)]
@@ -273,33 +280,44 @@ impl<S: Source> Chunks<S> {
 
     /// Fetches and keeps the frames that did not come as frames: what they hold was here, or the server failed then.
     async fn keep_rest(&self, boot: &BootStream) {
-        if !self.keeps(boot) || !boot.is_trusted() {
+        if !self.keeps(boot) {
             return;
         }
-        let frames = 0..boot.head().frames().len();
-        for frame in frames.filter(|frame| !self.caches.frames.holds(*frame)) {
-            let (head, hurry) = (Arc::clone(boot.head()), Hurry::new());
-            let decode = move |stored: &[u8]| {
-                let verified = head.decode_frame(frame, stored);
-                verified.map(|_| Bytes::copy_from_slice(stored))
-            };
-            let (part, ahead) = (boot.part(frame), Priority::Ahead);
-            let fetched = self
-                .fetcher
-                .part(&part, ahead, &hurry, Patience::Policy, decode);
-            match fetched.await {
-                Ok(stored) => self.keep(frame, stored),
-                Err(error) => {
-                    let cause: &dyn std::error::Error = &error;
-                    tracing::warn!(
-                        frame,
-                        error = cause,
-                        "the boot pack is not kept from this frame on"
-                    );
-                    return;
+        let mut useless = 0;
+        for frame in 0..boot.head().frames().len() {
+            while !self.caches.frames.holds(frame) && useless < USELESS_MAX {
+                match self.fetch_frame(boot, frame).await {
+                    Ok(stored) => self.keep(frame, stored),
+                    // A server that fails may be back later: nobody waits for this.
+                    Err(error) if error.fault() == Fault::Transient => {
+                        tokio::time::sleep(KEEP_AGAIN).await;
+                    }
+                    Err(error) => {
+                        let cause: &dyn std::error::Error = &error;
+                        tracing::warn!(
+                            frame,
+                            error = cause,
+                            "a frame of the boot pack is not kept"
+                        );
+                        useless += 1;
+                        break;
+                    }
                 }
             }
         }
+    }
+
+    /// The stored bytes of a frame, verified.
+    async fn fetch_frame(&self, boot: &BootStream, frame: usize) -> Result<Bytes, FetchError> {
+        let (head, hurry) = (Arc::clone(boot.head()), Hurry::new());
+        let decode = move |stored: &[u8]| {
+            let verified = head.decode_frame(frame, stored);
+            verified.map(|_| Bytes::copy_from_slice(stored))
+        };
+        let (part, ahead) = (boot.part(frame), Priority::Ahead);
+        self.fetcher
+            .part(&part, ahead, &hurry, Patience::Policy, decode)
+            .await
     }
 
     /// Keeps a frame that was verified.

@@ -347,6 +347,25 @@ fn a_read_that_waits_for_the_server_outlives_three_workers() {
 }
 
 #[test]
+fn a_boot_pack_that_is_kept_is_kept_by_the_next_worker_too() {
+    if !can_mount() {
+        return;
+    }
+    let store = Arc::new(Store::booting(mixed_disk(2000, 0), 3));
+    let pack = store.boot_pack.unwrap();
+    let words = [WAYS[0], "--keep-boot-pack", "64M"];
+    let supervised = Supervised::new(&store, &serve(&store, Manner::Right), &words);
+    let kept = format!("\"kept_bytes\": {},", pack.object.length - pack.head.length);
+    for deaths in 1..=2 {
+        wait_for(|| supervised.stats().contains(&kept).then_some(()));
+        supervised.kill_worker();
+        supervised.wait_for_restarts(deaths);
+    }
+    wait_for(|| supervised.stats().contains(&kept).then_some(()));
+    supervised.end();
+}
+
+#[test]
 fn a_worker_that_always_dies_is_followed_by_others_and_the_mount_ends_cleanly() {
     if !can_mount() {
         return;

@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Devices that are no disks of the machine.
 const NO_DISKS: [&str; 4] = ["loop", "ram", "zram", "fd"];
 
-/// Mounts what the cache is to lie on, if there is to be one.
+/// Mounts what the cache is to lie on, if there is to be one, and returns whether that is a disk.
 ///
 /// # Errors
 /// There is not even memory for it.
@@ -39,20 +39,20 @@ pub(super) fn prepare(
     log: &Log,
     drivers: &mut Drivers,
     settings: &Settings,
-) -> Result<(), BootError> {
+) -> Result<bool, BootError> {
     match &settings.cache {
-        Cache::Off => Ok(()),
-        Cache::Memory(size) => mounts::mount_memory(CACHE, size, "0700"),
+        Cache::Off => Ok(false),
+        Cache::Memory(size) => mounts::mount_memory(CACHE, size, "0700").map(|()| false),
         Cache::Disk(wanted) => match mount_disk(log, drivers, wanted) {
             Ok(device) => {
                 log.info(&format!("the cache is on {device}"));
-                Ok(())
+                Ok(true)
             }
             Err(error) => {
                 log.error(&format!(
                     "circular.cache={wanted}: {error}; the cache is in memory this time"
                 ));
-                mounts::mount_memory(CACHE, &TmpfsSize::for_cache(), "0700")
+                mounts::mount_memory(CACHE, &TmpfsSize::for_cache(), "0700").map(|()| false)
             }
         },
     }

@@ -78,6 +78,7 @@ impl Client {
 pub(super) fn start(
     log: &Log,
     settings: &Settings,
+    cache_is_on_disk: bool,
     on_failure: OnFailure,
 ) -> Result<Client, BootError> {
     if let Some(token) = &settings.token {
@@ -86,7 +87,7 @@ pub(super) fn start(
     let mut pause = Duration::from_secs(1);
     let mut offer_shell = on_failure.shell;
     loop {
-        match try_once(log, settings).map_err(BootError::Client)? {
+        match try_once(log, settings, cache_is_on_disk).map_err(BootError::Client)? {
             None => return Ok(Client),
             Some(status) => log.error(&format!(
                 "the client ended before it served the disk ({status}); its messages are above"
@@ -129,11 +130,15 @@ fn unmount() {
 }
 
 /// Starts the client; returns `None` once it serves, or how it ended.
-fn try_once(log: &Log, settings: &Settings) -> io::Result<Option<ExitStatus>> {
+fn try_once(
+    log: &Log,
+    settings: &Settings,
+    cache_is_on_disk: bool,
+) -> io::Result<Option<ExitStatus>> {
     let (ready, ready_writer) = pipe2(OFlag::O_CLOEXEC)?;
     // The client inherits this end; ours must go, or the pipe would not close with the client.
     fcntl(&ready_writer, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    let child = spawn(settings, ready_writer.as_raw_fd());
+    let child = spawn(settings, cache_is_on_disk, ready_writer.as_raw_fd());
     drop(ready_writer);
     let mut child = child?;
     if wait_until_ready(log, settings, ready)? {
@@ -145,7 +150,7 @@ fn try_once(log: &Log, settings: &Settings) -> io::Result<Option<ExitStatus>> {
     child.wait().map(Some)
 }
 
-fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
+fn spawn(settings: &Settings, cache_is_on_disk: bool, ready_fd: RawFd) -> io::Result<Child> {
     let mut command = Command::new(layout::CLIENT);
     command
         .arg0("@circular-mount")
@@ -171,7 +176,7 @@ fn spawn(settings: &Settings, ready_fd: RawFd) -> io::Result<Child> {
         let size = memory_cache_bytes(&memory).to_string();
         command.args(["--memory-cache", &size]);
         // A local disk has room for what was read, and keeps it.
-        if !matches!(settings.cache, Cache::Disk(_)) {
+        if !cache_is_on_disk {
             let size = part_of_memory(&memory, KEPT_PART).to_string();
             command.args(["--keep-boot-pack", &size]);
         }
