@@ -180,7 +180,7 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
     /// Longest boot pack to keep in memory as it came, compressed, beside the chunks that were used lately:
-    /// what a boot reads is then at hand for as long as the mount lives, without a server too; 0: none
+    /// what a boot reads is then at hand for as long as the mount lives, without a server too; 0: none. With --all nothing is kept
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(0), help_heading = "Caches")]
     pub keep_boot_pack: ByteSize,
 

@@ -156,7 +156,7 @@ fn machine_is_switched_off_though_its_server_never_comes_back() -> Result<()> {
     let churned = console.run(churn, COMMAND)?;
     ensure!(churned.status == 0, "{churned:?}");
     server.kill()?;
-    // Others wait for ever for what no boot reads.
+    // Somebody wants a file that no boot reads, and that the caches have let go of.
     console.send("cat /usr/bin/perl > /dev/null &")?;
     switch_off(machine)
 }

@@ -68,14 +68,19 @@ fn is_right_for_all(path: &Path, expected: &[u8]) -> Result<()> {
     })
 }
 
-/// Waits until the client said `part` as often as `times`, and no more often.
-fn has_said(mount: &mut Mount, part: &str, times: usize) -> Result<()> {
+/// Waits until something is so, for a minute at most.
+fn wait_until(mut is_so: impl FnMut() -> bool) {
     for _ in 0..1200 {
-        if mount.output().matches(part).count() >= times {
+        if is_so() {
             break;
         }
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Waits until the client said `part` as often as `times`, and no more often.
+fn has_said(mount: &mut Mount, part: &str, times: usize) -> Result<()> {
+    wait_until(|| mount.output().matches(part).count() >= times);
     let said = mount.output();
     ensure!(
         said.matches(part).count() == times,
@@ -230,12 +235,7 @@ fn disk_goes_on_without_a_cache_whose_disk_answers_nothing() -> Result<()> {
     let stopped = shown.stop()?;
     let disk = mount.disk();
     mount.terminate()?;
-    for _ in 0..1200 {
-        if !disk.exists() {
-            break;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
+    wait_until(|| !disk.exists());
     ensure!(!disk.exists(), "it is mounted still");
     drop(stopped);
     ensure!(mount.wait()?.success(), "the client does not end well");

@@ -327,8 +327,8 @@ fn a_read_that_waits_for_the_server_outlives_three_workers() {
                 })
                 .collect();
             for deaths in 1..=3 {
-                // What is asked of the server was asked of the worker: it is under way there. (Counted before
-                // the death: the next worker may have asked for all by the time that this is seen.)
+                // Reads are under way at the server when the worker dies. (Counted before its death, what it
+                // asked last may count for the next one; counted later, that one may have asked for all.)
                 wait_for(|| (gatehouse.waited() > waited).then_some(()));
                 waited = gatehouse.waited();
                 supervised.kill_worker();
