@@ -4,8 +4,9 @@
 //! hashed, so zstd gets untrusted input: it writes into a buffer of just the expected length, with
 //! a bounded window, and nothing leaves [`decode`] without its digest.
 
-use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use zstd::bulk::{Compressor, Decompressor};
@@ -74,15 +75,55 @@ impl Encoder {
     }
 }
 
-thread_local! {
-    /// A context costs 160 KiB to make; each thread that decodes keeps its own.
-    static DECODER: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+/// What decoding needs, kept for whoever decodes next, on whichever thread: a runtime has more threads that may decode
+/// than it lets decode at once, and one of these for each of them is memory that nobody uses.
+#[derive(Default)]
+struct Workspace {
+    /// A context costs 160 KiB to make.
+    decoder: Option<Decompressor<'static>>,
     /// What a frame of a boot pack was unpacked to last.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    scratch: Vec<u8>,
+    /// How often the workspace was lent since the scratch was used.
+    unused: u32,
 }
 
-/// As much memory a thread keeps: more than the usual frame of a boot pack has.
+/// As many workspaces are kept; there are no more than ever decoded at once.
+const WORKSPACES_MAX: usize = 64;
+
+/// As much memory a workspace keeps: more than the usual frame of a boot pack has.
 const SCRATCH_BYTES_MAX: usize = 2 << 20;
+
+/// A scratch that was not used as often is given back: the boot pack is over.
+const UNUSED_MAX: u32 = 16;
+
+static WORKSPACES: Workspaces = Workspaces::new();
+
+/// Those that nobody has; the one that has waited longest is lent next, so that none is forgotten with its scratch.
+struct Workspaces(Mutex<VecDeque<Workspace>>);
+
+impl Workspaces {
+    const fn new() -> Self {
+        Self(Mutex::new(VecDeque::new()))
+    }
+
+    fn lend<T>(&self, work: impl FnOnce(&mut Workspace) -> T) -> T {
+        let mut workspace = self.free().pop_front().unwrap_or_default();
+        workspace.unused = workspace.unused.saturating_add(1);
+        let done = work(&mut workspace);
+        if workspace.scratch.capacity() > SCRATCH_BYTES_MAX || workspace.unused > UNUSED_MAX {
+            workspace.scratch = Vec::new();
+        }
+        let mut free = self.free();
+        if free.len() < WORKSPACES_MAX {
+            free.push_back(workspace);
+        }
+        done
+    }
+
+    fn free(&self) -> MutexGuard<'_, VecDeque<Workspace>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Decodes and verifies the chunk `id` of `plain_len` bytes from its stored bytes.
 ///
@@ -100,12 +141,13 @@ pub(crate) fn unpack(expected: usize, stored: &[u8]) -> Result<Bytes, UnpackErro
         return Ok(Bytes::copy_from_slice(stored));
     }
     let mut plain = Vec::new();
-    unpack_into(&mut plain, expected, stored)?;
+    WORKSPACES
+        .lend(|workspace| unpack_into(&mut workspace.decoder, &mut plain, expected, stored))?;
     Ok(Bytes::from(plain))
 }
 
-/// What `read` makes of the plain bytes, which are in memory that the thread uses again: fresh memory
-/// costs more than what is written to it.
+/// What `read` makes of the plain bytes, which are in memory that is used again: fresh memory costs more
+/// than what is written to it.
 pub(crate) fn unpacked<T>(
     expected: usize,
     stored: &[u8],
@@ -114,46 +156,48 @@ pub(crate) fn unpacked<T>(
     if stored.len() == expected {
         return Ok(read(stored));
     }
-    SCRATCH.with_borrow_mut(|plain| {
-        unpack_into(plain, expected, stored)?;
-        let made = read(plain);
-        if plain.capacity() > SCRATCH_BYTES_MAX {
-            *plain = Vec::new();
-        }
-        Ok(made)
+    WORKSPACES.lend(|workspace| {
+        workspace.unused = 0;
+        let Workspace {
+            decoder, scratch, ..
+        } = workspace;
+        unpack_into(decoder, scratch, expected, stored)?;
+        Ok(read(scratch))
     })
 }
 
 /// Makes `plain` the `expected` plain bytes of a frame.
-fn unpack_into(plain: &mut Vec<u8>, expected: usize, stored: &[u8]) -> Result<(), UnpackError> {
+fn unpack_into(
+    decoder: &mut Option<Decompressor<'static>>,
+    plain: &mut Vec<u8>,
+    expected: usize,
+    stored: &[u8],
+) -> Result<(), UnpackError> {
     let shape = UnpackError::Shape { expected };
     if get_frame_content_size(stored).ok().flatten() != Some(expected as u64)
         || find_frame_compressed_size(stored) != Ok(stored.len())
     {
         return Err(shape);
     }
-    DECODER.with_borrow_mut(|slot| {
-        let decoder = match slot {
-            Some(decoder) => decoder,
-            None => {
-                let mut decoder = Decompressor::new().map_err(UnpackError::Zstd)?;
-                decoder
-                    .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
-                    .map_err(UnpackError::Zstd)?;
-                slot.insert(decoder)
-            }
-        };
-        plain.clear();
-        plain.reserve_exact(expected);
-        let length = decoder
-            .decompress_to_buffer(stored, plain)
-            .map_err(UnpackError::Zstd)?;
-        if length == expected && plain.len() == expected {
-            Ok(())
-        } else {
-            Err(shape)
+    let decoder = match decoder {
+        Some(decoder) => decoder,
+        None => {
+            let mut made = Decompressor::new().map_err(UnpackError::Zstd)?;
+            made.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
+                .map_err(UnpackError::Zstd)?;
+            decoder.insert(made)
         }
-    })
+    };
+    plain.clear();
+    plain.reserve_exact(expected);
+    let length = decoder
+        .decompress_to_buffer(stored, plain)
+        .map_err(UnpackError::Zstd)?;
+    if length == expected && plain.len() == expected {
+        Ok(())
+    } else {
+        Err(shape)
+    }
 }
 
 #[cfg(test)]
@@ -207,5 +251,31 @@ mod tests {
         stored.push(0);
         assert!(no_such_frame(8192, &stored));
         assert!(no_such_frame(8192, &[]));
+    }
+
+    #[test]
+    fn a_scratch_is_used_again_and_given_back_when_nobody_needs_it() {
+        let spaces = Workspaces::new();
+        let unpack = |bytes| {
+            spaces.lend(|workspace| {
+                workspace.unused = 0;
+                workspace.scratch.reserve_exact(bytes);
+            });
+        };
+        let kept = || -> usize { spaces.free().iter().map(|it| it.scratch.capacity()).sum() };
+        unpack(1000);
+        // One that is lent meanwhile is another one.
+        spaces.lend(|_| unpack(2000));
+        assert_eq!(spaces.free().len(), 2);
+        assert!(kept() >= 2000);
+        for _ in 0..2 * UNUSED_MAX {
+            assert!(kept() > 0);
+            spaces.lend(|_| ());
+        }
+        spaces.lend(|_| ());
+        spaces.lend(|_| ());
+        assert_eq!(kept(), 0);
+        unpack(SCRATCH_BYTES_MAX + 1);
+        assert_eq!(kept(), 0, "no frame is as long as to keep that");
     }
 }
