@@ -419,3 +419,71 @@ fn in_turn<T: Send + 'static>(
         done
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Condvar;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Where operations stay until it is opened.
+    #[derive(Default)]
+    struct Gate {
+        is_open: Mutex<bool>,
+        opened: Condvar,
+        inside: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    impl Gate {
+        fn pass(&self) {
+            let inside = self.inside.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(inside, Ordering::SeqCst);
+            let mut is_open = self.is_open.lock().unwrap();
+            while !*is_open {
+                is_open = self.opened.wait(is_open).unwrap();
+            }
+            self.inside.fetch_sub(1, Ordering::SeqCst);
+        }
+
+        fn open(&self) {
+            *self.is_open.lock().unwrap() = true;
+            self.opened.notify_all();
+        }
+    }
+
+    #[tokio::test]
+    async fn operations_that_hang_have_so_many_threads_and_the_others_go_on_in_the_end() {
+        let gate = Arc::new(Gate::default());
+        let operations = (0..3 * THREADS).map(|number| {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(blocking(move || {
+                gate.pass();
+                Ok(number)
+            }))
+        });
+        let operations: Vec<_> = operations.collect();
+        while gate.inside.load(Ordering::SeqCst) < THREADS {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(gate.most.load(Ordering::SeqCst), THREADS);
+        gate.open();
+        for (number, operation) in operations.into_iter().enumerate() {
+            assert_eq!(operation.await.unwrap().unwrap(), number);
+        }
+        assert_eq!(gate.most.load(Ordering::SeqCst), THREADS);
+    }
+
+    #[tokio::test]
+    async fn an_operation_that_panics_is_an_error_and_gives_its_turn_back() {
+        for _ in 0..2 * THREADS {
+            let failed = blocking(|| -> Result<(), _> { panic!("a test") }).await;
+            assert!(matches!(failed, Err(OverlayError::Panicked)));
+        }
+        assert_eq!(blocking(|| Ok(7)).await.unwrap(), 7);
+    }
+}

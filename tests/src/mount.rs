@@ -53,6 +53,18 @@ impl Mount {
         reference: &str,
         options: &Options,
     ) -> Result<Self> {
+        Self::begin(store, &[], &[url, reference], options)
+    }
+
+    /// Mounts all of `store`, which is served at `url`. Nothing is remembered of it.
+    ///
+    /// # Errors
+    /// It cannot be mounted; the message has what the client said.
+    pub fn tree(store: &TestStore, url: &str, options: &Options) -> Result<Self> {
+        Self::begin(store, &["tree"], &[url], options)
+    }
+
+    fn begin(store: &TestStore, kind: &[&str], what: &[&str], options: &Options) -> Result<Self> {
         let directory =
             TempDir::with_prefix("circular-mount-").context("cannot make a directory")?;
         // The shell gives it descriptor 3 to say that the mount is there: our end of its output.
@@ -60,6 +72,7 @@ impl Mount {
         command
             .args(["-c", "exec \"$@\" 3>&1", "sh"])
             .arg(binaries::host("circular-mount")?)
+            .args(kind)
             .args(["--foreground", "--ready-fd", "3", "--no-state", "--root"])
             .arg(options.root.clone().unwrap_or_else(|| store.trusted_root()))
             .args(&options.arguments);
@@ -67,7 +80,7 @@ impl Mount {
             Some(cache) => command.arg("--cache").arg(cache),
             None => command.arg("--no-cache"),
         };
-        command.args([url, reference]).arg(directory.path());
+        command.args(what).arg(directory.path());
         let mut daemon = Daemon::start(&mut command)?;
         daemon.wait_for(DEADLINE, |line| (line == "READY").then_some(()))?;
         Ok(Self { daemon, directory })
@@ -76,6 +89,12 @@ impl Mount {
     /// Returns the disk.
     pub fn disk(&self) -> PathBuf {
         self.directory.path().join("disk.raw")
+    }
+
+    /// Returns the disk of an image in a tree.
+    pub fn disk_of(&self, name: &str, tag: &str) -> PathBuf {
+        let image = self.directory.path().join(name).join(tag);
+        image.join("disk.raw")
     }
 
     /// Returns what the client said so far.

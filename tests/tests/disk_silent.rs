@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use circular_tests::file_system::FileSystem;
+use circular_tests::images::{noise, sparse};
 use circular_tests::mount::{Mount, Options};
 use circular_tests::require::{self, Need};
 use circular_tests::served::{MIB, disk, is_right, served};
@@ -239,5 +240,38 @@ fn disk_goes_on_without_a_cache_whose_disk_answers_nothing() -> Result<()> {
     ensure!(!disk.exists(), "it is mounted still");
     drop(stopped);
     ensure!(mount.wait()?.success(), "the client does not end well");
+    Ok(())
+}
+
+#[test]
+fn disk_in_a_tree_goes_on_without_a_cache_whose_disk_answers_nothing() -> Result<()> {
+    if require::missing(&[Need::Fuse])? {
+        return Ok(());
+    }
+    let bytes = disk(24 * MIB);
+    let (store, server) = served(&bytes)?;
+    let (image, other) = (store.beside("other"), noise(8, 8 * MIB));
+    sparse(&image, other.len() as u64, &[(0, other.clone())])?;
+    store.publish(&image, "other:1")?;
+    let shown = Shown::begin()?;
+    let cache = shown.system.path().join("cache");
+    let mut tree = Mount::tree(&store, server.url(), &options(cache.clone()))?;
+    let disk = tree.disk_of("test", "1");
+    is_right(&disk, &bytes[..16 * MIB])?;
+    is_right(&disk, &bytes[..16 * MIB])?;
+
+    forget(&cache)?;
+    let stopped = shown.stop()?;
+    is_right_for_all(&disk, &bytes)?;
+    has_said(&mut tree, "does not answer;", 1)?;
+    // An image that is opened meanwhile has no cache.
+    is_right_for_all(&tree.disk_of("other", "1"), &other)?;
+    is_right_for_all(&disk, &bytes)?;
+    drop(stopped);
+    has_said(&mut tree, "answers again", 1)?;
+    is_right(&disk, &bytes)?;
+    is_right(&disk, &bytes)?;
+    is_right(&tree.disk_of("other", "1"), &other)?;
+    ensure!(tree.stop()?.success(), "the client does not end well");
     Ok(())
 }

@@ -3,8 +3,11 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use rcgen::{CertifiedKey, KeyPair};
 use server::Drained;
 use server::config::TlsFiles;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,9 +15,18 @@ use tokio::net::TcpStream;
 
 use crate::support::{Site, noise};
 
-/// Writes a new certificate for `localhost` and its key; returns the certificate.
+/// A new certificate for `localhost`, and its key.
+fn pair() -> CertifiedKey<KeyPair> {
+    rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap()
+}
+
+/// Writes a new certificate and its key; returns the certificate.
 fn certify(scratch: &Path) -> (TlsFiles, String) {
-    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let pair = pair();
+    (write(scratch, &pair), pair.cert.pem())
+}
+
+fn write(scratch: &Path, pair: &CertifiedKey<KeyPair>) -> TlsFiles {
     let files = TlsFiles {
         certificate: scratch.join("cert.pem"),
         key: scratch.join("key.pem"),
@@ -22,7 +34,7 @@ fn certify(scratch: &Path) -> (TlsFiles, String) {
     // The key first: until the certificate is there too, the old pair is in use.
     std::fs::write(&files.key, pair.signing_key.serialize_pem()).unwrap();
     std::fs::write(&files.certificate, pair.cert.pem()).unwrap();
-    (files, pair.cert.pem())
+    files
 }
 
 struct TlsSite {
@@ -143,6 +155,41 @@ async fn a_new_certificate_is_used_from_the_next_connection_on() {
     assert_eq!(ask().await.unwrap().status(), 200);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_begin_while_the_pair_changes_are_all_served() {
+    const ASKING: usize = 4;
+    let tls = TlsSite::start().await;
+    let pairs: Vec<_> = std::iter::repeat_with(pair).take(20).collect();
+    let trusted = pairs.iter().map(|pair| pair.cert.pem());
+    let trusted = trusted.chain([tls.certificate.clone()]);
+    let trusted = trusted.map(|pem| reqwest::Certificate::from_pem(pem.as_bytes()).unwrap());
+    // Each request has a connection of its own.
+    let builder = reqwest::Client::builder().tls_certs_only(trusted);
+    let client = builder.http1_only().pool_max_idle_per_host(0);
+    let client = client.build().unwrap();
+    let is_over = AtomicBool::new(false);
+    let asking = join_all((0..ASKING).map(|_| async {
+        let mut served = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            let got = client.get(tls.url("/healthz")).send().await;
+            assert_eq!(got.unwrap().status(), 200, "after {served}");
+            served += 1;
+        }
+        served
+    }));
+    let changing = async {
+        for pair in &pairs {
+            write(&tls.scratch(), pair);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    let (served, ()) = tokio::join!(asking, changing);
+    assert!(served.iter().all(|served| *served > 0), "{served:?}");
+    let newest = pairs.last().unwrap().cert.pem();
+    assert!(tls.healthy(&newest).await && !tls.healthy(&tls.certificate).await);
+}
+
 #[tokio::test]
 async fn a_broken_pair_keeps_the_old() {
     let tls = TlsSite::start().await;
@@ -150,7 +197,7 @@ async fn a_broken_pair_keeps_the_old() {
         tls.scratch().join("cert.pem"),
         tls.scratch().join("key.pem"),
     );
-    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let other = pair();
     let good = std::fs::read(&key).unwrap();
     std::fs::write(&key, other.signing_key.serialize_pem()).unwrap();
     assert!(tls.healthy(&tls.certificate).await, "the key of another");
