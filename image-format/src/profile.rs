@@ -6,10 +6,12 @@
 //! noise: it stays in the profile, because a later run may touch it again, but no boot pack has it.
 //!
 //! On another version's disk ([`Placement`]) a chunk is looked for by its name first; where it is
-//! gone, the chunks that now lie at its place on the disk stand in for it. Layout: docs/FORMAT.md,
-//! "Profile".
+//! gone, the chunks that now lie at its place on the disk stand in for it, or where its file went to, if
+//! somebody knows ([`StandIn`]). Layout: docs/FORMAT.md, "Profile".
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::slice;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +19,7 @@ use crate::boot_pack::{BOOT_CHUNKS_MAX, BOOT_FRAMES_MAX, PlacedChunk, plan_frame
 use crate::chunk::ChunkId;
 use crate::codec::{self, DecodeError};
 use crate::digest::Digest;
-use crate::geometry::{BLOCK_BYTES, REGION_BLOCKS};
+use crate::geometry::{BLOCK_BYTES, runs};
 use crate::page::Page;
 use crate::trace::{self, LINE_BYTES_MAX, TOUCHES_MAX, Trace};
 
@@ -202,16 +204,29 @@ fn median(mut positions: Vec<(usize, u32)>) -> usize {
     before.map_or(0, |count| positions[count - 1].0)
 }
 
+/// What stands in on another disk for a chunk of a profile, where somebody knows what it was a part of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandIn {
+    /// Where that is now, in bytes of the disk; nowhere, if it is gone.
+    pub bytes: Vec<Range<u64>>,
+    /// Whether it stands in for the chunk even if that is on the disk still: nobody reads it there any more.
+    pub instead: bool,
+}
+
+/// Stand-ins, for chunks of a profile.
+pub type StandIns = HashMap<ChunkId, StandIn>;
+
 /// Looks for the chunks of a profile on a disk, given its index page by page.
 #[derive(Debug)]
 pub struct Placement<'a> {
     profile: &'a Profile,
+    stand_ins: &'a StandIns,
     by_chunk: HashMap<ChunkId, usize>,
-    /// Numbers of touched chunks, in the order of the disk.
-    by_block: Vec<usize>,
+    /// What of each region is looked at, in its blocks, and for which touched chunk.
+    looked_at: HashMap<u32, Vec<(Range<u32>, usize)>>,
     /// Where each was found by its name.
     found: Vec<Option<PlacedChunk>>,
-    /// What lies at the place of each.
+    /// What lies where a stand-in of each is looked for.
     there: Vec<Vec<PlacedChunk>>,
 }
 
@@ -220,16 +235,18 @@ pub struct Placement<'a> {
 pub struct Carried {
     /// The chunk itself is there.
     pub by_content_bytes: u64,
+    /// What lies where its file is now stands in for the chunk.
+    pub by_path_bytes: u64,
     /// The chunk is gone; what lies at its place stands in for it.
     pub by_position_bytes: u64,
-    /// The chunk is gone, and its place is a hole.
+    /// The chunk is gone, and so is its file, or its place is a hole.
     pub lost_bytes: u64,
 }
 
 impl Carried {
     /// Returns the bytes that the profile lists.
     pub const fn total_bytes(&self) -> u64 {
-        self.by_content_bytes + self.by_position_bytes + self.lost_bytes
+        self.by_content_bytes + self.by_path_bytes + self.by_position_bytes + self.lost_bytes
     }
 }
 
@@ -245,17 +262,33 @@ pub struct Placed {
 }
 
 impl<'a> Placement<'a> {
-    /// Begins with nothing found.
-    pub fn new(profile: &'a Profile) -> Self {
+    /// Begins with nothing found. Without a stand-in, what lies at the place of a chunk is its stand-in.
+    pub fn new(profile: &'a Profile, stand_ins: &'a StandIns) -> Self {
         let touched = &profile.touched;
-        let mut by_block: Vec<_> = (0..touched.len()).collect();
-        by_block.sort_unstable_by_key(|number| touched[*number].block);
+        let mut looked_at: HashMap<u32, Vec<_>> = HashMap::new();
+        for (number, touched) in touched.iter().enumerate() {
+            let start = touched.block * u64::from(BLOCK_BYTES);
+            let own = start..start + u64::from(touched.blocks) * u64::from(BLOCK_BYTES);
+            let known = stand_ins.get(&touched.chunk);
+            let bytes = match known {
+                Some(stand_in) => &stand_in.bytes[..],
+                None => slice::from_ref(&own),
+            };
+            let all = bytes
+                .iter()
+                .flat_map(|bytes| runs(bytes.start, bytes.end.saturating_sub(bytes.start)));
+            for run in all {
+                let looked_at = looked_at.entry(run.region).or_default();
+                looked_at.push((run.first..run.end, number));
+            }
+        }
         Self {
             profile,
+            stand_ins,
             by_chunk: (touched.iter().enumerate())
                 .map(|(number, touched)| (touched.chunk, number))
                 .collect(),
-            by_block,
+            looked_at,
             found: vec![None; touched.len()],
             there: vec![Vec::new(); touched.len()],
         }
@@ -278,25 +311,20 @@ impl<'a> Placement<'a> {
                 self.found[number] = Some(candidate);
             }
         }
-        let start = u64::from(region) * u64::from(REGION_BLOCKS);
-        let end = start + u64::from(REGION_BLOCKS);
-        let touched = &self.profile.touched;
-        let from = self
-            .by_block
-            .partition_point(|number| touched[*number].block < start);
-        for &number in &self.by_block[from..] {
-            let touched = &touched[number];
-            if touched.block >= end {
-                break;
-            }
-            let first = u32::try_from(touched.block - start).expect("inside a region");
-            let last = (first + touched.blocks).min(REGION_BLOCKS);
-            self.there[number] = page
-                .overlapping(first, last)
-                .iter()
-                .map(|entry| placed(*entry))
-                .collect();
+        for (blocks, number) in self.looked_at.get(&region).into_iter().flatten() {
+            let entries = page.overlapping(blocks.start, blocks.end);
+            self.there[*number].extend(entries.iter().map(|entry| placed(*entry)));
         }
+    }
+
+    fn stand_in(&self, number: usize) -> Option<&'a StandIn> {
+        self.stand_ins.get(&self.profile.touched[number].chunk)
+    }
+
+    /// Whether something else is read now instead of the chunk with this number.
+    fn is_replaced(&self, number: usize) -> bool {
+        self.stand_in(number)
+            .is_some_and(|stand_in| stand_in.instead)
     }
 
     /// Returns what was found on the disk, which is `disk`.
@@ -316,19 +344,25 @@ impl<'a> Placement<'a> {
         };
         for (number, touched) in self.profile.touched.iter().enumerate() {
             let bytes = u64::from(touched.blocks) * u64::from(BLOCK_BYTES);
-            if let Some(chunk) = self.found[number] {
+            if let Some(chunk) = self.found[number].filter(|_| !self.is_replaced(number)) {
                 carried.by_content_bytes += bytes;
                 list(chunk, touched.runs);
-            } else if self.there[number].is_empty() {
-                carried.lost_bytes += bytes;
-            } else {
-                carried.by_position_bytes += bytes;
-                // What was touched itself keeps its own place in the order.
-                let others = self.there[number].iter();
-                others
-                    .filter(|chunk| !self.by_chunk.contains_key(&chunk.entry.chunk))
-                    .for_each(|chunk| list(*chunk, touched.runs));
+                continue;
             }
+            match (&self.there[number][..], self.stand_in(number)) {
+                ([], _) => carried.lost_bytes += bytes,
+                (_, Some(_)) => carried.by_path_bytes += bytes,
+                (_, None) => carried.by_position_bytes += bytes,
+            }
+            // What was touched itself keeps its own place in the order.
+            let has_its_own = |chunk: &PlacedChunk| {
+                let own = self.by_chunk.get(&chunk.entry.chunk);
+                own.is_some_and(|own| !self.is_replaced(*own))
+            };
+            let others = self.there[number].iter();
+            others
+                .filter(|chunk| !has_its_own(chunk))
+                .for_each(|chunk| list(*chunk, touched.runs));
         }
         placed.truncate(TOUCHES_MAX);
         let profile = Profile {

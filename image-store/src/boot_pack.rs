@@ -12,7 +12,7 @@ use image_format::boot_pack::{Head, PlacedChunk, plan_frames};
 use image_format::frame::Encoder;
 use image_format::geometry::BlockRun;
 use image_format::manifest::{BootPack, Disk};
-use image_format::profile::{Carried, Placement, Profile};
+use image_format::profile::{Carried, Placement, Profile, StandIns};
 use image_format::{DecodeError, ObjectRef};
 
 use crate::reader::{ImageReader, ReadError};
@@ -66,7 +66,8 @@ impl Store {
     }
 
     /// Builds the boot pack that follows from `profile` for `disk`, whose objects are in the store,
-    /// with frames of this zstd level, on `workers` threads.
+    /// with frames of this zstd level, on `workers` threads. `stand_ins`: what somebody knows of files
+    /// that moved since.
     ///
     /// # Errors
     /// The disk cannot be read, or the store cannot be written.
@@ -77,11 +78,12 @@ impl Store {
         &self,
         disk: &Disk,
         profile: &Profile,
+        stand_ins: &StandIns,
         level: i32,
         workers: usize,
     ) -> Result<BuiltBootPack, BootPackError> {
         let reader = ImageReader::open_disk(self.clone(), disk).await?;
-        let mut placement = Placement::new(profile);
+        let mut placement = Placement::new(profile, stand_ins);
         for region in 0..reader.n_regions() {
             if let Some(page) = reader.page(region).await? {
                 placement.page(region, &page);

@@ -7,5 +7,6 @@
 
 pub mod boot;
 pub mod carry;
+mod moves;
 pub mod prepare;
 pub mod source;

@@ -1,16 +1,20 @@
 //! `circular profile`, and what a publish makes of it for the next version.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::fs;
+use std::collections::HashSet;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use image_format::boot_pack::Head;
-use image_format::geometry::REGION_BLOCKS;
+use image_format::geometry::{BLOCK_BYTES, REGION_BLOCKS};
 use image_format::trace::{self, Header, Touch};
 use image_format::{ChunkId, ImageRef};
 use image_store::store::Resolved;
 use image_store::{ImageReader, Store};
+use image_tools::explain::disk::Disk;
+use image_tools::explain::ext4;
+use image_tools::explain::map::Owner;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -77,6 +81,47 @@ impl Scratch {
         let resolved = store.resolve(&reference).await.unwrap();
         let reader = ImageReader::open(store, &resolved.manifest).await.unwrap();
         (resolved, reader)
+    }
+
+    /// Writes an ext4 of 32 MiB with these files, each of this content and length.
+    fn file_system(&self, name: &str, files: &[(&str, u64, usize)]) {
+        let tree = self.path(&format!("{name}.tree"));
+        for (path, content, length) in files {
+            let path = tree.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, noise(*content, *length)).unwrap();
+        }
+        let image = File::create(self.path(name)).unwrap();
+        image.set_len(32 << 20).unwrap();
+        let made = Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-d"])
+            .args([&tree, &self.path(name)])
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .status();
+        assert!(made.unwrap().success(), "mke2fs, of e2fsprogs");
+    }
+
+    /// The numbers of the chunks on the disk that have something of these files.
+    async fn chunks_of(&self, reference: &str, image: &str, files: &[&str]) -> Vec<usize> {
+        let mut disk = Disk::of_file(File::open(self.path(image)).unwrap()).unwrap();
+        let (spans, failed) = ext4::walk_all(&mut disk).unwrap();
+        assert!(failed.is_empty());
+        let (_, reader) = self.resolved(reference).await;
+        let page = reader.page(0).await.unwrap().unwrap();
+        let is_of =
+            |owner: &Owner| matches!(owner, Owner::File(path) if files.contains(&&path[..]));
+        let block = u64::from(BLOCK_BYTES);
+        let has = |first: u64, blocks: u64| {
+            let bytes = first * block..(first + blocks) * block;
+            spans.iter().any(|(span, owner)| {
+                is_of(owner) && span.start < bytes.end && bytes.start < span.end
+            })
+        };
+        let entries = page.entries().iter().enumerate();
+        entries
+            .filter(|(_, entry)| has(u64::from(entry.block), u64::from(entry.blocks)))
+            .map(|(number, _)| number)
+            .collect()
     }
 
     /// Records a boot that touches these chunks, by their number on the disk.
@@ -154,6 +199,65 @@ async fn recorded_boots_become_a_boot_pack_of_the_same_version() {
     let (removed, _) = scratch.resolved("lab/a:1").await;
     assert_eq!(removed.manifest.boot_pack, None);
     assert_eq!(removed.manifest.revision, 4);
+}
+
+/// Bytes that do not compress, and differ from those of other seeds.
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    };
+    std::iter::repeat_with(next).take(length).collect()
+}
+
+#[tokio::test]
+async fn the_boot_pack_of_an_upgrade_follows_files_and_the_kernel() {
+    const OLD: &str = "usr/lib/modules/6.1.0-9-amd64/kernel/fuse.ko";
+    const NEW: &str = "usr/lib/modules/6.1.0-10-amd64/kernel/fuse.ko";
+    let scratch = Scratch::new();
+    let (library, module) = (600_000, 400_000);
+    let before = [
+        ("usr/lib/libssl.so.3", 1, library),
+        (OLD, 2, module),
+        ("usr/lib/other", 3, 900_000),
+    ];
+    scratch.file_system("old.raw", &before);
+    scratch.done(&["publish", "old.raw", "a", "--no-boot"]);
+    let (library_path, module_path) = ("/usr/lib/libssl.so.3", format!("/{OLD}"));
+    let read = [library_path, &module_path];
+    let touched = scratch.chunks_of("a", "old.raw", &read).await;
+    scratch.record("a", "trace", &touched).await;
+    scratch.done(&["profile", "add", "a", "trace"]);
+    // Compiled anew, a little longer, elsewhere; the old kernel is there still.
+    let after = [
+        ("a/first", 4, 3_000_000),
+        ("usr/lib/libssl.so.3", 5, library + 9_000),
+        (OLD, 2, module),
+        (NEW, 6, module),
+        ("usr/lib/other", 3, 900_000),
+    ];
+    scratch.file_system("new.raw", &after);
+    let published = scratch.done(&["publish", "new.raw", "a", "--no-boot"]);
+    let carried = &published["boot_pack"];
+    assert!(
+        carried["by_path_bytes"].as_u64().unwrap() > 800_000,
+        "{carried}"
+    );
+    let module_path = format!("/{NEW}");
+    let wanted = [library_path, &module_path];
+    let wanted = scratch.chunks_of("a", "new.raw", &wanted).await;
+    let (_, reader) = scratch.resolved("a").await;
+    let page = reader.page(0).await.unwrap().unwrap();
+    let wanted: HashSet<_> = wanted.iter().map(|at| page.entries()[*at].chunk).collect();
+    let found: HashSet<_> = scratch.boot_set("a").await.into_iter().collect();
+    let missing = wanted.difference(&found).count();
+    // The last bytes of what is longer now, and what else lies in the chunks of the old disk.
+    assert!(missing <= 1, "{missing} of {} are missing", wanted.len());
+    let in_vain = found.difference(&wanted).count();
+    assert!(in_vain <= 4, "{in_vain} of {} are in vain", found.len());
 }
 
 #[tokio::test]

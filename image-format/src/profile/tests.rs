@@ -52,7 +52,11 @@ fn page(numbers: &[Option<u64>]) -> Option<Page> {
 }
 
 fn place(profile: &Profile, numbers: &[Option<u64>]) -> Placed {
-    let mut placement = Placement::new(profile);
+    place_with(profile, &StandIns::new(), numbers)
+}
+
+fn place_with(profile: &Profile, stand_ins: &StandIns, numbers: &[Option<u64>]) -> Placed {
+    let mut placement = Placement::new(profile, stand_ins);
     if let Some(page) = page(numbers) {
         placement.page(0, &page);
     }
@@ -121,7 +125,8 @@ fn what_moved_is_found_by_name_and_what_changed_by_place() {
         Carried {
             by_content_bytes: 2 * bytes,
             by_position_bytes: bytes,
-            lost_bytes: bytes
+            lost_bytes: bytes,
+            ..Carried::default()
         }
     );
     assert_eq!(placed.profile.touched[0].block, 16);
@@ -129,6 +134,40 @@ fn what_moved_is_found_by_name_and_what_changed_by_place() {
         Profile::decode(&placed.profile.encode()).unwrap(),
         placed.profile
     );
+}
+
+#[test]
+fn who_knows_where_files_went_finds_what_is_read_now() {
+    let profile = Profile::merge(disk(), None, &[run(&[0, 1, 2, 3, 4])]);
+    let chunk = 4 * u64::from(BLOCK_BYTES);
+    let at = |numbers: &[u64]| -> Vec<_> {
+        let bytes = numbers
+            .iter()
+            .map(|number| number * chunk..(number + 1) * chunk);
+        bytes.collect()
+    };
+    let stand_in = |numbers: &[u64], instead| StandIn {
+        bytes: at(numbers),
+        instead,
+    };
+    // The file of 0 is at 5 now; that of 1 is read at 6 and 7 instead, though 1 is there; that of 2 is gone.
+    let stand_ins = StandIns::from([
+        (id(0), stand_in(&[5], false)),
+        (id(1), stand_in(&[6, 7], true)),
+        (id(2), stand_in(&[], false)),
+        (id(4), stand_in(&[0], false)),
+    ]);
+    let numbers = [9, 1, 8, 3, 4, 10, 11, 1].map(Some);
+    let placed = place_with(&profile, &stand_ins, &numbers);
+    // At 7 is 1, of which nobody says any more that it is read at its own place; at 3 is 3, and 4 is where it was.
+    assert_eq!(order(&placed), [id(10), id(11), id(1), id(3), id(4)]);
+    let expected = Carried {
+        by_content_bytes: 2 * chunk,
+        by_path_bytes: 2 * chunk,
+        lost_bytes: chunk,
+        ..Carried::default()
+    };
+    assert_eq!(placed.carried, expected);
 }
 
 #[test]
@@ -174,6 +213,7 @@ proptest! {
     fn all_is_accounted_for(
         touched in prop::collection::hash_set(0..40_u64, 1..30),
         other in vec(prop::option::of(0..60_u64), 0..60),
+        stand_ins in vec((0..1_u64 << 34, 0..1_u64 << 21, any::<bool>()), 0..30),
     ) {
         let numbers: Vec<_> = touched.into_iter().collect();
         let profile = Profile::merge(disk(), None, &[run(&numbers)]);
@@ -184,6 +224,15 @@ proptest! {
         let placed = place(&profile, &other);
         let bytes = numbers.len() as u64 * 4 * u64::from(BLOCK_BYTES);
         prop_assert_eq!(placed.carried.total_bytes(), bytes);
+        let anywhere = |(&number, bytes): (&u64, &(u64, u64, bool))| {
+            let (start, length, instead) = *bytes;
+            (id(number), StandIn { bytes: std::iter::once(start..start + length).collect(), instead })
+        };
+        let stand_ins = numbers.iter().zip(&stand_ins).map(anywhere).collect();
+        let with = place_with(&profile, &stand_ins, &other);
+        prop_assert_eq!(with.carried.total_bytes(), bytes);
+        let ids: HashSet<_> = order(&with).into_iter().collect();
+        prop_assert_eq!(ids.len(), with.boot_set.len());
         let ids: HashSet<_> = order(&placed).into_iter().collect();
         prop_assert_eq!(ids.len(), placed.boot_set.len());
         for chunk in &placed.boot_set {

@@ -16,7 +16,7 @@ use tokio::task::spawn_blocking;
 use super::profile::read_trace;
 use crate::cli::Common;
 use crate::explain::disk::Disk;
-use crate::explain::ext4;
+use crate::explain::ext4::{self, Ext4Error};
 use crate::explain::map::DiskMap;
 use crate::explain::report::{BootPackThen, Report};
 use crate::ui::Ui;
@@ -113,24 +113,14 @@ async fn boot_pack_then(
 
 /// Walks the file systems of the disk; one that cannot be walked is a warning.
 fn map_of(mut disk: Disk) -> anyhow::Result<(DiskMap, Vec<String>)> {
-    let volumes = disk.ext4_volumes().context("cannot read the disk")?;
-    let (mut spans, mut warnings) = (Vec::new(), Vec::new());
-    if volumes.is_empty() {
+    let (spans, failed) = ext4::walk_all(&mut disk).context("cannot read the disk")?;
+    let warning = |(prefix, error): (String, Ext4Error)| {
+        let error = anyhow::Error::from(error);
+        format!("{prefix}no files can be named: {error:#}")
+    };
+    let mut warnings: Vec<_> = failed.into_iter().map(warning).collect();
+    if spans.is_empty() && warnings.is_empty() {
         warnings.push("no ext4 file system was found: no files can be named".to_owned());
-    }
-    let several = volumes.len() > 1;
-    for (number, offset) in volumes {
-        let prefix = match several {
-            true => format!("partition {number}: "),
-            false => String::new(),
-        };
-        match ext4::walk(&mut disk, offset, &prefix) {
-            Ok(more) => spans.extend(more),
-            Err(error) => {
-                let error = anyhow::Error::from(error);
-                warnings.push(format!("{prefix}no files can be named: {error:#}"));
-            }
-        }
     }
     Ok((DiskMap::new(spans), warnings))
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use image_format::manifest::{BootPack, Manifest};
-use image_format::profile::{Profile, Steadiness};
+use image_format::profile::{Profile, StandIns, Steadiness};
 use image_format::trace::{TRACE_BYTES_MAX, Trace};
 use image_format::{ImageRef, boot_pack};
 use image_store::store::Resolved;
@@ -132,7 +132,7 @@ pub(super) async fn add_traces(
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     ui.note("Packing what these boots read; this may take a minute.");
     let built = store
-        .build_boot_pack(&disk, &merged, level, workers)
+        .build_boot_pack(&disk, &merged, &StandIns::new(), level, workers)
         .await?;
     if built.boot_pack.is_none() {
         bail!(

@@ -45,15 +45,38 @@ pub enum Ext4Error {
     MetaGroups,
 }
 
+/// Bytes of a disk, and whose they are.
+pub type Span = (Range<u64>, Owner);
+
+/// What the ext4 file systems of a disk use, and why some say nothing.
+pub type Walked = (Vec<Span>, Vec<(String, Ext4Error)>);
+
+/// Lists what all ext4 file systems of `disk` use. Where there are several, paths begin with the partition.
+/// The spans of a file are in the order of the file.
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn walk_all(disk: &mut Disk) -> io::Result<Walked> {
+    let volumes = disk.ext4_volumes()?;
+    let (mut spans, mut failed) = (Vec::new(), Vec::new());
+    for (number, offset) in &volumes {
+        let prefix = match volumes.len() {
+            1 => String::new(),
+            _ => format!("partition {number}: "),
+        };
+        match walk(disk, *offset, &prefix) {
+            Ok(more) => spans.extend(more),
+            Err(error) => failed.push((prefix, error)),
+        }
+    }
+    Ok((spans, failed))
+}
+
 /// Lists the byte ranges of `disk` that the ext4 file system at `offset` uses; paths begin with `prefix`.
 ///
 /// # Errors
 /// The disk cannot be read, or the file system is of a kind that is not known.
-pub fn walk(
-    disk: &mut Disk,
-    offset: u64,
-    prefix: &str,
-) -> Result<Vec<(Range<u64>, Owner)>, Ext4Error> {
+pub fn walk(disk: &mut Disk, offset: u64, prefix: &str) -> Result<Vec<Span>, Ext4Error> {
     let superblock = disk.read(offset + 1024, 1024)?;
     let layout = Layout::decode(&superblock)?;
     let mut walk = Walk {
@@ -273,7 +296,7 @@ impl Walk<'_> {
         format!("{prefix}/{}", reversed(words))
     }
 
-    fn finish(self, prefix: &str) -> Vec<(Range<u64>, Owner)> {
+    fn finish(self, prefix: &str) -> Vec<Span> {
         let bytes = self.layout.block_bytes;
         let owner = |number: u32, part: Part| {
             if number == self.layout.journal {

@@ -1,15 +1,21 @@
 //! Carries the boot pack of a name over to a disk that is about to be its next version.
 //!
 //! What machines read of the version before, they will mostly read of the next one: the profile is
-//! looked up on the new disk, by chunk and then by place, and a new boot pack is built from it.
+//! looked up on the new disk, by chunk, then by the paths of files (`moves`), then by place, and a new
+//! boot pack is built from it.
 
 use image_format::catalogue::Catalogue;
-use image_format::manifest::{BootPack, Disk};
-use image_format::profile::Carried;
+use image_format::manifest::{BootPack, Disk, Manifest};
+use image_format::profile::{Carried, Profile, StandIns};
 use image_format::{ImageRef, boot_pack};
-use image_store::{BootPackError, BuiltBootPack, Store};
+use image_store::{BootPackError, BuiltBootPack, ImageReader, Store};
 use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
 
+use super::moves;
+use crate::explain;
+use crate::explain::ext4::{self, Span};
 use crate::ui;
 
 /// How many versions are looked through for a profile, newest first.
@@ -53,29 +59,63 @@ pub async fn carry_over(
     let Some(before) = newest(store, &catalogue, reference).await? else {
         return Ok(None);
     };
-    let profile = store.profile(&before).await?;
+    let profile = store.profile(&before.pack).await?;
+    let stand_ins = stand_ins(store, &profile, &before.disk, disk).await;
     store
-        .build_boot_pack(disk, &profile, boot_pack::LEVEL_DEFAULT, workers)
+        .build_boot_pack(
+            disk,
+            &profile,
+            &stand_ins,
+            boot_pack::LEVEL_DEFAULT,
+            workers,
+        )
         .await
         .map(Some)
+}
+
+/// A version that has a boot pack.
+struct Before {
+    disk: Disk,
+    pack: BootPack,
 }
 
 async fn newest(
     store: &Store,
     catalogue: &Catalogue,
     reference: &ImageRef,
-) -> Result<Option<BootPack>, BootPackError> {
+) -> Result<Option<Before>, BootPackError> {
     let tagged = catalogue
         .tags
         .get(&reference.tag_or_latest())
         .and_then(|version| catalogue.versions.get(version));
     let all = catalogue.versions.values().rev();
     for entry in tagged.into_iter().chain(all).take(VERSIONS_MAX) {
-        if let Some(pack) = store.manifest(&entry.manifest).await?.boot_pack {
-            return Ok(Some(pack));
+        let Manifest {
+            disk, boot_pack, ..
+        } = store.manifest(&entry.manifest).await?;
+        if let Some(pack) = boot_pack {
+            return Ok(Some(Before { disk, pack }));
         }
     }
     Ok(None)
+}
+
+/// Where files went between two disks. Nothing is known of a disk that is not all here, or has no ext4: then places
+/// serve, as they do for what belongs to no file.
+async fn stand_ins(store: &Store, profile: &Profile, old: &Disk, new: &Disk) -> StandIns {
+    let (old, new) = (spans(store, old).await, spans(store, new).await);
+    match (old, new) {
+        (Some(old), Some(new)) => moves::stand_ins(profile, &old, &new),
+        _ => StandIns::new(),
+    }
+}
+
+async fn spans(store: &Store, disk: &Disk) -> Option<Vec<Span>> {
+    let reader = ImageReader::open_disk(store.clone(), disk).await.ok()?;
+    let mut disk = explain::disk::Disk::of_store(reader, Handle::current());
+    let walking = spawn_blocking(move || ext4::walk_all(&mut disk));
+    let (spans, _) = walking.await.ok()?.ok()?;
+    Some(spans)
 }
 
 impl CarriedOver {
@@ -93,16 +133,18 @@ impl CarriedOver {
     pub fn text(&self) -> String {
         let Carried {
             by_content_bytes,
+            by_path_bytes,
             by_position_bytes,
             ..
         } = self.carried;
         let total = self.carried.total_bytes();
         format!(
-            "{} chunks, {} packed to {}; of the profile {} found by content, {} by place",
+            "{} chunks, {} packed to {}; of the profile {} found by content, {} by path, {} by place",
             self.chunks,
             ui::size(self.plain_bytes),
             ui::size(self.stored_bytes),
             ui::percent(by_content_bytes, total),
+            ui::percent(by_path_bytes, total),
             ui::percent(by_position_bytes, total),
         )
     }
