@@ -32,6 +32,10 @@ pub const RUNS_MAX: u32 = 1 << 20;
 /// From so many runs on, what only one of them touched is noise.
 const RUNS_THAT_TELL_NOISE: u32 = 3;
 
+/// What stands in may take as much, and a quarter, more than what it stands in for: the parts of a chunk may have gone to
+/// many others, in each version anew.
+const ROOM_BYTES: u64 = 4 << 20;
+
 const WHAT: &str = "profile";
 
 /// The first line of a profile.
@@ -54,6 +58,13 @@ pub struct Touched {
     pub blocks: u32,
     /// How many runs touched it.
     pub runs: u32,
+}
+
+impl Touched {
+    /// Returns its plain bytes.
+    pub const fn bytes(&self) -> u64 {
+        self.blocks as u64 * BLOCK_BYTES as u64
+    }
 }
 
 /// How steadily runs touch a chunk.
@@ -268,7 +279,7 @@ impl<'a> Placement<'a> {
         let mut looked_at: HashMap<u32, Vec<_>> = HashMap::new();
         for (number, touched) in touched.iter().enumerate() {
             let start = touched.block * u64::from(BLOCK_BYTES);
-            let own = start..start + u64::from(touched.blocks) * u64::from(BLOCK_BYTES);
+            let own = start..start + touched.bytes();
             let known = stand_ins.get(&touched.chunk);
             let bytes = match known {
                 Some(stand_in) => &stand_in.bytes[..],
@@ -332,18 +343,22 @@ impl<'a> Placement<'a> {
         let mut carried = Carried::default();
         let mut listed: HashMap<ChunkId, usize> = HashMap::new();
         let mut placed: Vec<(PlacedChunk, u32)> = Vec::new();
+        // Of what several touched chunks lead to, nobody knows whether the same runs touched them.
         let mut list = |chunk: PlacedChunk, runs: u32| match listed.get(&chunk.entry.chunk) {
             Some(&number) => {
-                let sum: &mut u32 = &mut placed[number].1;
-                *sum = sum.saturating_add(runs).min(self.profile.runs);
+                let known: &mut u32 = &mut placed[number].1;
+                *known = runs.max(*known);
+                false
             }
             None => {
                 listed.insert(chunk.entry.chunk, placed.len());
                 placed.push((chunk, runs));
+                true
             }
         };
+        let mut room = ROOM_BYTES;
         for (number, touched) in self.profile.touched.iter().enumerate() {
-            let bytes = u64::from(touched.blocks) * u64::from(BLOCK_BYTES);
+            let bytes = touched.bytes();
             if let Some(chunk) = self.found[number].filter(|_| !self.is_replaced(number)) {
                 carried.by_content_bytes += bytes;
                 list(chunk, touched.runs);
@@ -359,10 +374,13 @@ impl<'a> Placement<'a> {
                 let own = self.by_chunk.get(&chunk.entry.chunk);
                 own.is_some_and(|own| !self.is_replaced(*own))
             };
-            let others = self.there[number].iter();
-            others
-                .filter(|chunk| !has_its_own(chunk))
-                .for_each(|chunk| list(*chunk, touched.runs));
+            room += bytes + bytes / 4;
+            for chunk in self.there[number].iter().filter(|it| !has_its_own(it)) {
+                let taken = chunk.entry.plain_len() as u64;
+                if taken <= room && list(*chunk, touched.runs) {
+                    room -= taken;
+                }
+            }
         }
         placed.truncate(TOUCHES_MAX);
         let profile = Profile {

@@ -11,7 +11,7 @@ use image_format::ImageRef;
 use image_format::trace::{self, Header, Origin, ReadPart, Touch};
 use image_store::{ImageReader, Store};
 use image_tools::explain::disk::Disk;
-use image_tools::explain::ext4;
+use image_tools::explain::ext4::{self, Ext4Error};
 use image_tools::explain::map::{DiskMap, Owner};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -302,4 +302,23 @@ async fn a_slow_boot_is_explained_by_files_and_causes() {
         "{told}"
     );
     scratch.done(&["explain", "first", "a@1"]);
+}
+
+#[test]
+fn a_file_system_whose_blocks_have_no_end_is_refused() {
+    let made = make(&["-t", "ext3", "-b", "4096"]);
+    let image = made.image.to_str().unwrap();
+    let told = told("debugfs", &["-R", "stat /etc/deep/deeper/large", image]);
+    let (_, listed) = told.split_once("(DIND):").unwrap();
+    let digits = listed.chars().take_while(char::is_ascii_digit);
+    let block: u32 = digits.collect::<String>().parse().unwrap();
+    // A list of lists that is all of its own lists.
+    let file = File::options().write(true).open(&made.image).unwrap();
+    let list = block.to_le_bytes().repeat(1024);
+    std::os::unix::fs::FileExt::write_all_at(&file, &list, u64::from(block) * 4096).unwrap();
+    let mut disk = Disk::of_file(File::open(&made.image).unwrap()).unwrap();
+    let walked = ext4::walk(&mut disk, 0, "");
+    assert!(matches!(walked, Err(Ext4Error::Shared)));
+    let (_, failed) = ext4::walk_all(&mut disk).unwrap();
+    assert_eq!(failed.len(), 1);
 }

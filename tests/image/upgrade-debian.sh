@@ -27,8 +27,8 @@ cp "$sources" "$root/run/apt/"
 cp /etc/resolv.conf "$root/run/apt/resolv.conf"
 [ ! -f "$root/etc/resolv.conf" ] || mount --bind "$root/run/apt/resolv.conf" "$root/etc/resolv.conf"
 apt=(apt-get -q -o "Dir::Etc::SourceList=/run/apt/${sources##*/}" -o Dir::Etc::SourceParts=-)
-chroot "$root" "${apt[@]}" update
-chroot "$root" "${apt[@]}" --yes -o Dpkg::Options::=--force-confold dist-upgrade
+chroot "$root" "${apt[@]}" update </dev/null
+chroot "$root" "${apt[@]}" --yes -o Dpkg::Options::=--force-confold dist-upgrade </dev/null
 rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/*
 umount --recursive "$root"
 STEPS

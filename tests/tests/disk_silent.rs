@@ -264,7 +264,7 @@ fn disk_in_a_tree_goes_on_without_a_cache_whose_disk_answers_nothing() -> Result
     let stopped = shown.stop()?;
     is_right_for_all(&disk, &bytes)?;
     has_said(&mut tree, "does not answer;", 1)?;
-    // An image that is opened meanwhile has no cache.
+    // An image can be opened meanwhile, too.
     is_right_for_all(&tree.disk_of("other", "1"), &other)?;
     is_right_for_all(&disk, &bytes)?;
     drop(stopped);

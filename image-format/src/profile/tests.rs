@@ -171,6 +171,40 @@ fn who_knows_where_files_went_finds_what_is_read_now() {
 }
 
 #[test]
+fn noise_stays_noise_however_many_of_its_parts_lie_together() {
+    let runs = [run(&[1, 2]), run(&[1]), run(&[1]), run(&[1, 3])];
+    let profile = Profile::merge(disk(), None, &runs);
+    let block = u64::from(BLOCK_BYTES);
+    let parts = |number: u64| StandIn {
+        bytes: (0..4)
+            .map(|at| (number * 4 + at) * block..(number * 4 + at + 1) * block)
+            .collect(),
+        instead: false,
+    };
+    // All of 2, and of 3, which one run touched, is in the same chunk now.
+    let stand_ins = StandIns::from([(id(2), parts(5)), (id(3), parts(5))]);
+    let numbers = [None, Some(1), None, None, None, Some(9)];
+    let placed = place_with(&profile, &stand_ins, &numbers);
+    assert_eq!(order(&placed), [id(1)]);
+    let counted: Vec<_> = placed.profile.touched.iter().map(|it| it.runs).collect();
+    assert_eq!(counted, [4, 1]);
+}
+
+#[test]
+fn what_stands_in_does_not_grow_without_a_bound() {
+    let profile = Profile::merge(disk(), None, &[run(&[0])]);
+    let everywhere = StandIn {
+        bytes: std::iter::once(0..1 << 30).collect(),
+        instead: false,
+    };
+    let stand_ins = StandIns::from([(id(0), everywhere)]);
+    let numbers: Vec<_> = (100..1100).map(Some).collect();
+    let placed = place_with(&profile, &stand_ins, &numbers);
+    let bytes: u64 = placed.profile.touched.iter().map(Touched::bytes).sum();
+    assert!(bytes > ROOM_BYTES / 2 && bytes <= ROOM_BYTES + (64 << 10));
+}
+
+#[test]
 fn what_is_no_profile_is_refused() {
     let good = Profile::merge(disk(), None, &[run(&[1, 2])]);
     let spoil: [fn(&mut Profile); 6] = [

@@ -357,7 +357,9 @@ async fn write_disk_once(
 async fn carry_over(store: &Store, args: &Args, disk: &Disk, ui: &Ui) -> Option<BuiltBootPack> {
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let workers = args.jobs.unwrap_or(cores).get();
-    let carried = carry::carry_over(store, &args.reference, disk, workers).await;
+    // A server would be asked for all of both disks that says what lies where.
+    let files = args.remote.to.is_none();
+    let carried = carry::carry_over(store, &args.reference, disk, files, workers).await;
     carried.unwrap_or_else(|error| {
         let error = anyhow::Error::from(error);
         ui.warn(&format!(

@@ -31,6 +31,9 @@ const LEVELS_MAX: u32 = 5;
 /// Most bytes of a directory that are looked through.
 const DIRECTORY_BYTES_MAX: u64 = 64 << 20;
 
+/// Blocks beyond twice those of the file system that may be used: those of one that is damaged could be without an end.
+const BUDGET_MORE: u64 = 1 << 16;
+
 /// Why a file system cannot be walked.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages are the docs")]
@@ -43,6 +46,8 @@ pub enum Ext4Error {
         "the ext4 file system keeps its group descriptors apart (meta_bg), which is not known here"
     )]
     MetaGroups,
+    #[error("the ext4 file system gives its blocks to several owners")]
+    Shared,
 }
 
 /// Bytes of a disk, and whose they are.
@@ -69,6 +74,7 @@ pub fn walk_all(disk: &mut Disk) -> io::Result<Walked> {
             Err(error) => failed.push((prefix, error)),
         }
     }
+    spans.retain(|(bytes, _)| !bytes.is_empty());
     Ok((spans, failed))
 }
 
@@ -84,6 +90,7 @@ pub fn walk(disk: &mut Disk, offset: u64, prefix: &str) -> Result<Vec<Span>, Ext
         offset,
         layout,
         used: Vec::new(),
+        budget: layout.blocks.saturating_mul(2).saturating_add(BUDGET_MORE),
         inodes: HashMap::new(),
         names: HashMap::new(),
     };
@@ -113,6 +120,8 @@ struct Walk<'a> {
     layout: Layout,
     /// Blocks of inodes, and of the file system itself.
     used: Vec<(Range<u64>, Use)>,
+    /// How many blocks may still be: each has one owner, but for attributes that several files share.
+    budget: u64,
     inodes: HashMap<u32, Kind>,
     /// Where an inode is named first: directory and name.
     names: HashMap<u32, (u32, String)>,
@@ -139,6 +148,20 @@ impl Walk<'_> {
 
     fn system(&mut self, blocks: Range<u64>, what: String) {
         self.used.push((blocks, Use::System(what)));
+    }
+
+    /// Notes blocks of an inode.
+    fn owned(&mut self, blocks: Range<u64>, number: u32, part: Part) -> Result<(), Ext4Error> {
+        let taken = self.budget.checked_sub(blocks.end - blocks.start);
+        self.budget = taken.ok_or(Ext4Error::Shared)?;
+        if let Some((last, Use::Inode(owner, of))) = self.used.last_mut()
+            && (*owner, *of, last.end) == (number, part, blocks.start)
+        {
+            last.end = blocks.end;
+        } else {
+            self.used.push((blocks, Use::Inode(number, part)));
+        }
+        Ok(())
     }
 
     fn groups(&mut self) -> Result<(), Ext4Error> {
@@ -200,8 +223,7 @@ impl Walk<'_> {
         }
         if self.is_there(&(inode.attributes..inode.attributes + 1)) {
             let blocks = inode.attributes..inode.attributes + 1;
-            self.used
-                .push((blocks, Use::Inode(number, Part::Attributes)));
+            self.owned(blocks, number, Part::Attributes)?;
         }
         self.inodes.insert(number, inode.kind);
         if inode.is_inline {
@@ -217,11 +239,10 @@ impl Walk<'_> {
         for extent in Extent::all(node) {
             match extent {
                 Extent::Leaf(blocks) if self.is_there(&blocks) => {
-                    self.used.push((blocks, Use::Inode(number, Part::Content)));
+                    self.owned(blocks, number, Part::Content)?;
                 }
                 Extent::Node(block) if levels > 0 && self.is_there(&(block..block + 1)) => {
-                    self.used
-                        .push((block..block + 1, Use::Inode(number, Part::Extents)));
+                    self.owned(block..block + 1, number, Part::Extents)?;
                     let node = self.block(block)?;
                     self.extents(number, &node, levels - 1)?;
                 }
@@ -251,7 +272,7 @@ impl Walk<'_> {
             } else {
                 Part::Extents
             };
-            self.used.push((block..block + 1, Use::Inode(number, part)));
+            self.owned(block..block + 1, number, part)?;
             if level > 0 {
                 let list = self.block(block)?;
                 self.listed(number, &list, level - 1)?;

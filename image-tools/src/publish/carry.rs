@@ -37,7 +37,8 @@ pub struct CarriedOver {
 
 /// Builds the boot pack of `disk`, the next version of `reference`, from the profile of the version
 /// that the tag points to, or else of the newest that has one. `None`: no version has a profile, or
-/// one has this very disk already.
+/// one has this very disk already. `files`: whether to follow files by their paths, for which much of both disks is
+/// read.
 ///
 /// # Errors
 /// The store cannot be read or written, or the profile is damaged.
@@ -45,6 +46,7 @@ pub async fn carry_over(
     store: &Store,
     reference: &ImageRef,
     disk: &Disk,
+    files: bool,
     workers: usize,
 ) -> Result<Option<BuiltBootPack>, BootPackError> {
     let names = store.names().await?;
@@ -60,7 +62,10 @@ pub async fn carry_over(
         return Ok(None);
     };
     let profile = store.profile(&before.pack).await?;
-    let stand_ins = stand_ins(store, &profile, &before.disk, disk).await;
+    let stand_ins = match files {
+        true => stand_ins(store, &profile, &before.disk, disk).await,
+        false => StandIns::new(),
+    };
     store
         .build_boot_pack(
             disk,
@@ -100,22 +105,23 @@ async fn newest(
     Ok(None)
 }
 
-/// Where files went between two disks. Nothing is known of a disk that is not all here, or has no ext4: then places
-/// serve, as they do for what belongs to no file.
+/// Where files went between two disks. Nothing is known of a disk whose file systems are not all ext4 that can be walked:
+/// then places serve, as they do for what belongs to no file.
 async fn stand_ins(store: &Store, profile: &Profile, old: &Disk, new: &Disk) -> StandIns {
-    let (old, new) = (spans(store, old).await, spans(store, new).await);
-    match (old, new) {
-        (Some(old), Some(new)) => moves::stand_ins(profile, &old, &new),
-        _ => StandIns::new(),
-    }
+    let (Some(old), Some(new)) = (spans(store, old).await, spans(store, new).await) else {
+        return StandIns::new();
+    };
+    let profile = profile.clone();
+    let following = spawn_blocking(move || moves::stand_ins(&profile, &old, &new));
+    following.await.unwrap_or_default()
 }
 
 async fn spans(store: &Store, disk: &Disk) -> Option<Vec<Span>> {
     let reader = ImageReader::open_disk(store.clone(), disk).await.ok()?;
     let mut disk = explain::disk::Disk::of_store(reader, Handle::current());
     let walking = spawn_blocking(move || ext4::walk_all(&mut disk));
-    let (spans, _) = walking.await.ok()?.ok()?;
-    Some(spans)
+    let (spans, failed) = walking.await.ok()?.ok()?;
+    (failed.is_empty() && !spans.is_empty()).then_some(spans)
 }
 
 impl CarriedOver {

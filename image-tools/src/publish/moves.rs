@@ -19,7 +19,8 @@ use crate::explain::map::Owner;
 const MODULES: &str = "/lib/modules/";
 
 /// Returns the stand-ins of what `profile` has, which is of a disk with `old` on it, on a disk with `new` on it; the
-/// spans of a file are in the order of the file. What belongs to no file has none: its place is as good.
+/// spans of a file are in the order of the file. What belongs to no file has none: its place is as good. Nothing has
+/// one if no file is on both disks: those of one of them are called otherwise.
 pub(super) fn stand_ins(profile: &Profile, old: &[Span], new: &[Span]) -> StandIns {
     let old = Places::of(old);
     let spans = old.in_order();
@@ -30,6 +31,14 @@ pub(super) fn stand_ins(profile: &Profile, old: &[Span], new: &[Span]) -> StandI
     };
     let touched: Vec<_> = profile.touched.iter().map(parts).collect();
     let new = Places::of(new);
+    if !old
+        .0
+        .keys()
+        .any(|owner| matches!(owner, Owner::File(_)) && new.0.contains_key(owner))
+    {
+        return StandIns::new();
+    }
+    let new_spans = new.in_order();
     let read = touched.iter().flat_map(|(_, parts)| parts);
     let kernels = Kernels::new(read.map(|part| part.owner), &old, &new);
     let stand_in = |parts: &[Part<'_>]| {
@@ -40,9 +49,12 @@ pub(super) fn stand_ins(profile: &Profile, old: &[Span], new: &[Span]) -> StandI
                 Owner::Metadata(_) | Owner::Unknown => bytes.push(part.bytes.clone()),
                 owner => {
                     let successor = kernels.successor(owner);
-                    instead |= successor.is_some();
+                    let now = new.part(successor.as_ref().unwrap_or(owner), &part.within);
+                    // What lies where nothing is any more was only not overwritten yet.
+                    let is_left = || overlapping(&new_spans, part.bytes.clone()).is_empty();
+                    instead |= successor.is_some() || (!now.is_empty() && is_left());
                     is_known = true;
-                    bytes.extend(new.part(successor.as_ref().unwrap_or(owner), &part.within));
+                    bytes.extend(now);
                 }
             }
         }
@@ -54,8 +66,8 @@ pub(super) fn stand_ins(profile: &Profile, old: &[Span], new: &[Span]) -> StandI
     known.collect()
 }
 
-/// Where everything on a disk lies.
-struct Places<'a>(HashMap<&'a Owner, Vec<Range<u64>>>);
+/// Where everything on a disk lies: of each owner the spans, and where in what the owner has each begins.
+struct Places<'a>(HashMap<&'a Owner, Vec<(u64, Range<u64>)>>);
 
 /// A span: where it is on the disk, whose, and where in what that has.
 type Placed<'a> = (Range<u64>, &'a Owner, u64);
@@ -71,40 +83,44 @@ struct Part<'a> {
 
 impl<'a> Places<'a> {
     fn of(spans: &'a [Span]) -> Self {
-        let mut places: HashMap<&Owner, Vec<Range<u64>>> = HashMap::new();
+        let mut places: HashMap<&Owner, Vec<(u64, Range<u64>)>> = HashMap::new();
         for (bytes, owner) in spans {
-            places.entry(owner).or_default().push(bytes.clone());
+            let of_owner = places.entry(owner).or_default();
+            let before = of_owner
+                .last()
+                .map_or(0, |(before, last)| before + (last.end - last.start));
+            of_owner.push((before, bytes.clone()));
         }
         Self(places)
     }
 
     /// All spans in the order of the disk.
     fn in_order(&self) -> Vec<Placed<'a>> {
-        let mut all = Vec::new();
-        for (owner, spans) in &self.0 {
-            let mut before = 0;
-            for bytes in spans {
-                all.push((bytes.clone(), *owner, before));
-                before += bytes.end - bytes.start;
-            }
-        }
+        let spans = |(owner, spans): (&&'a Owner, &Vec<(u64, Range<u64>)>)| -> Vec<Placed<'a>> {
+            let placed = spans
+                .iter()
+                .map(|(before, bytes)| (bytes.clone(), *owner, *before));
+            placed.collect()
+        };
+        let mut all: Vec<_> = self.0.iter().flat_map(spans).collect();
         all.sort_unstable_by_key(|(bytes, _, _)| (bytes.start, bytes.end));
         all
     }
 
     /// Where `within` of what `owner` has lies here, as far as there is so much.
     fn part(&self, owner: &Owner, within: &Range<u64>) -> Vec<Range<u64>> {
-        let (mut before, mut parts) = (0, Vec::new());
-        for bytes in self.0.get(owner).into_iter().flatten() {
-            let length = bytes.end - bytes.start;
-            let from = within.start.max(before);
-            let to = within.end.min(before + length);
-            if from < to {
-                parts.push(bytes.start + (from - before)..bytes.start + (to - before));
-            }
-            before += length;
-        }
-        parts
+        let spans = self.0.get(owner).map_or(&[][..], |spans| &spans[..]);
+        let end = |(before, bytes): &(u64, Range<u64>)| before + (bytes.end - bytes.start);
+        let from = spans.partition_point(|span| end(span) <= within.start);
+        let there = spans[from..]
+            .iter()
+            .take_while(|(before, _)| *before < within.end);
+        let part = |(before, bytes): &(u64, Range<u64>)| {
+            let from = within.start.max(*before) - before;
+            let to = within.end.min(before + (bytes.end - bytes.start)) - before;
+            bytes.start + from..bytes.start + to
+        };
+        there.map(part).collect()
     }
 
     /// The releases of the kernels that have modules here.
@@ -189,9 +205,12 @@ fn release(owner: &Owner) -> Option<&str> {
         .then_some(release)
 }
 
-/// `cloud-amd64` of `6.1.0-57-cloud-amd64`.
-fn flavour(release: &str) -> &str {
-    release.trim_start_matches(|letter: char| !letter.is_alphabetic())
+/// The letters of a release: `cloudamd` of `6.1.0-57-cloud-amd64`.
+fn flavour(release: &str) -> String {
+    release
+        .chars()
+        .filter(|letter| letter.is_alphabetic())
+        .collect()
 }
 
 /// Compares the numbers in two releases, one after another.
@@ -270,14 +289,36 @@ mod tests {
         assert_eq!(at(3), [(40, 42), (50, 52)]);
         assert_eq!(at(4), []);
         assert!(!found.contains_key(&id(5)), "it belongs to nothing");
-        assert!(found.values().all(|stand_in| !stand_in.instead));
+    }
+
+    #[test]
+    fn what_is_left_where_nothing_is_any_more_is_not_read() {
+        let old = [span(0..4, file("/bin/a")), span(4..8, file("/bin/b"))];
+        // Both moved; over what was left of `b` somebody wrote.
+        let new = [
+            span(20..24, file("/bin/a")),
+            span(4..6, file("/bin/c")),
+            span(30..34, file("/bin/b")),
+        ];
+        let found = stand_ins(&profile(&[0, 1]), &old, &new);
+        assert!(found[&id(0)].instead && !found[&id(1)].instead);
+    }
+
+    #[test]
+    fn where_all_paths_are_others_nothing_is_known() {
+        let old = [span(0..4, file("/bin/a"))];
+        let new = [span(0..4, file("partition 2: /bin/a"))];
+        assert!(stand_ins(&profile(&[0]), &old, &new).is_empty());
+        assert!(stand_ins(&profile(&[0]), &old, &[]).is_empty());
     }
 
     #[test]
     fn the_modules_of_the_next_kernel_are_read_instead() {
         let module = |release: &str| file(&format!("/usr/lib/modules/{release}/kernel/fuse.ko"));
-        let old = [span(0..4, module("6.1.0-9-cloud-amd64"))];
+        let program = || span(40..44, file("/bin/a"));
+        let old = [span(0..4, module("6.1.0-9-cloud-amd64")), program()];
         let both = [
+            program(),
             span(0..4, module("6.1.0-9-cloud-amd64")),
             span(20..24, module("6.1.0-10-cloud-amd64")),
             span(30..34, module("6.1.0-11-amd64")),
@@ -288,7 +329,8 @@ mod tests {
         // Back again: the newer one is there still, or is gone.
         let found = stand_ins(&profile(&[5]), &both, &both);
         assert!(!found[&id(5)].instead);
-        let found = stand_ins(&profile(&[5]), &both[1..], &old);
+        let newer = [&both[0], &both[2], &both[3]].map(Clone::clone);
+        let found = stand_ins(&profile(&[5]), &newer, &old);
         assert_eq!(blocks(&found[&id(5)]), [(0, 4)]);
         assert!(found[&id(5)].instead);
     }
