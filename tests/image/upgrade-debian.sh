@@ -18,7 +18,7 @@ eval "$(apt-config shell proxy Acquire::http::Proxy)"
 export http_proxy="${proxy:-}"
 # What is mounted for it is gone with the mount namespace, however it ends.
 unshare --mount --propagation private --fork bash -euo pipefail <<'STEPS'
-mount -o loop,discard "$new" "$root"
+mount -o loop "$new" "$root"
 mount -t proc proc "$root/proc"
 mount -t tmpfs tmpfs "$root/run"
 mount --rbind /dev "$root/dev"
