@@ -261,6 +261,33 @@ async fn the_boot_pack_of_an_upgrade_follows_files_and_the_kernel() {
 }
 
 #[tokio::test]
+async fn where_the_next_disk_cannot_be_walked_places_serve() {
+    const MAGIC: usize = 1024 + 56;
+    let scratch = Scratch::new();
+    scratch.file_system("old.raw", &[("usr/lib/library", 1, 3_000_000)]);
+    scratch.done(&["publish", "old.raw", "a", "--no-boot"]);
+    let library = "/usr/lib/library";
+    let touched = scratch.chunks_of("a", "old.raw", &[library]).await;
+    scratch.record("a", "trace", &touched).await;
+    scratch.done(&["profile", "add", "a", "trace"]);
+    let mut disk = Disk::of_file(File::open(scratch.path("old.raw")).unwrap()).unwrap();
+    let (spans, _) = ext4::walk_all(&mut disk).unwrap();
+    let is_library = |owner: &Owner| *owner == Owner::File(library.to_owned());
+    let (bytes, _) = spans.iter().find(|(_, owner)| is_library(owner)).unwrap();
+    let mut image = fs::read(scratch.path("old.raw")).unwrap();
+    image[MAGIC] ^= 0xff;
+    let start = usize::try_from(bytes.start).unwrap();
+    image[start..start + 20_000].copy_from_slice(&noise(9, 20_000));
+    fs::write(scratch.path("new.raw"), image).unwrap();
+    let published = scratch.done(&["publish", "new.raw", "a", "--no-boot"]);
+    let carried = &published["boot_pack"];
+    let bytes = |field: &str| carried[field].as_u64().unwrap();
+    assert_eq!((bytes("by_path_bytes"), bytes("lost_bytes")), (0, 0));
+    assert!(bytes("by_position_bytes") > 0, "{carried}");
+    assert!(bytes("by_content_bytes") > 1_000_000, "{carried}");
+}
+
+#[tokio::test]
 async fn the_next_version_gets_its_boot_pack_by_itself() {
     let scratch = Scratch::new();
     scratch.image("old.raw", |_| 0);

@@ -26,7 +26,7 @@ pub(super) fn stand_ins(profile: &Profile, old: &[Span], new: &[Span]) -> StandI
     let spans = old.in_order();
     let parts = |touched: &Touched| {
         let start = touched.block * u64::from(BLOCK_BYTES);
-        let bytes = start..start + u64::from(touched.blocks) * u64::from(BLOCK_BYTES);
+        let bytes = start..start + touched.bytes();
         (touched.chunk, overlapping(&spans, bytes))
     };
     let touched: Vec<_> = profile.touched.iter().map(parts).collect();
