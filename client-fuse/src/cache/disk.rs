@@ -22,7 +22,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -51,6 +51,7 @@ mod proof;
 mod seals;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use budget::{Budget, is_full};
 pub use open::CacheError;
@@ -58,6 +59,7 @@ pub use parts::Wait;
 pub use proof::Pass;
 use proof::Proof;
 use seals::Seals;
+pub use whole::Whole;
 
 /// The cache file of one disk.
 #[derive(Debug)]
@@ -73,6 +75,10 @@ struct CacheFile {
     /// Set by the first error.
     off: AtomicBool,
     budget: Mutex<Budget>,
+    /// Bytes that were reserved of it and are perhaps not in a file yet.
+    unwritten: AtomicU64,
+    /// How many want all of the disk here: nothing of it makes room meanwhile.
+    wanted_whole: AtomicUsize,
     /// What [`Self::room_bytes`] was when it was counted last.
     room: AtomicU64,
     known: Mutex<Known>,
@@ -201,9 +207,9 @@ impl DiskCache {
             return 0;
         };
         let bytes = chunk.bytes().len() as u64;
-        if !cache.reserve(bytes + NOTE_BYTES) {
+        let Some(_reserved) = cache.reserve(bytes + NOTE_BYTES) else {
             return 0;
-        }
+        };
         let write = || {
             let _busy = desk::begin();
             cache.file.write_all_at(chunk.bytes(), place.disk_offset())
@@ -365,11 +371,11 @@ impl CacheFile {
         let touches = self.touches.load(Ordering::Relaxed);
         let file = self.recency().encode();
         self.saved.store(touches, Ordering::Relaxed);
-        let has_room = self.reserve(file.len() as u64 + NOTE_BYTES);
+        let Some(_reserved) = self.reserve(file.len() as u64 + NOTE_BYTES) else {
+            return;
+        };
         let _busy = desk::begin();
-        if has_room
-            && let Err(error) = directory::replace(&self.directory.recency(&self.disk), &file)
-        {
+        if let Err(error) = directory::replace(&self.directory.recency(&self.disk), &file) {
             tracing::debug!(%error, "what was used when is not saved");
         }
     }

@@ -15,8 +15,11 @@ const BATCH_BYTES: u64 = 4 << 20;
 /// Between two looks whether guests still wait.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What came late, or went again, is looked for this often; the last time finds all there.
-const ROUNDS_MAX: usize = 5;
+/// So many rounds over the disk, one after the other, that found as much lacking as the best one before end a fill.
+const IDLE_ROUNDS_MAX: u32 = 5;
+
+/// Before such a round: what came late is written by then, and who looked for room has found it.
+const ROUND_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a disk is not in the cache as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -113,19 +116,33 @@ impl<S: Source> Parts<S> {
 
     async fn fill(&self, data: u64, mut progress: impl FnMut(u64) + Send) -> Result<(), PinError> {
         self.has_room(data)?;
+        let whole = self.chunks.caches().disk.want_whole();
         self.chunks.boot_pack_is_over().await;
-        let mut lacking = 0;
-        for _ in 0..ROUNDS_MAX {
-            lacking = self.round(&mut progress).await?;
+        let (mut least, mut idle) = (u64::MAX, 0);
+        loop {
+            let looking = self
+                .chunks
+                .caches()
+                .ask_behind(|it| it.disk.look_for_room());
+            looking.await;
+            let lacking = self.round(&mut progress).await?;
             if lacking == 0 {
+                whole.keep();
                 return Ok(());
             }
+            if lacking < least {
+                (least, idle) = (lacking, 0);
+                continue;
+            }
+            idle += 1;
+            if idle == IDLE_ROUNDS_MAX {
+                return Err(PinError::Incomplete { bytes: lacking });
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
         }
-        Err(PinError::Incomplete { bytes: lacking })
     }
 
-    /// Goes over the disk once; returns how many bytes were lacking when they were come to. None were
-    /// only if nothing came, and so nothing was pushed out either.
+    /// Goes over the disk once; returns how many bytes were lacking when they were come to.
     async fn round(&self, progress: &mut (impl FnMut(u64) + Send)) -> Result<u64, PinError> {
         let (mut done, mut lacking) = (0, 0);
         for region in 0..self.pages.n_regions() {
@@ -141,10 +158,13 @@ impl<S: Source> Parts<S> {
                 if bytes < BATCH_BYTES && number + 1 < page.entries().len() {
                     continue;
                 }
-                lacking += self
-                    .batch(std::mem::take(&mut batch))
-                    .await
-                    .map_err(ReadError::from)?;
+                let places = std::mem::take(&mut batch);
+                lacking += if self.chunks.caches().disk.has_room() {
+                    self.batch(places).await.map_err(ReadError::from)?
+                } else {
+                    // What could not be kept would be fetched for nothing.
+                    self.chunks.unpinned(places).await.1
+                };
                 if self.chunks.caches().disk.is_off() {
                     return Err(PinError::NoCache);
                 }

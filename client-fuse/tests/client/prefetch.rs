@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use client_fuse::disk::pin::PinError;
 use client_fuse::fetch::{Part, Request};
 use image_format::boot_pack::Head;
 use image_format::frame::Encoder;
@@ -124,6 +125,35 @@ async fn who_pins_a_disk_has_the_boot_pack_bring_what_it_lists() {
     let before = source.requests().len();
     read_all(&stack, &store).await;
     assert_eq!(source.requests().len(), before);
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_is_not_fetched_to_pin_a_disk() {
+    const BOUND: u64 = 24 << 20;
+    let stores = [4000, 4100].map(|blocks| Arc::new(Store::of(mixed_disk(blocks, 5))));
+    let [store, other] = stores;
+    let directory = tempfile::tempdir().unwrap();
+    let setup = Setup {
+        cache: Some(directory.path()),
+        cache_max: Some(BOUND),
+        memory_bytes: 0,
+        ..Setup::DEFAULT
+    };
+    let mounted = start(&MemorySource::new(&other), setup).await;
+    let length = other.disk.len() as u64;
+    mounted.disk.fill(length, |_| {}).await.unwrap();
+    let stack = start(&MemorySource::new(&store), setup).await;
+    let length = store.disk.len() as u64;
+    let error = stack.disk.fill(length, |_| {}).await.unwrap_err();
+    assert!(
+        matches!(error, PinError::Incomplete { .. }),
+        "the other disk is mounted: {error}"
+    );
+    let fetched = stack.stats.chunks.count();
+    assert!(fetched > 0 && fetched <= store.n_chunks, "{fetched}");
+    drop(mounted);
+    stack.disk.fill(length, |_| {}).await.unwrap();
+    read_all(&stack, &store).await;
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use client_fuse::cache::disk::DiskCache;
 use client_fuse::cache::documents::Documents;
 use client_fuse::cache::kept::KeptFrames;
 use client_fuse::cache::memory::MemoryCache;
-use client_fuse::config::DiskCacheConfig;
+use client_fuse::config::{ByteSize, DiskCacheConfig};
 use client_fuse::disk::Disk;
 use client_fuse::fetch::fetcher::Fetcher;
 use client_fuse::fetch::retry::RetryPolicy;
@@ -59,6 +59,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) memory_bytes: usize,
     pub(crate) frames_bytes: u64,
     pub(crate) cache: Option<&'a Path>,
+    pub(crate) cache_max: Option<u64>,
     pub(crate) policy: RetryPolicy,
     pub(crate) record: Option<&'a Path>,
 }
@@ -74,6 +75,7 @@ impl Setup<'_> {
         memory_bytes: 64 << 20,
         frames_bytes: 0,
         cache: None,
+        cache_max: None,
         policy: IMPATIENT,
         record: None,
     };
@@ -118,7 +120,7 @@ async fn nest(
     let stats = Arc::new(Stats::default());
     let directory = setup.cache.map(|path| DiskCacheConfig {
         directory: path.to_owned(),
-        bytes_max: None,
+        bytes_max: setup.cache_max.map(ByteSize),
     });
     let documents = Arc::new(
         directory

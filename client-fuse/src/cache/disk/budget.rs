@@ -2,23 +2,30 @@
 //!
 //! Invariant: what all files of the directory occupy and what all mounts were granted is at most the
 //! bound, whenever nobody holds the lock of the directory. Each mount fills in no more than it was
-//! granted. What counts is what the file system says that files occupy.
+//! granted. What counts is what the file system says that files occupy; and, of a mount, what it reserved but has
+//! perhaps not written yet.
 
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError, TryLockError};
 
+use image_format::BLOCK_BYTES;
+use image_format::chunk::CHUNK_BLOCKS_MAX;
 use nix::errno::Errno;
 
 use super::CacheFile;
 use crate::cache::desk;
 use crate::cache::directory::{DirectoryLock, Grant, Patience, Used};
+use crate::cache::hints::NOTE_BYTES;
 
 /// Granted at once, at most: some hundred chunks.
 const STEP_BYTES_MAX: u64 = 16 << 20;
 
 /// Freed at once, at most: looking for what may go takes some milliseconds.
 const FREE_BYTES_MAX: u64 = 256 << 20;
+
+/// The longest chunk.
+const CHUNK_BYTES_MAX: u64 = CHUNK_BLOCKS_MAX as u64 * BLOCK_BYTES as u64;
 
 /// Fills that are passed over after there was no room, before it is looked for again.
 const PAUSE: u32 = 255;
@@ -35,6 +42,19 @@ pub(super) struct Budget {
     told: bool,
 }
 
+/// Bytes that may be written, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Reserved<'a> {
+    cache: &'a CacheFile,
+    bytes: u64,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.cache.unwritten.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
 /// How looking for room ended.
 enum Found {
     Room(u64),
@@ -44,33 +64,34 @@ enum Found {
 }
 
 impl CacheFile {
-    /// Takes `bytes` of what may be filled in, making room if there is none.
-    pub(super) fn reserve(&self, bytes: u64) -> bool {
+    /// Takes `bytes` of what may be filled in, making room if there is none; `None`: there is none to be had now.
+    pub(super) fn reserve(&self, bytes: u64) -> Option<Reserved<'_>> {
         let mut budget = self.budget();
         if budget.left < bytes {
             if budget.pause > 0 {
                 budget.pause -= 1;
-                return false;
+                return None;
             }
             match self.refill(&mut budget, bytes) {
                 Ok(Found::Room(granted)) => budget.left = granted,
-                Ok(Found::Busy) => return false,
+                Ok(Found::Busy) => return None,
                 Ok(Found::Nothing) => {
                     budget.pause = PAUSE;
                     if !std::mem::replace(&mut budget.told, true) {
                         tracing::info!(cache = %self.path.display(), "the disk cache is full, and nothing in it can go; it serves what it has (see --cache-size)");
                     }
-                    return false;
+                    return None;
                 }
                 Err(error) => {
                     drop(budget);
                     self.stop_filling(&error);
-                    return false;
+                    return None;
                 }
             }
         }
         budget.left -= bytes;
-        true
+        self.unwritten.fetch_add(bytes, Ordering::AcqRel);
+        Some(Reserved { cache: self, bytes })
     }
 
     /// What may be filled in without pushing out what was filled in last. Does not block: while somebody makes room
@@ -87,6 +108,25 @@ impl CacheFile {
         };
         self.room.store(room, Ordering::Relaxed);
         room
+    }
+
+    /// Whether there was room when it was looked for last. Does not block: while somebody looks, there may be.
+    pub(super) fn has_room(&self) -> bool {
+        match self.budget.try_lock() {
+            Ok(budget) => budget.pause == 0,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().pause == 0,
+            Err(TryLockError::WouldBlock) => true,
+        }
+    }
+
+    /// Looks for room though there was none a moment ago. An error is not forgotten.
+    pub(super) fn look_for_room(&self) {
+        let mut budget = self.budget();
+        if budget.pause <= PAUSE {
+            budget.pause = 0;
+        }
+        drop(budget);
+        drop(self.reserve(CHUNK_BYTES_MAX + NOTE_BYTES));
     }
 
     /// Ends filling for a long while; what is there is served.
@@ -121,6 +161,8 @@ impl CacheFile {
         };
         // From here on the old grant says nothing.
         budget.left = 0;
+        // Before files are counted: what is written meanwhile counts twice, and not never.
+        let unwritten = self.unwritten.load(Ordering::Acquire);
         let bytes_max = self.directory.disks_max();
         let step = bytes.max(STEP_BYTES_MAX.min(bytes_max / 64));
         let grant = match budget.grant.take() {
@@ -134,7 +176,7 @@ impl CacheFile {
             let _busy = desk::begin();
             self.directory.used(Some(grant.path()))
         };
-        let free = |used: Used| bytes_max.saturating_sub(used.disks + used.granted);
+        let free = |used: Used| bytes_max.saturating_sub(used.disks + used.granted + unwritten);
         let mut room = free(count()?);
         if room < step {
             let need = FREE_BYTES_MAX.min(bytes_max / 32).max(step);
@@ -148,10 +190,11 @@ impl CacheFile {
             Found::Room(granted)
         };
         let _busy = desk::begin();
-        grant.say(match found {
+        let granted = match found {
             Found::Room(granted) => granted,
             Found::Nothing | Found::Busy => 0,
-        })?;
+        };
+        grant.say(granted + unwritten)?;
         budget.grant = Some(grant);
         Ok(found)
     }

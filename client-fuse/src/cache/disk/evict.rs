@@ -3,7 +3,7 @@
 //! A file is used by whoever holds a shared lock on it. Only under the lock of the directory does
 //! anybody ask for an exclusive one, and only for as long as it evicts; so a mount can give up its
 //! shared lock for that moment without losing it. A mount takes data out of its own file too, as long as it is the only
-//! one that has it. What it reads at that moment it reads as a hole: a miss.
+//! one that has it and does not want it [whole](super::whole). What it reads at that moment it reads as a hole: a miss.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -70,7 +70,8 @@ impl CacheFile {
                 idle.extend(Idle::lock(path, disk));
             }
         })?;
-        let alone = self.file.relock(FlockArg::LockExclusiveNonblock).is_ok();
+        let alone =
+            !self.is_wanted_whole() && self.file.relock(FlockArg::LockExclusiveNonblock).is_ok();
         drop(busy);
         let freed = self.evict_from(&idle, alone, need);
         self.file.relock(FlockArg::LockShared)?;

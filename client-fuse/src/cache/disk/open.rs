@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 use image_format::BLOCK_BYTES;
 use image_format::digest::Digest;
@@ -128,6 +128,8 @@ impl DiskCache {
             directory,
             off: AtomicBool::new(false),
             budget: Mutex::new(Budget::default()),
+            unwritten: AtomicU64::new(0),
+            wanted_whole: AtomicUsize::new(0),
             room,
             known: Mutex::new(Known::default()),
             recency: Mutex::new(recency.unwrap_or_else(Recency::new)),

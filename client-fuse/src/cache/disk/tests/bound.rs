@@ -188,6 +188,59 @@ fn opening_a_full_cache_looks_at_nothing_that_is_in_it() {
 }
 
 #[test]
+fn a_disk_that_is_wanted_whole_comes_whole_and_gives_nothing_for_the_rest_of_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = open_disk(directory.path(), b"old", 16 * MIB);
+    for number in 0..20 {
+        assert!(fill(&old, number));
+    }
+    old.save();
+    drop(old);
+    std::thread::sleep(Duration::from_millis(1100));
+    let newer = open_disk(directory.path(), b"newer", 16 * MIB);
+    newer.prize((500..530).map(|number| large(number).0));
+    for number in 500..530 {
+        assert!(fill(&newer, number));
+    }
+    newer.save();
+    drop(newer);
+    let disk = open_disk(directory.path(), b"old", 16 * MIB);
+    let whole = disk.want_whole();
+    for number in 20..50 {
+        assert!(fill(&disk, number), "{number}");
+        assert!(occupied(directory.path()) <= 16 * MIB);
+    }
+    assert!((0..50).all(|number| holds(&disk, number)), "all is there");
+    // What is more than the bound holds finds no room, and costs nothing of the rest.
+    let all = (50..100).all(|number| fill(&disk, number));
+    assert!(!all && !disk.has_room());
+    assert!((0..50).all(|number| holds(&disk, number)));
+    drop(whole);
+    disk.look_for_room();
+    assert!(fill(&disk, 200), "now what is old makes room");
+}
+
+#[test]
+fn what_is_reserved_and_not_written_yet_counts_for_every_mount() {
+    let directory = tempfile::tempdir().unwrap();
+    let mounts = [b"a", b"b"].map(|name| open_disk(directory.path(), name, 8 * MIB));
+    let reserve = |bytes| mounts[0].file().unwrap().reserve(bytes).unwrap();
+    let reserved = [(); 12].map(|()| reserve(256 << 10));
+    for number in 0..40 {
+        for mount in &mounts {
+            fill(mount, number);
+        }
+        assert!(occupied(directory.path()) <= 5 * MIB, "at {number}");
+    }
+    drop(reserved);
+    mounts.iter().for_each(DiskCache::look_for_room);
+    for number in 40..80 {
+        fill(&mounts[1], number);
+    }
+    assert!(occupied(directory.path()) > 6 * MIB);
+}
+
+#[test]
 fn a_dead_mount_leaves_its_grant_to_others() {
     let directory = tempfile::tempdir().unwrap();
     drop(open_disk(directory.path(), b"a", 8 * MIB));
