@@ -1,8 +1,9 @@
 //! Makes a changed catalogue current: the one step that publishing and moving tags share.
 
+use image_format::ObjectRef;
 use image_format::catalogue::{CATALOGUE_BYTES_MAX, Catalogue};
-use image_format::{ImageName, ObjectRef};
 
+use crate::gc::former::wait_anew;
 use crate::publication::{PublishError, put_target};
 use crate::store::Store;
 use crate::trust::sign::Signer;
@@ -10,21 +11,31 @@ use crate::trust::{Current, Names};
 
 /// A catalogue that readers will take, ready to be written.
 #[derive(Debug)]
-pub(crate) struct CatalogueChange {
-    name: ImageName,
+pub(crate) struct CatalogueChange<'a> {
+    before: &'a Catalogue,
+    after: &'a Catalogue,
     bytes: Vec<u8>,
 }
 
-impl CatalogueChange {
+impl<'a> CatalogueChange<'a> {
     /// Encodes the catalogue as it shall be.
     ///
     /// # Errors
     /// Readers would refuse it as too long, so it must not become visible.
-    pub(crate) fn encode(after: &Catalogue) -> Result<Self, PublishError> {
-        let (name, bytes) = (after.name.clone(), after.encode());
+    pub(crate) fn encode(
+        before: &'a Catalogue,
+        after: &'a Catalogue,
+    ) -> Result<Self, PublishError> {
+        let bytes = after.encode();
         match bytes.len() > CATALOGUE_BYTES_MAX {
-            true => Err(PublishError::CatalogueFull { name }),
-            false => Ok(Self { name, bytes }),
+            true => Err(PublishError::CatalogueFull {
+                name: after.name.clone(),
+            }),
+            false => Ok(Self {
+                before,
+                after,
+                bytes,
+            }),
         }
     }
 
@@ -38,10 +49,12 @@ impl CatalogueChange {
         names: &mut Names,
         also: Vec<(String, ObjectRef)>,
     ) -> Result<(), PublishError> {
-        let catalogue = put_target(store, self.name.to_file_safe(), self.bytes).await?;
-        names.names.insert(self.name, catalogue.1);
+        let name = &self.after.name;
+        let catalogue = put_target(store, name.to_file_safe(), self.bytes).await?;
+        names.names.insert(name.clone(), catalogue.1);
         let mut set = vec![catalogue];
         set.extend(also);
+        wait_anew(store, self.before, self.after).await?;
         signer.advance(store, current, &set).await?;
         Ok(())
     }

@@ -9,6 +9,7 @@
 //! - `mark`: finds all that the current metadata leads to
 //! - `files`: finds the files that could be deleted, by their names
 //! - [`list`]: what waits, since when; what is due
+//! - `former`: what a commit lets go of waits from then on
 //!
 //! Invariants:
 //! - What cannot be read leads nobody knows where: then nothing is deleted.
@@ -20,6 +21,7 @@
 //! The marks of a store of 16 TiB in packs are a million digests, some 50 MB.
 
 mod files;
+pub(crate) mod former;
 pub mod list;
 mod mark;
 pub mod remove;

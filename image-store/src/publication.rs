@@ -123,7 +123,7 @@ impl Publication {
             .list_indexes(store, &names.chunk_indexes, &manifest)
             .await?;
         if after != before || indexes.is_some() {
-            let change = CatalogueChange::encode(&after)?;
+            let change = CatalogueChange::encode(&before, &after)?;
             let mut also = Vec::new();
             if let Some(indexes) = indexes {
                 also.push(put_index_list(store, indexes).await?);

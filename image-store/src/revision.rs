@@ -77,8 +77,9 @@ impl Revision {
             revision: manifest.revision,
             ..*entry
         };
+        let before = catalogue.clone();
         catalogue.versions.insert(version, entry);
-        CatalogueChange::encode(&catalogue)?
+        CatalogueChange::encode(&before, &catalogue)?
             .commit(store, signer, &current, &mut names, Vec::new())
             .await?;
         boot_files::write(store, signer, &names, &catalogue)

@@ -88,7 +88,21 @@ impl Marks {
         Ok(())
     }
 
-    async fn add_version(&mut self, store: &Store, object: &ObjectRef) -> Result<(), ReadError> {
+    /// Marks a target or a file of metadata.
+    pub(super) fn add_file(&mut self, path: String) {
+        self.files.insert(path);
+    }
+
+    /// Marks what the manifest `object` leads to, and itself.
+    ///
+    /// # Errors
+    /// It cannot be read, or what it leads to.
+    pub(super) async fn add_version(
+        &mut self,
+        store: &Store,
+        object: &ObjectRef,
+    ) -> Result<(), ReadError> {
+        self.objects.insert(object.digest);
         let bytes = store.object(object).await?;
         let decode = |source| StoreError::Decode {
             path: object.digest.object_path(),

@@ -7,6 +7,7 @@ use image_format::catalogue::Catalogue;
 use image_format::{ImageName, ImageRef, Tag, Version};
 
 use super::Mode;
+use super::former::wait_anew;
 use crate::boot_files;
 use crate::lock::CommitLock;
 use crate::publication::put_target;
@@ -137,7 +138,16 @@ pub async fn remove(
     if changed.is_empty() || mode == Mode::DryRun {
         return Ok(removed);
     }
+    signer
+        .check_can_publish(&current)
+        .map_err(StoreError::from)?;
     let mut set = Vec::new();
+    for (name, (before, after)) in &changed {
+        let target = put_target(store, name.to_file_safe(), after.encode()).await?;
+        names.names.insert(name.clone(), target.1);
+        set.push(target);
+        wait_anew(store, before, after).await?;
+    }
     for (name, (before, after)) in &changed {
         // A script must not outlive its version: it would boot into nothing.
         let gone = before
@@ -147,11 +157,20 @@ pub async fn remove(
         for tag in gone {
             boot_files::forget(store, name, tag).await?;
         }
-        let target = put_target(store, name.to_file_safe(), after.encode()).await?;
-        names.names.insert(name.clone(), target.1);
-        set.push(target);
     }
-    signer.advance(store, &current, &set).await?;
+    if let Err(error) = signer.advance(store, &current, &set).await {
+        // Then nothing was removed, and what is left boots.
+        let before: Vec<_> = changed.values().map(|(before, _)| before).collect();
+        let names = store.names_of(&current).await?;
+        if let Err(error) = boot_files::of_catalogues(store, &names, &before).await {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(
+                error,
+                "boot scripts that were removed could not be written again"
+            );
+        }
+        return Err(error.into());
+    }
     for (name, (_, after)) in changed {
         boot_files::write(store, signer, &names, &after)
             .await

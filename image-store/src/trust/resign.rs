@@ -221,7 +221,7 @@ impl Signer<'_> {
     ///
     /// # Errors
     /// One is not.
-    pub(super) fn check_can_publish(&self, current: &Current) -> Result<(), TrustError> {
+    pub(crate) fn check_can_publish(&self, current: &Current) -> Result<(), TrustError> {
         let held = self.keys.held()?;
         match missing_key(&[&current.root.signed], RoleType::Targets, &held) {
             Some(error) => Err(error.into()),

@@ -113,6 +113,84 @@ async fn what_is_needed_again_leaves_the_list() {
     assert_eq!(packs(&scratch).len(), 1);
 }
 
+#[tokio::test]
+async fn what_is_let_go_again_has_all_of_its_grace_period_again() {
+    let scratch = Scratch::new();
+    let store = scratch.store().await;
+    publish(&store, "a", &disk(1, 3)).await.unwrap();
+    publish(&store, "a", &disk(3, 3)).await.unwrap();
+    remove_version(&store, "a", "1").await;
+    let sweep_after = async |days| {
+        let swept = collect_after(&store, days, GRACE_DEFAULT, Mode::Sweep).await;
+        swept.unwrap().deleted.len()
+    };
+    sweep_after(0).await;
+    // It is needed again, and let go before anybody sweeps: with the whole image, by another version, by a revision.
+    publish(&store, "b", &disk(1, 3)).await.unwrap();
+    publish(&store, "b", &disk(5, 3)).await.unwrap();
+    remove_version(&store, "b", "1").await;
+    assert_eq!(packs(&scratch).len(), 3);
+    // What went with the version removed first, and nothing needed again, is due: its manifest and its catalogues.
+    sweep_after(31).await;
+    assert_eq!(packs(&scratch).len(), 3, "a machine may run from b@1 still");
+    assert_eq!(sweep_after(60).await, 0);
+    sweep_after(61).await;
+    assert_eq!(packs(&scratch).len(), 2);
+}
+
+#[tokio::test]
+async fn where_nobody_knows_what_is_let_go_all_waits_anew() {
+    let scratch = Scratch::new();
+    let store = scratch.store().await;
+    for seed in [1, 3, 5] {
+        publish(&store, "a", &disk(seed, 3)).await.unwrap();
+    }
+    remove_version(&store, "a", "1").await;
+    let grace = GRACE_DEFAULT;
+    collect_after(&store, 0, grace, Mode::Sweep).await.unwrap();
+    let resolved = store.resolve(&"a@2".parse().unwrap()).await.unwrap();
+    let manifest = ObjectRef::of(&resolved.manifest.encode());
+    std::fs::remove_file(scratch.root().join(manifest.digest.object_path())).unwrap();
+    remove_version(&store, "a", "2").await;
+    let swept = collect_after(&store, 31, grace, Mode::Sweep).await.unwrap();
+    assert!(swept.deleted.is_empty() && swept.waiting > 4);
+}
+
+#[tokio::test]
+async fn a_removal_that_fails_leaves_what_boots() {
+    let scratch = Scratch::new();
+    let store = scratch.store().await;
+    let mut bootable = publication("a", write(&store, &disk(1, 3)).await.unwrap());
+    bootable.boot = Some(boot_stored(&store).await);
+    let keys = ring(&store);
+    bootable.commit(&store, &signer(&keys)).await.unwrap();
+    let before = scratch.files();
+    let attempt = async || {
+        let keys = ring(&store);
+        remove(&store, &signer(&keys), |_| Some(Removal::All), Mode::Sweep).await
+    };
+    // No key that signs targets.
+    let (key, aside) = (
+        keys.directory().join("targets.der"),
+        keys.directory().join("aside"),
+    );
+    std::fs::rename(&key, &aside).unwrap();
+    assert!(attempt().await.is_err());
+    assert!(scratch.files() == before, "nothing is changed");
+    std::fs::rename(&aside, &key).unwrap();
+    // Nothing can be signed: a directory is in the way.
+    let timestamp = scratch.root().join("metadata/timestamp.json");
+    let current = std::fs::read(&timestamp).unwrap();
+    std::fs::remove_file(&timestamp).unwrap();
+    std::fs::create_dir(&timestamp).unwrap();
+    assert!(attempt().await.is_err());
+    std::fs::remove_dir(&timestamp).unwrap();
+    std::fs::write(&timestamp, current).unwrap();
+    assert!(scratch.root().join("boot/a.ipxe").is_file());
+    assert_eq!(attempt().await.unwrap().len(), 1);
+    assert!(!scratch.root().join("boot/a.ipxe").exists());
+}
+
 async fn remove_and_forget(store: &Store, name: &str) {
     let ring = ring(store);
     let wanted = |it: &ImageName| (it.as_str() == name).then_some(Removal::All);
