@@ -69,6 +69,17 @@ pub enum BootError {
 }
 
 impl BootError {
+    /// Says what failed, and why.
+    pub(super) fn chain(&self) -> String {
+        let mut message = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            message.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        message
+    }
+
     /// Says what whoever reads the console can do.
     fn cure(&self) -> &'static str {
         match self {
@@ -108,12 +119,7 @@ const REMINDER: Duration = Duration::from_secs(60);
 /// Ends a boot that failed: a shell if one is wanted, then a reboot if one is wanted, else stands
 /// still and says why, again and again.
 pub(super) fn stop(log: &Log, error: &BootError, on_failure: OnFailure) -> ! {
-    let mut message = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        message.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
+    let message = error.chain();
     let say = || {
         log.error(&format!("boot failed: {message}"));
         log.error(&format!("what to do: {}", error.cure()));

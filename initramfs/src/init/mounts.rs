@@ -1,10 +1,6 @@
 //! Mounts what a boot mounts: the kernel's own file systems, memory, the root, the overlay.
 
-use std::{
-    fs::{self, Permissions},
-    io,
-    os::unix::fs::PermissionsExt as _,
-};
+use std::{fs, io};
 
 use nix::{
     errno::Errno,
@@ -73,12 +69,12 @@ pub(super) fn mount_memory(
     .map_err(|source| BootError::Mount { target, source })
 }
 
-/// Mounts the file system on `device`, to write to it, and to run nothing from it.
+/// Mounts the file system on `device`, to write to it, and to run nothing from it. Whom its directories are open to is
+/// left as it is, for it may have other data; the client keeps its own to itself.
 pub(super) fn mount_cache(device: &str, target: &str, filesystem: &str) -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
     mount(Some(device), target, Some(filesystem), flags, None::<&str>)?;
-    // A file system is everybody's to read when it is new; what machines of others run is not.
-    fs::set_permissions(target, Permissions::from_mode(0o700))
+    Ok(())
 }
 
 /// Mounts the root read-only and the overlay over it.

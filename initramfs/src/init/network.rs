@@ -26,6 +26,8 @@ pub mod link;
 const INTERFACE_WAIT: Duration = Duration::from_secs(60);
 /// A switch that runs spanning tree holds a port back for 30 s.
 const CARRIER_WAIT: Duration = Duration::from_secs(40);
+/// Between two leases that the kernel did not take.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// How often to look again.
 const POLL: Duration = Duration::from_millis(100);
 /// How often to say that we still wait.
@@ -102,9 +104,12 @@ fn wait_for_interface(
 }
 
 /// Switches all fitting interfaces on and waits until one has a carrier; then returns them.
-fn with_carrier(log: &Log, wanted: &Wanted) -> Result<Vec<Link>, BootError> {
+fn with_carrier(log: &Log, wanted: &Wanted) -> Vec<Link> {
     for link in wanted.candidates(&links()) {
-        ip(&link.name, &["link", "set", "dev", &link.name, "up"])?;
+        // Another one may do.
+        if let Err(error) = ip(&link.name, &["link", "set", "dev", &link.name, "up"]) {
+            log.warn(&error.chain());
+        }
     }
     let first_has_carrier = || {
         let links = links();
@@ -115,7 +120,7 @@ fn with_carrier(log: &Log, wanted: &Wanted) -> Result<Vec<Link>, BootError> {
         log.warn("no network interface has a carrier, trying all the same");
     }
     let links = links();
-    Ok(wanted.candidates(&links).into_iter().cloned().collect())
+    wanted.candidates(&links).into_iter().cloned().collect()
 }
 
 fn by_command_line(
@@ -123,7 +128,7 @@ fn by_command_line(
     wanted: &Wanted,
     configuration: &Configuration,
 ) -> Result<Network, BootError> {
-    let links = with_carrier(log, wanted)?;
+    let links = with_carrier(log, wanted);
     let link = links
         .into_iter()
         .next()
@@ -139,16 +144,24 @@ fn by_dhcp(log: &Log, drivers: &mut Drivers, wanted: &Wanted) -> Result<Network,
     loop {
         round += 1;
         drivers.load_for_devices(log);
-        for link in with_carrier(log, wanted)? {
+        for link in with_carrier(log, wanted) {
             log.info(&format!(
                 "asking for an address on {} (round {round})",
                 link.name
             ));
-            if let Some(configuration) = ask_dhcp(&link.name) {
-                return configure(log, link, configuration);
+            let Some(configuration) = ask_dhcp(&link.name) else {
+                continue;
+            };
+            match configure(log, link, configuration) {
+                // What a lease says is a stranger's word.
+                Err(error) => {
+                    log.warn(&error.chain());
+                    thread::sleep(REFUSED_PAUSE);
+                }
+                configured => return configured,
             }
         }
-        log.warn("no DHCP server answers, trying again");
+        log.warn("no DHCP server gives an address that can be used, trying again");
     }
 }
 
@@ -181,10 +194,17 @@ fn ask_dhcp(device: &str) -> Option<Configuration> {
 
 fn configure(log: &Log, link: Link, configuration: Configuration) -> Result<Network, BootError> {
     let device = link.name;
-    for call in configuration.ip_calls(&device) {
+    let call = |call: Vec<String>| {
         let words: Vec<&str> = call.iter().map(String::as_str).collect();
-        ip(&device, &words)?;
+        ip(&device, &words)
+    };
+    if let Some(Err(error)) = configuration.mtu_call(&device).map(call) {
+        log.warn(&error.chain());
     }
+    configuration
+        .ip_calls(&device)
+        .into_iter()
+        .try_for_each(call)?;
     let gateway = configuration
         .gateway
         .map(|gateway| format!(" via {gateway}"));

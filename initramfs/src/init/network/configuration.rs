@@ -95,9 +95,6 @@ impl Configuration {
     /// Returns the arguments of `ip`, call by call, that give `device` this configuration.
     pub fn ip_calls(&self, device: &str) -> Vec<Vec<String>> {
         let mut calls = vec![format!("addr flush dev {device}")];
-        if let Some(mtu) = self.mtu {
-            calls.push(format!("link set dev {device} mtu {mtu}"));
-        }
         let (address, prefix) = (self.address, self.prefix);
         let broadcast = match self.prefix {
             31.. => String::new(),
@@ -113,8 +110,14 @@ impl Configuration {
             }
             calls.push(format!("route replace default via {gateway} dev {device}"));
         }
-        let words = |call: String| call.split_whitespace().map(str::to_owned).collect();
-        calls.into_iter().map(words).collect()
+        calls.into_iter().map(|call| words(&call)).collect()
+    }
+
+    /// Returns the arguments of the call of `ip` before these, if there is one. It may fail: the interface may not be able
+    /// to do what a lease says, and works without.
+    pub fn mtu_call(&self, device: &str) -> Option<Vec<String>> {
+        let mtu = self.mtu?;
+        Some(words(&format!("link set dev {device} mtu {mtu}")))
     }
 
     /// Returns the text of a `resolv.conf`.
@@ -164,6 +167,10 @@ impl Configuration {
     }
 }
 
+fn words(call: &str) -> Vec<String> {
+    call.split_whitespace().map(str::to_owned).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,11 +188,13 @@ mod tests {
         let configuration = Configuration::of_lease(LEASE).unwrap();
         let expected = [
             "addr flush dev eth0",
-            "link set dev eth0 mtu 1460",
             "addr add 10.0.2.15/24 broadcast 10.0.2.255 dev eth0",
             "route replace default via 10.0.2.2 dev eth0",
         ];
         assert_eq!(calls(&configuration), expected);
+        // By itself, for it may fail: a lease may name more than the interface can do.
+        let mtu = configuration.mtu_call("eth0").unwrap();
+        assert_eq!(mtu.join(" "), "link set dev eth0 mtu 1460");
     }
 
     #[test]
