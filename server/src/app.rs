@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -164,6 +165,9 @@ impl Reloader {
     }
 }
 
+/// Longest wait at the end for threads that read or write, or wait for a lock.
+const BLOCKED_MAX: Duration = Duration::from_secs(2);
+
 /// Runs the server as the command line says, until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -175,7 +179,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     start_logging();
     raise_descriptor_limit();
     let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    runtime.block_on(serve(args.into_config()))
+    let outcome = runtime.block_on(serve(args.into_config()));
+    // Who waits for the lock of a store, beside which something runs, would be waited for without an end.
+    runtime.shutdown_timeout(BLOCKED_MAX);
+    outcome
 }
 
 /// Prints a new token, and the line that lets it in: the only time that the token is anywhere.
