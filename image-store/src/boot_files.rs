@@ -5,9 +5,9 @@ mod minimum;
 
 use image_format::boot_script::{self, MenuItem};
 use image_format::catalogue::Catalogue;
-use image_format::hint::{Hint, hint_path};
+use image_format::hint::{HINT_BYTES_MAX, Hint, hint_path};
 use image_format::minimum::MINIMUM_PATH;
-use image_format::{ImageName, ImageRef, Tag};
+use image_format::{ImageName, ImageRef, Tag, Version};
 
 use crate::store::{Store, StoreError};
 use crate::trust::sign::Signer;
@@ -22,8 +22,7 @@ pub(crate) async fn write(
 ) -> Result<(), StoreError> {
     // The scripts load it.
     write_minimum(store, signer).await?;
-    of_tags(store, names, catalogue).await?;
-    write_menu(store, names).await
+    of_catalogues(store, names, &[catalogue]).await
 }
 
 /// Writes the least versions that machines shall take: those that are current after what `signer` did.
@@ -50,49 +49,95 @@ pub(crate) async fn write_minimum_of(
     store.replace(MINIMUM_PATH, bytes.into()).await
 }
 
-/// Writes script and hint of each tag of `catalogue`, which `names` lists.
-pub(crate) async fn of_tags(
+/// Writes script and hint of each tag of `catalogues`, which `names` lists, and the menu. Hints come last: where the hint
+/// of a tag is there, all is.
+///
+/// # Errors
+/// The first one. What can be written is, all the same: damage to one version is no reason to leave machines of another
+/// one without a script.
+pub(crate) async fn of_catalogues(
     store: &Store,
     names: &Names,
-    catalogue: &Catalogue,
+    catalogues: &[&Catalogue],
 ) -> Result<(), StoreError> {
-    for (tag, version) in &catalogue.tags {
-        let entry = &catalogue.versions[version];
-        let pinned = tagged(&catalogue.name, tag).pinned(*version);
-        let manifest = match store.manifest(&entry.manifest).await {
-            Ok(manifest) => Some(manifest),
-            Err(error) if entry.bootable => return Err(error),
-            // All that it is needed for is a better hint.
-            Err(error) => {
-                tracing::warn!(%error, %tag, "its hint names no boot pack");
-                None
-            }
-        };
-        let boot_pack = manifest.as_ref().and_then(|manifest| manifest.boot_pack);
-        let boot = manifest.and_then(|manifest| manifest.boot);
-        let hint = names.names.get(&catalogue.name).map(|catalogue| Hint {
-            format: 1,
-            catalogue: *catalogue,
-            manifest: entry.manifest,
-            disk: entry.disk,
-            boot_pack,
-        });
-        for reference in references(&catalogue.name, tag) {
-            let path = boot_script::script_path(&reference);
-            match &boot {
-                Some(boot) => {
-                    let text = boot_script::script(&pinned, boot);
-                    store.replace(&path, text.into()).await?;
+    let (mut outcome, mut hints) = (Ok(()), Vec::new());
+    for catalogue in catalogues {
+        for tag in catalogue.tags.keys() {
+            match of_tag(store, names, catalogue, tag).await {
+                Ok(hint) => hints.extend(hint.map(|hint| (&catalogue.name, tag, hint))),
+                Err(error) => {
+                    let cause: &dyn std::error::Error = &error;
+                    tracing::warn!(error = cause, name = %catalogue.name, %tag, "its boot script could not be written");
+                    outcome = outcome.and(Err(error));
                 }
-                None => store.remove(&path).await?,
-            }
-            if let Some(hint) = &hint {
-                let path = hint_path(&reference);
-                store.replace(&path, hint.encode().into()).await?;
             }
         }
     }
-    Ok(())
+    outcome = outcome.and(write_menu(store, names).await);
+    for (name, tag, hint) in hints {
+        for reference in references(name, tag) {
+            let path = hint_path(&reference);
+            outcome = outcome.and(store.replace(&path, hint.encode().into()).await);
+        }
+    }
+    outcome
+}
+
+/// Writes the scripts of a tag; returns its hint.
+async fn of_tag(
+    store: &Store,
+    names: &Names,
+    catalogue: &Catalogue,
+    tag: &Tag,
+) -> Result<Option<Hint>, StoreError> {
+    let version = catalogue.tags[tag];
+    let entry = &catalogue.versions[&version];
+    let pinned = tagged(&catalogue.name, tag).pinned(version);
+    let manifest = match store.manifest(&entry.manifest).await {
+        Ok(manifest) => Some(manifest),
+        Err(error) if entry.bootable => return Err(error),
+        // All that it is needed for is a better hint.
+        Err(error) => {
+            tracing::warn!(%error, %tag, "its hint names no boot pack");
+            None
+        }
+    };
+    let boot_pack = manifest.as_ref().and_then(|manifest| manifest.boot_pack);
+    let boot = manifest.and_then(|manifest| manifest.boot);
+    for reference in references(&catalogue.name, tag) {
+        let path = boot_script::script_path(&reference);
+        match &boot {
+            Some(boot) => {
+                let text = boot_script::script(&pinned, boot);
+                store.replace(&path, text.into()).await?;
+            }
+            None => store.remove(&path).await?,
+        }
+    }
+    let listed = names.names.get(&catalogue.name);
+    Ok(listed.map(|catalogue| Hint {
+        format: 1,
+        catalogue: *catalogue,
+        manifest: entry.manifest,
+        disk: entry.disk,
+        boot_pack,
+    }))
+}
+
+/// Returns the newest version that a hint for a tag of `catalogue` names, as far as there is one and it can be read.
+pub(crate) async fn hinted(store: &Store, catalogue: &Catalogue, tag: &Tag) -> Option<Version> {
+    let mut hinted = None;
+    for reference in references(&catalogue.name, tag) {
+        let path = hint_path(&reference);
+        let bytes = store.file_at_most(&path, HINT_BYTES_MAX).await;
+        let hint = bytes.ok().and_then(|bytes| Hint::decode(&bytes).ok());
+        let version = hint.and_then(|hint| {
+            let mut versions = catalogue.versions.iter();
+            versions.find(|(_, entry)| entry.manifest == hint.manifest)
+        });
+        hinted = hinted.max(version.map(|(version, _)| *version));
+    }
+    hinted
 }
 
 /// Removes script and hint of a tag that is gone.
@@ -105,7 +150,7 @@ pub(crate) async fn forget(store: &Store, name: &ImageName, tag: &Tag) -> Result
 }
 
 /// Writes the menu.
-pub(crate) async fn write_menu(store: &Store, names: &Names) -> Result<(), StoreError> {
+async fn write_menu(store: &Store, names: &Names) -> Result<(), StoreError> {
     let text = menu(store, names).await?;
     store.replace(boot_script::MENU_PATH, text.into()).await
 }

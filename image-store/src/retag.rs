@@ -76,6 +76,8 @@ pub struct Retagged {
     pub before: Option<Version>,
     /// Now; `None`: there is no such tag.
     pub after: Option<Version>,
+    /// Whether this ended a rollback that had been cut short, and did nothing else.
+    pub ended: bool,
 }
 
 impl Retagging {
@@ -93,7 +95,14 @@ impl Retagging {
         let mut names = store.names_of(&current).await?;
         let before = store.catalogue(&names, &self.name).await?;
         let mut after = before.clone();
-        let applied = self.apply(&mut after);
+        let applied = match self.cut_short(store, &before).await {
+            Some(at) => Ok(Retagged {
+                before: Some(at),
+                after: Some(at),
+                ended: true,
+            }),
+            None => self.apply(&mut after),
+        };
         let scripts = |source| RetagError::BootFiles { source };
         if !after.tags.contains_key(&self.tag) && applied.is_err() {
             // A deletion that was cut short left scripts of a tag that is gone.
@@ -103,7 +112,7 @@ impl Retagging {
         }
         let retagged = applied?;
         if after != before {
-            CatalogueChange::encode(&after)?
+            CatalogueChange::encode(&before, &after)?
                 .commit(store, signer, &current, &mut names, Vec::new())
                 .await?;
         }
@@ -116,6 +125,17 @@ impl Retagging {
             .await
             .map_err(scripts)?;
         Ok(retagged)
+    }
+
+    /// Tells whether a rollback to the version before was committed already, and did not come to its boot files: to do
+    /// it again would be to go back by one version more. Returns where the tag is.
+    async fn cut_short(&self, store: &Store, catalogue: &Catalogue) -> Option<Version> {
+        if self.change != (TagChange::RollBack { to: None }) {
+            return None;
+        }
+        let at = catalogue.tags.get(&self.tag).copied()?;
+        let hinted = boot_files::hinted(store, catalogue, &self.tag).await?;
+        (hinted > at).then_some(at)
     }
 
     /// Changes the catalogue.
@@ -133,7 +153,11 @@ impl Retagging {
             Some(version) => catalogue.tags.insert(self.tag.clone(), version),
             None => catalogue.tags.remove(&self.tag),
         };
-        Ok(Retagged { before, after })
+        Ok(Retagged {
+            before,
+            after,
+            ended: false,
+        })
     }
 
     /// Finds the version to go back to.

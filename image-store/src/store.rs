@@ -317,7 +317,8 @@ impl Store {
         let manifest = self.manifest(&entry.manifest).await?;
         let listed = manifest.name == reference.name
             && (manifest.version, manifest.revision) == (version, entry.revision)
-            && (manifest.disk.regions.digest, manifest.disk.length) == (entry.disk, entry.length);
+            && (manifest.disk.regions.digest, manifest.disk.length) == (entry.disk, entry.length)
+            && manifest.disk.content == entry.content;
         if !listed {
             return Err(StoreError::OtherManifest {
                 reference: reference.clone(),

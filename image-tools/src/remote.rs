@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use image_format::{ImageRef, ObjectRef};
 use image_store::trust::TIMESTAMP_PATH;
 use image_store::trust::sign::Established;
 use image_store::{KeyRing, Signer, Staged, Store};
@@ -33,7 +34,7 @@ use address::{Privacy, StoreUrl, Token};
 use error::HttpError;
 use http::{Http, HttpConfig};
 use retry::RetryPolicy;
-use upload::{UploadError, Uploaded};
+use upload::{Landed, UploadError, Uploaded};
 use work::WorkDirectory;
 
 /// How often a change is signed again because another publisher was faster.
@@ -219,6 +220,18 @@ impl RemoteStore {
             tokio::time::sleep(wait).await;
             tries += 1;
         }
+    }
+
+    /// As [`upload::mend_boot_files`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn mend_boot_files(
+        &self,
+        reference: &ImageRef,
+        manifest: &ObjectRef,
+    ) -> Result<Option<Landed>, UploadError> {
+        upload::mend_boot_files(&self.http, &self.staged, reference, manifest).await
     }
 
     /// Signs the first, empty metadata of a store that nobody published to, and makes it visible: a

@@ -241,7 +241,7 @@ fn tags_are_set_rolled_back_and_deleted() {
     let moved = scratch.done("tag a@1 stable");
     assert_eq!(
         moved,
-        json!({"name": "a", "tag": "stable", "before": null, "version": "1"})
+        json!({"name": "a", "tag": "stable", "before": null, "version": "1", "ended": false})
     );
     scratch.done("tag a:latest stable");
     assert_eq!(version("a:stable"), "a:stable@2");

@@ -3,8 +3,10 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use anyhow::Result;
 use circular_tests::mount::{Mount, Options};
@@ -79,21 +81,9 @@ impl Bench {
     }
 
     fn publish(&self, image: &Path, reference: &str, more: &[&str]) -> Result<Output> {
-        let (keys, work) = (self.store.beside("made"), self.store.beside("work"));
-        let arguments = [
-            "publish",
-            path(image),
-            reference,
-            "--no-boot",
-            "--json",
-            "--to",
-            self.server.url(),
-            "--keys",
-            path(&keys),
-            "--work",
-            path(&work),
-        ];
-        self.store.circular(&[&arguments, more].concat())
+        let words = publish_words(&self.store, self.server.url(), image, reference);
+        let words: Vec<_> = words.iter().map(String::as_str).collect();
+        self.store.circular(&[&words, more].concat())
     }
 
     fn published(&self, image: &Path, reference: &str) -> Result<Value> {
@@ -102,6 +92,25 @@ impl Bench {
         assert!(output.status.success(), "{}", stderr(&output));
         Ok(serde_json::from_slice(&output.stdout)?)
     }
+}
+
+/// What publishes to the server at `url` with the keys beside `store`.
+fn publish_words(store: &TestStore, url: &str, image: &Path, reference: &str) -> Vec<String> {
+    let (keys, work) = (store.beside("made"), store.beside("work"));
+    let words = [
+        "publish",
+        path(image),
+        reference,
+        "--no-boot",
+        "--json",
+        "--to",
+        url,
+        "--keys",
+        path(&keys),
+        "--work",
+        path(&work),
+    ];
+    words.map(str::to_owned).to_vec()
 }
 
 fn stderr(output: &Output) -> String {
@@ -221,6 +230,111 @@ fn a_private_store_is_published_to_and_goes_on_after_a_restart() -> Result<()> {
         bench.published(&image, "debian")?["published_as"],
         "unchanged"
     );
+    Ok(())
+}
+
+#[test]
+fn boot_files_that_a_server_could_not_write_are_written_when_it_can() -> Result<()> {
+    let bench = Bench::start(&[])?;
+    let (one, two) = (bench.image("one", 1)?, bench.image("two", 2)?);
+    bench.published(&one, "debian")?;
+    let boot = bench.store.path().join("boot");
+    fs::rename(&boot, bench.store.beside("aside"))?;
+    fs::write(&boot, "in the way")?;
+    let token = bench.store.beside("publish");
+    let output = bench.publish(&two, "debian", &["--token-file", path(&token)])?;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let told = stderr(&output);
+    assert!(told.contains("could not write its boot scripts"), "{told}");
+    fs::remove_file(&boot)?;
+    let again = bench.published(&two, "debian")?;
+    assert_eq!(again["published_as"], "unchanged");
+    let hint: Value = serde_json::from_slice(&fs::read(boot.join("debian.json"))?)?;
+    let manifest = hint["manifest"]["digest"].as_str().unwrap_or_default();
+    let object = bench
+        .store
+        .path()
+        .join(format!("objects/{}/{manifest}", &manifest[..2]));
+    let manifest: Value = serde_json::from_slice(&fs::read(object)?)?;
+    assert_eq!(manifest["version"], "2");
+    assert!(boot.join("minimum.img").is_file());
+    Ok(())
+}
+
+#[test]
+fn a_pack_that_a_server_lost_is_stored_again_in_another() -> Result<()> {
+    let bench = Bench::start(&[])?;
+    let one = bench.image("one", 1)?;
+    bench.published(&one, "a")?;
+    // Half of what it has, and more.
+    let mut bytes = fs::read(&one)?;
+    bytes.truncate(1 << 20);
+    bytes.extend(fs::read(bench.image("two", 2)?)?);
+    let both = bench.store.beside("both");
+    fs::write(&both, &bytes)?;
+    bench.published(&both, "b")?;
+    let lost = fs::read_dir(bench.store.path().join("objects"))?
+        .map(|directory| Ok(fs::read_dir(directory?.path())?))
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .flatten()
+        .map(|file| Ok(file?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    let length = |path: &PathBuf| fs::metadata(path).map_or(0, |data| data.len());
+    let mut packs: Vec<_> = lost
+        .into_iter()
+        .filter(|path| length(path) > 1 << 20)
+        .collect();
+    packs.sort_by_key(length);
+    assert_eq!(packs.len(), 2);
+    for pack in &packs {
+        fs::remove_file(pack)?;
+    }
+    let mended = bench.published(&both, "b")?;
+    assert_eq!(mended["published_as"], "mended", "{mended}");
+    assert_eq!(mended["version"], "1");
+    let copy = bench.store.beside("copy");
+    let exported = bench
+        .store
+        .circular(&["export", "b", path(&copy), "--force"])?;
+    assert!(exported.status.success(), "{}", stderr(&exported));
+    assert!(fs::read(copy)? == bytes);
+    Ok(())
+}
+
+/// Tells whether somebody waits for a lock on this file.
+fn is_waited_for(lock: &Path) -> Result<bool> {
+    let inode = format!(":{} ", fs::metadata(lock)?.ino());
+    let locks = fs::read_to_string("/proc/locks")?;
+    Ok(locks
+        .lines()
+        .any(|line| line.contains("->") && line.contains(&inode)))
+}
+
+#[test]
+fn a_server_ends_though_a_commit_waits_for_the_lock() -> Result<()> {
+    let bench = Bench::start(&[])?;
+    let (one, two) = (bench.image("one", 1)?, bench.image("two", 2)?);
+    bench.published(&one, "debian")?;
+    let lock_path = bench.store.path().join(".lock");
+    let lock = fs::File::open(&lock_path)?;
+    lock.lock()?;
+    let mut words = publish_words(&bench.store, bench.server.url(), &two, "debian");
+    let token = bench.store.beside("publish");
+    words.extend(["--token-file".to_owned(), token.display().to_string()]);
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let mut publisher = bench.store.command(&words)?.stdout(Stdio::null()).spawn()?;
+    while !is_waited_for(&lock_path)? {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut server = bench.server;
+    // Once to let answers end, once more to end at once.
+    server.terminate()?;
+    std::thread::sleep(Duration::from_millis(200));
+    server.stop()?;
+    publisher.kill()?;
+    publisher.wait()?;
+    drop(lock);
     Ok(())
 }
 

@@ -30,6 +30,7 @@ use super::{
     TrustError,
 };
 use crate::boot_files;
+use crate::gc::former::wait_anew;
 use crate::lock::CommitLock;
 use crate::store::{Store, StoreError, object_path};
 use complete::Walk;
@@ -115,6 +116,11 @@ pub async fn accept(
         true => all(store, &after).await?,
         false => changes(store, before.as_ref(), &after, proposal).await?,
     };
+    if !again {
+        for (before, after) in &changed {
+            wait_anew(store, before, after).await?;
+        }
+    }
     write(store, proposal, first_root).await?;
     let names = after.names(Vec::new()).map_err(RefusedBecause::from)?;
     let written = write_boot_files(store, &after, &names, &changed, now).await;
@@ -363,9 +369,9 @@ async fn write_boot_files(
         {
             boot_files::forget(store, &before.name, tag).await?;
         }
-        boot_files::of_tags(store, names, after).await?;
     }
-    boot_files::write_menu(store, names).await
+    let changed: Vec<_> = changed.iter().map(|(_, after)| after).collect();
+    boot_files::of_catalogues(store, names, &changed).await
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use image_format::manifest::{Boot, Disk};
-use image_format::{Digest, ImageRef, Version};
+use image_format::{Digest, ImageRef, ObjectRef, Version};
 use image_store::publication::PublishError;
 use image_store::{
     BuiltBootPack, KeyRing, Publication, Published, PublishedAs, Signer, Store, WriteStats,
@@ -215,11 +215,18 @@ async fn publish_to(
     signer: &Signer<'_>,
     ui: &Ui,
 ) -> anyhow::Result<(Published, Place)> {
-    let (published, uploaded) = remote
+    let (published, mut uploaded) = remote
         .commit(signer, ui, async |store| {
             Ok(publication.clone().commit(store, signer).await?)
         })
         .await?;
+    if uploaded.committed.is_none() {
+        let manifest = ObjectRef::of(&published.manifest.encode());
+        uploaded.committed = remote
+            .mend_boot_files(&published.reference, &manifest)
+            .await
+            .context("cannot have the server write its boot scripts")?;
+    }
     if uploaded.committed == Some(Landed::WithoutBootFiles) {
         ui.warn(
             "the image is published, but the server could not write its boot scripts: look at its log, and publish it again",

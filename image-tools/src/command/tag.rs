@@ -36,6 +36,8 @@ pub(super) struct Moved {
     pub(super) tag: Tag,
     pub(super) before: Option<Version>,
     pub(super) version: Option<Version>,
+    /// Whether this ended a rollback that had been cut short, and did nothing else.
+    pub(super) ended: bool,
 }
 
 /// Sets or deletes a tag.
@@ -87,6 +89,7 @@ pub(super) async fn commit(
         tag: retagging.tag.clone(),
         before: retagged.before,
         version: retagged.after,
+        ended: retagged.ended,
     })
 }
 
@@ -94,6 +97,10 @@ pub(super) async fn commit(
 pub(super) fn text(moved: &Moved) -> String {
     let Moved { name, tag, .. } = moved;
     match (moved.before, moved.version) {
+        (_, Some(after)) if moved.ended => format!(
+            "{name}:{tag} is at version {after}: a rollback to it had been cut short, and is done now. \
+             To go further back, run this again\n"
+        ),
         (Some(before), Some(after)) if before == after => {
             format!("{name}:{tag} is at version {after} already\n")
         }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use image_format::Digest;
+use image_format::hint::{HINT_BYTES_MAX, Hint, hint_path};
+use image_format::{Digest, ImageRef, ObjectRef};
 use image_store::trust::{ROLE_BYTES_MAX, TARGETS_BYTES_MAX, TIMESTAMP_PATH};
 use image_store::{Staged, StoreError};
 use indicatif::ProgressBar;
@@ -193,6 +194,52 @@ pub async fn commit(http: &Http, staged: &Staged) -> Result<Option<Landed>, Uplo
     if files.is_empty() {
         return Ok(None);
     }
+    match post(http, staged, files).await {
+        // A commit whose answer was lost conflicts with itself when it is sent again.
+        Err(UploadError::Http(error))
+            if error.is_transient() || matches!(error, HttpError::Conflict { .. }) =>
+        {
+            match has_landed(http, staged).await {
+                Ok(true) => Ok(Some(Landed::Unconfirmed)),
+                _ => Err(error.into()),
+            }
+        }
+        landed => landed.map(Some),
+    }
+}
+
+/// Has the server write its boot files if those of `reference` are not of `manifest`, which is what it leads to: an
+/// earlier commit did not come that far. `None`: nothing was to be done.
+///
+/// # Errors
+/// The server cannot be asked.
+pub async fn mend_boot_files(
+    http: &Http,
+    staged: &Staged,
+    reference: &ImageRef,
+    manifest: &ObjectRef,
+) -> Result<Option<Landed>, UploadError> {
+    // The server writes hints when it has written all else.
+    let hint = http.read(&hint_path(reference), HINT_BYTES_MAX).await?;
+    let hint = hint.and_then(|hint| Hint::decode(&hint).ok());
+    if hint.is_some_and(|hint| hint.manifest == *manifest) {
+        return Ok(None);
+    }
+    let max = usize::try_from(ROLE_BYTES_MAX).unwrap_or(usize::MAX);
+    let Some(timestamp) = http.read(TIMESTAMP_PATH, max).await? else {
+        return Ok(None);
+    };
+    // What is current already, sent once more, has all boot files written.
+    let timestamp = String::from_utf8_lossy(&timestamp).into_owned();
+    let files = BTreeMap::from([("timestamp.json".to_owned(), timestamp)]);
+    post(http, staged, files).await.map(Some)
+}
+
+async fn post(
+    http: &Http,
+    staged: &Staged,
+    files: BTreeMap<String, String>,
+) -> Result<Landed, UploadError> {
     let commit = Commit {
         follows: staged.follows(),
         files,
@@ -202,22 +249,14 @@ pub async fn commit(http: &Http, staged: &Staged) -> Result<Option<Landed>, Uplo
     if body.len() > COMMIT_BYTES_MAX {
         return Err(UploadError::TooLong);
     }
-    let answer = match http.post(COMMIT_PATH, body.into(), ANSWER_BYTES_MAX).await {
-        Ok(answer) => answer,
-        // A commit whose answer was lost conflicts with itself when it is sent again.
-        Err(error) if error.is_transient() || matches!(error, HttpError::Conflict { .. }) => {
-            return match has_landed(http, staged).await {
-                Ok(true) => Ok(Some(Landed::Unconfirmed)),
-                _ => Err(error.into()),
-            };
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let answer = http
+        .post(COMMIT_PATH, body.into(), ANSWER_BYTES_MAX)
+        .await?;
     let committed: Committed = decode(http, COMMIT_PATH, &answer)?;
-    Ok(Some(match committed.boot_files {
+    Ok(match committed.boot_files {
         true => Landed::Whole,
         false => Landed::WithoutBootFiles,
-    }))
+    })
 }
 
 /// Tells whether the server shows the staged metadata already.

@@ -111,11 +111,12 @@ pub(super) fn versions(
     Ok(())
 }
 
-/// A version, once published, names the same disk for ever.
+/// A version, once published, names the same disk for ever; where its chunks lie may change, if some were lost and stored
+/// again.
 pub(super) fn disks(before: &Catalogue, after: &Catalogue) -> Result<(), RefusedBecause> {
     let other = before.versions.iter().find(|(version, entry)| {
         let after = after.versions.get(version);
-        after.is_some_and(|after| after.disk != entry.disk)
+        after.is_some_and(|after| (after.content, after.length) != (entry.content, entry.length))
     });
     match other {
         Some((version, _)) => Err(RefusedBecause::OtherDisk {
