@@ -106,6 +106,9 @@ pub async fn keep_recency(caches: Weak<Caches>) {
         let Some(caches) = caches.upgrade() else {
             return;
         };
-        caches.ask_behind(|caches| caches.disk.save_news()).await;
+        // What is begun while its disk hangs would stay, each time.
+        if caches.disk.is_on() {
+            caches.ask_behind(|caches| caches.disk.save_news()).await;
+        }
     }
 }

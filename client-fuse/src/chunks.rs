@@ -197,7 +197,7 @@ impl<S: Source> Chunks<S> {
         let Some(cached) = reading.await else {
             return missing;
         };
-        let mut left = Vec::new();
+        let (mut left, mut copied) = (Vec::new(), Vec::new());
         for ((number, part), cached) in missing.into_iter().zip(cached) {
             found[number].from = Origin::Disk;
             match cached {
@@ -210,6 +210,7 @@ impl<S: Source> Chunks<S> {
                 Err(Cached::Copied(chunk)) => {
                     self.stats.disk_copies.increment();
                     found[number].bytes = chunk.bytes().slice(part.within);
+                    copied.push((part.place, chunk.clone()));
                     self.caches.memory.keep(chunk);
                 }
                 Err(Cached::Miss) => left.push((number, part)),
@@ -220,6 +221,12 @@ impl<S: Source> Chunks<S> {
             }
         }
         self.stats.disk_hits.add((before - left.len()) as u64);
+        if !copied.is_empty() {
+            // It may have to wait for whoever makes room, and who reads does not.
+            let (caches, stats) = (Arc::clone(&self.caches), Arc::clone(&self.stats));
+            let filling = async move { kept::fill_if_few(&caches, &stats, copied).await };
+            self.tasks.spawn(filling);
+        }
         left
     }
 

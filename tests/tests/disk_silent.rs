@@ -2,7 +2,7 @@
 //! may wait for it longer than it takes to notice.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -112,6 +112,44 @@ fn disk_goes_on_without_a_cache_whose_disk_hangs() -> Result<()> {
     is_right(&mount.disk(), &bytes)?;
     is_right(&mount.disk(), &bytes)?;
     // It is used again, too: nothing is fetched.
+    drop(server);
+    is_right(&mount.disk(), &bytes)?;
+    ensure!(mount.stop()?.success(), "the client does not end well");
+    Ok(())
+}
+
+/// What the files below `directory` occupy.
+fn occupied(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let bytes = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => occupied(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.map(bytes).sum()
+}
+
+#[test]
+fn disk_is_pinned_in_the_end_though_the_disk_of_its_cache_hangs_meanwhile() -> Result<()> {
+    if require::missing(&[Need::Fuse])? {
+        return Ok(());
+    }
+    let bytes = disk(96 * MIB);
+    let (store, server) = served(&bytes)?;
+    let system = FileSystem::in_file(&store.beside("disk"), 384 << 20)?;
+    let cache = system.path().join("cache");
+    let mut options = options(cache.clone());
+    options.arguments.push("--pin".to_owned());
+    let mut mount = Mount::start_with(&store, server.url(), "test:1", &options)?;
+    wait_until(|| occupied(&cache) > 4 << 20);
+    let frozen = Frozen::now(&system)?;
+    has_said(&mut mount, "does not answer;", 1)?;
+    // Longer than any number of rounds that find nothing takes.
+    thread::sleep(Duration::from_secs(5));
+    drop(frozen);
+    has_said(&mut mount, "all of the disk is in the cache", 1)?;
+    let said = mount.output();
+    ensure!(!said.contains("not all of the disk"), "{said}");
     drop(server);
     is_right(&mount.disk(), &bytes)?;
     ensure!(mount.stop()?.success(), "the client does not end well");

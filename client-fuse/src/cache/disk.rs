@@ -120,7 +120,7 @@ struct Known {
 pub enum Cached {
     /// All of it, verified just now.
     Chunk(Chunk),
-    /// The same, from another place, and now at its own.
+    /// The same, from another place; it is to be [filled in](DiskCache::fill) at its own.
     Copied(Chunk),
     /// Nothing.
     Miss,
@@ -170,13 +170,7 @@ impl DiskCache {
         if let Cached::Chunk(_) = found {
             return found;
         }
-        match cache.elsewhere(place) {
-            Some(chunk) => {
-                self.fill(place, &chunk);
-                Cached::Copied(chunk)
-            }
-            None => found,
-        }
+        cache.elsewhere(place).map_or(found, Cached::Copied)
     }
 
     /// Sees to it that the chunk at `place` is there, without a network. Returns whether it may be.
@@ -271,10 +265,11 @@ impl DiskCache {
         Some(&self.0.as_ref()?.evicted)
     }
 
-    /// Most bytes of chunks that the directory holds; `None`: the cache is off.
+    /// Most bytes of chunks that the directory holds; `None`: the cache is off for good.
     #[must_use]
     pub fn bytes_max(&self) -> Option<u64> {
-        Some(self.file()?.directory.disks_max())
+        let on = |cache: &&CacheFile| !cache.off.load(Ordering::Relaxed);
+        Some(self.0.as_ref().filter(on)?.directory.disks_max())
     }
 
     /// Saves what was used when. Blocks on the disk.
@@ -370,13 +365,13 @@ impl CacheFile {
     fn save(&self) {
         let touches = self.touches.load(Ordering::Relaxed);
         let file = self.recency().encode();
-        self.saved.store(touches, Ordering::Relaxed);
         let Some(_reserved) = self.reserve(file.len() as u64 + NOTE_BYTES) else {
             return;
         };
         let _busy = desk::begin();
-        if let Err(error) = directory::replace(&self.directory.recency(&self.disk), &file) {
-            tracing::debug!(%error, "what was used when is not saved");
+        match directory::replace(&self.directory.recency(&self.disk), &file) {
+            Ok(()) => self.saved.store(touches, Ordering::Relaxed),
+            Err(error) => tracing::debug!(%error, "what was used when is not saved"),
         }
     }
 

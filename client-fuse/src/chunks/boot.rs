@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Chunks;
+use super::kept::fill_if_few;
 use crate::cache::documents::Name;
 use crate::disk::plan::Part;
 use crate::fetch::fetcher::part::{ObjectPart, Patience};
@@ -254,8 +255,12 @@ impl<S: Source> Chunks<S> {
                 Step::Fetch { frame, priority } => {
                     let hurry = Arc::new(Hurry::new());
                     let places = boot.head().chunks_of(frame).map(|chunk| Place::of(&chunk));
-                    // What another version's cache has is at its place after this.
-                    self.lacking(places.collect()).await;
+                    // Who waits for a frame does not wait for what is written, if it need not.
+                    let (lacking, are_elsewhere) = self.look_around(places.collect()).await;
+                    if are_elsewhere {
+                        // What another version's cache has is at its place after this.
+                        self.lacking(lacking).await;
+                    }
                     boot.hold(frame, self.board(boot, frame, &hurry), &hurry);
                     let (chunks, boot) = (Arc::clone(self), Arc::clone(boot));
                     bringing.spawn(async move {
@@ -429,7 +434,7 @@ impl<S: Source> Chunks<S> {
                 }
                 // Guests may have come to wait for more of it meanwhile.
                 let held = held.into_iter().chain(boot.held(frame)).collect();
-                self.deliver_frame(chunks, held).await
+                self.deliver_frame(chunks, held, priority).await
             }
             // Who waited for all of the deadline does not wait for it twice.
             Err(error)
@@ -454,7 +459,12 @@ impl<S: Source> Chunks<S> {
     }
 
     /// Delivers the chunks of a frame to those who want them; returns what was not among them.
-    async fn deliver_frame(&self, chunks: Vec<Chunk>, held: Vec<Held>) -> Vec<Held> {
+    async fn deliver_frame(
+        &self,
+        chunks: Vec<Chunk>,
+        held: Vec<Held>,
+        priority: Priority,
+    ) -> Vec<Held> {
         let mut wanted: HashMap<ChunkId, Held> = held
             .into_iter()
             .map(|held| (held.wanted.place.id(), held))
@@ -469,9 +479,15 @@ impl<S: Source> Chunks<S> {
         let framed = &self.stats.boot_pack.framed_chunks;
         framed.add(verified.len() as u64);
         let landed = land_all(verified, &self.caches, &self.stats);
-        if let Some(filling) = self.caches.fill(landed) {
-            let filled = filling.end().await;
-            self.stats.disk_fill_bytes.add(filled.unwrap_or(0));
+        match priority {
+            // Of these there may be any number.
+            Priority::Guest => fill_if_few(&self.caches, &self.stats, landed).await,
+            Priority::Ahead => {
+                if let Some(filling) = self.caches.fill(landed) {
+                    let filled = filling.end().await;
+                    self.stats.disk_fill_bytes.add(filled.unwrap_or(0));
+                }
+            }
         }
         wanted.into_values().collect()
     }

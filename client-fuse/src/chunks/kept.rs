@@ -4,15 +4,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use image_format::chunk::Chunk;
 use tokio::sync::Semaphore;
 
 use super::Chunks;
+use crate::cache::Caches;
 use crate::fetch::Source;
 use crate::fetch::fetcher::Wanted;
 use crate::place::Place;
 use crate::prefetch::BootStream;
+use crate::stats::Stats;
 
-/// Frames that are written to the disk cache at once. What more of them bring is in memory, and can be had again.
+/// What waits at once to be written to the disk cache for guests: parts of frames, and chunks of other versions.
 const FILLS_MAX: usize = 8;
 
 static FILLS: Semaphore = Semaphore::const_new(FILLS_MAX);
@@ -80,12 +83,17 @@ impl<S: Source> Chunks<S> {
                 }
             }
             stats.boot_pack.unpacked_chunks.add(landed.len() as u64);
-            if let Ok(_turn) = FILLS.try_acquire()
-                && let Some(filling) = caches.fill(landed)
-            {
-                let filled = filling.end().await;
-                stats.disk_fill_bytes.add(filled.unwrap_or(0));
-            }
+            fill_if_few(&caches, &stats, landed).await;
         });
+    }
+}
+
+/// Writes chunks to the disk cache, unless it is behind with many: these are in memory, and can be had again.
+pub(super) async fn fill_if_few(caches: &Arc<Caches>, stats: &Stats, landed: Vec<(Place, Chunk)>) {
+    if let Ok(_turn) = FILLS.try_acquire()
+        && let Some(filling) = caches.fill(landed)
+    {
+        let filled = filling.end().await;
+        stats.disk_fill_bytes.add(filled.unwrap_or(0));
     }
 }

@@ -45,6 +45,10 @@ impl<S: Source> Chunks<S> {
     /// Those of `places` that the cache file lacks, after copying what memory or other versions have;
     /// and how many bytes it lacked before that.
     pub async fn unpinned(&self, places: Vec<Place>) -> (Vec<Place>, u64) {
+        let all = places.iter().map(Place::plain_bytes).sum();
+        if !self.caches.disk.is_on() {
+            return (places, all);
+        }
         let asked = places.clone();
         let look = move |caches: &Caches| {
             let (mut lacking, mut bytes) = (Vec::new(), 0);
@@ -61,7 +65,6 @@ impl<S: Source> Chunks<S> {
             }
             (lacking, bytes)
         };
-        let all = places.iter().map(Place::plain_bytes).sum();
         let looking = self.caches.ask_behind(look);
         looking.await.unwrap_or((places, all))
     }

@@ -120,18 +120,18 @@ impl<S: Source> Parts<S> {
         self.chunks.boot_pack_is_over().await;
         let (mut least, mut idle) = (u64::MAX, 0);
         loop {
-            let looking = self
-                .chunks
-                .caches()
-                .ask_behind(|it| it.disk.look_for_room());
-            looking.await;
+            desk::answered().await;
+            let silences = desk::silences();
+            let caches = self.chunks.caches();
+            caches.ask_behind(|it| it.disk.look_for_room()).await;
             let lacking = self.round(&mut progress).await?;
             if lacking == 0 {
                 whole.keep();
                 return Ok(());
             }
-            if lacking < least {
-                (least, idle) = (lacking, 0);
+            // What was found while the disk did not answer says nothing.
+            if lacking < least || silences != desk::silences() {
+                (least, idle) = (least.min(lacking), 0);
                 continue;
             }
             idle += 1;
@@ -159,6 +159,8 @@ impl<S: Source> Parts<S> {
                     continue;
                 }
                 let places = std::mem::take(&mut batch);
+                // Into a disk that does not answer nothing can be brought, and it may answer again.
+                desk::answered().await;
                 lacking += if self.chunks.caches().disk.has_room() {
                     self.batch(places).await.map_err(ReadError::from)?
                 } else {
@@ -177,7 +179,6 @@ impl<S: Source> Parts<S> {
 
     /// Brings `places` into the cache file; returns how many bytes of them it lacked.
     pub(super) async fn batch(&self, places: Vec<Place>) -> Result<u64, FetchError> {
-        // Into a disk that does not answer nothing can be brought, and it may answer again.
         desk::answered().await;
         while self.chunks.has_guests() {
             tokio::time::sleep(PAUSE).await;

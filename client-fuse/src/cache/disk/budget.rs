@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError, TryLockError};
 
 use image_format::BLOCK_BYTES;
-use image_format::chunk::CHUNK_BLOCKS_MAX;
 use nix::errno::Errno;
 
 use super::CacheFile;
@@ -24,11 +23,11 @@ const STEP_BYTES_MAX: u64 = 16 << 20;
 /// Freed at once, at most: looking for what may go takes some milliseconds.
 const FREE_BYTES_MAX: u64 = 256 << 20;
 
-/// The longest chunk.
-const CHUNK_BYTES_MAX: u64 = CHUNK_BLOCKS_MAX as u64 * BLOCK_BYTES as u64;
-
 /// Fills that are passed over after there was no room, before it is looked for again.
 const PAUSE: u32 = 255;
+
+/// The same after an error that is none of room: it may pass, too.
+const PAUSE_AFTER_ERROR: u32 = 1 << 14;
 
 /// What a mount may fill in.
 #[derive(Debug, Default)]
@@ -119,25 +118,26 @@ impl CacheFile {
         }
     }
 
-    /// Looks for room though there was none a moment ago. An error is not forgotten.
+    /// Looks for room for a block, though there was none a moment ago.
     pub(super) fn look_for_room(&self) {
-        let mut budget = self.budget();
-        if budget.pause <= PAUSE {
-            budget.pause = 0;
+        self.budget().pause = 0;
+        let bytes = u64::from(BLOCK_BYTES) + NOTE_BYTES;
+        if let Some(reserved) = self.reserve(bytes) {
+            // It counts as unwritten until it is in the budget again.
+            self.budget().left += bytes;
+            drop(reserved);
         }
-        drop(budget);
-        drop(self.reserve(CHUNK_BYTES_MAX + NOTE_BYTES));
     }
 
     /// Ends filling for a long while; what is there is served.
     pub(super) fn stop_filling(&self, error: &io::Error) {
         let mut budget = self.budget();
         budget.left = 0;
-        budget.pause = u32::MAX;
-        if is_full(error) {
+        budget.pause = match is_full(error) {
             // Others may make room.
-            budget.pause = PAUSE;
-        }
+            true => PAUSE,
+            false => PAUSE_AFTER_ERROR,
+        };
         if !std::mem::replace(&mut budget.told, true) {
             tracing::warn!(cache = %self.path.display(), %error, "cannot keep more in the disk cache; it serves what it has");
         }

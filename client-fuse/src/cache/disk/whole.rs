@@ -35,7 +35,8 @@ impl DiskCache {
         Whole(cache)
     }
 
-    /// Whether there was room when it was looked for last, and so may be for more. Does not block.
+    /// Whether there was room when it was looked for last, and so may be for more. No, while the disk does not answer.
+    /// Does not block.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.file().is_some_and(CacheFile::has_room)

@@ -36,7 +36,8 @@ impl<S: Source> Fetcher<S> {
             since = since.max(heard);
             match slot {
                 Some(slot) => return Ok(slot),
-                None if was_busy => {}
+                // Somebody may have come to wait for it meanwhile.
+                None if was_busy || !attempts.is_over() => {}
                 None => return Err(attempts.in_vain(self.overdue(path))),
             }
         }

@@ -25,8 +25,10 @@ pub(super) fn check(cache: &DiskCache, chunks: &[(Place, Chunk)]) -> usize {
     let mut missing = 0;
     for (place, chunk) in chunks {
         match cache.read(place) {
-            Cached::Chunk(found) | Cached::Copied(found) => {
+            Cached::Chunk(found) => assert_eq!(found.bytes(), chunk.bytes()),
+            Cached::Copied(found) => {
                 assert_eq!(found.bytes(), chunk.bytes());
+                cache.fill(place, chunk);
             }
             Cached::Miss | Cached::Rejected => {
                 missing += 1;

@@ -36,6 +36,7 @@ fn a_chunk_of_another_version_is_copied_and_not_fetched() {
     let place = moved(&chunk, 2, 77);
     assert!(!new.may_hold(&place));
     assert!(matches!(new.read(&place), Cached::Copied(found) if found.bytes() == chunk.1.bytes()));
+    new.fill(&place, &chunk.1);
     assert!(
         matches!(new.read(&place), Cached::Chunk(_)),
         "now it is at its own place"
@@ -52,6 +53,11 @@ fn a_chunk_that_a_disk_has_twice_is_found_at_both_places() {
     cache.fill(&chunk.0, &chunk.1);
     let twin = moved(&chunk, 5, 9);
     assert!(matches!(cache.read(&twin), Cached::Copied(_)));
+    assert!(
+        !cache.may_hold(&twin),
+        "who reads does not wait for a write"
+    );
+    assert!(cache.obtain(&twin));
     assert!(matches!(cache.read(&twin), Cached::Chunk(_)));
 }
 
@@ -69,6 +75,7 @@ fn a_chunk_that_rotted_at_its_place_is_found_elsewhere() {
     let raw = File::options().write(true).open(path).unwrap();
     raw.write_all_at(b"rot", chunk.0.disk_offset() + 5).unwrap();
     assert!(matches!(new.read(&chunk.0), Cached::Copied(_)));
+    new.fill(&chunk.0, &chunk.1);
     assert!(
         matches!(new.read(&chunk.0), Cached::Chunk(_)),
         "it is mended"
