@@ -209,6 +209,18 @@ impl Head {
     /// # Errors
     /// What was given does not make a valid boot pack.
     pub fn build(chunks: &[PlacedChunk], stored: &[u32]) -> Result<Self, DecodeError> {
+        Self::build_planned(chunks, &plan_frames(chunks), stored)
+    }
+
+    /// The same with frames that `plan` makes of the chunks.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn build_planned(
+        chunks: &[PlacedChunk],
+        plan: &[Range<usize>],
+        stored: &[u32],
+    ) -> Result<Self, DecodeError> {
         let mut packs = Vec::new();
         let mut numbers = HashMap::new();
         let mut listed = Vec::with_capacity(chunks.len());
@@ -227,8 +239,8 @@ impl Head {
                 },
             ));
         }
-        let plan = plan_frames(chunks);
-        if plan.len() != stored.len() {
+        let divided = plan.iter().flat_map(Clone::clone).eq(0..chunks.len());
+        if plan.len() != stored.len() || !divided {
             return Err(DecodeError::invalid(WHAT, "its frames are not as planned"));
         }
         let mut head = Self {
@@ -468,6 +480,35 @@ pub fn plan_frames(chunks: &[PlacedChunk]) -> Vec<Range<usize>> {
         frames.push(start..chunks.len());
     }
     frames
+}
+
+/// Puts `chunks` into frames as [`plan_frames`] does, but none that holds both chunks that are `known` and others: who has
+/// what is known fetches the frames of the others, and nothing twice. Returns the chunks in their new order, and the frames,
+/// each where its first chunk was. Where that would make too many frames, nothing is set apart.
+pub fn plan_frames_apart(
+    chunks: &[PlacedChunk],
+    known: impl Fn(&ChunkId) -> bool,
+) -> (Vec<PlacedChunk>, Vec<Range<usize>>) {
+    let is_known = |number: &usize| known(&chunks[*number].entry.chunk);
+    let (old, new): (Vec<usize>, Vec<usize>) = (0..chunks.len()).partition(is_known);
+    let mut apart: Vec<Vec<usize>> = Vec::new();
+    for numbers in [old, new] {
+        let kind: Vec<_> = numbers.iter().map(|number| chunks[*number]).collect();
+        let frames = plan_frames(&kind).into_iter();
+        apart.extend(frames.map(|frame| numbers[frame].to_vec()));
+    }
+    if apart.len() > BOOT_FRAMES_MAX {
+        return (chunks.to_vec(), plan_frames(chunks));
+    }
+    apart.sort_unstable();
+    let mut at = 0;
+    let frames = apart.iter().map(|frame| {
+        at += frame.len();
+        at - frame.len()..at
+    });
+    let frames = frames.collect();
+    let order = apart.into_iter().flatten();
+    (order.map(|number| chunks[number]).collect(), frames)
 }
 
 /// Lines frames up behind `start`: of each the number of chunks, stored and plain bytes.

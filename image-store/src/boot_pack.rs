@@ -4,16 +4,17 @@
 //! was made on this disk finds all of them. Frames are compressed on all cores; in memory are the
 //! frames, as they are stored, and the plain bytes of those being compressed.
 
+use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use image_format::boot_pack::{Head, PlacedChunk, plan_frames};
+use image_format::boot_pack::{Head, PlacedChunk, plan_frames_apart};
 use image_format::frame::Encoder;
 use image_format::geometry::BlockRun;
 use image_format::manifest::{BootPack, Disk};
 use image_format::profile::{Carried, Placement, Profile, StandIns};
-use image_format::{DecodeError, ObjectRef};
+use image_format::{ChunkId, DecodeError, ObjectRef};
 
 use crate::reader::{ImageReader, ReadError};
 use crate::store::{Store, StoreError};
@@ -67,7 +68,7 @@ impl Store {
 
     /// Builds the boot pack that follows from `profile` for `disk`, whose objects are in the store,
     /// with frames of this zstd level, on `workers` threads. `stand_ins`: what somebody knows of files
-    /// that moved since.
+    /// that moved since. `known`: what machines have that booted the version before; no frame mixes it with other chunks.
     ///
     /// # Errors
     /// The disk cannot be read, or the store cannot be written.
@@ -79,6 +80,7 @@ impl Store {
         disk: &Disk,
         profile: &Profile,
         stand_ins: &StandIns,
+        known: &HashSet<ChunkId>,
         level: i32,
         workers: usize,
     ) -> Result<BuiltBootPack, BootPackError> {
@@ -90,7 +92,8 @@ impl Store {
             }
         }
         let placed = placement.finish(disk.regions.digest);
-        let set = &placed.boot_set[..];
+        let (set, plan) = plan_frames_apart(&placed.boot_set, |chunk| known.contains(chunk));
+        let set = &set[..];
         let plain_bytes = set.iter().map(|chunk| chunk.entry.plain_len() as u64).sum();
         let mut built = BuiltBootPack {
             boot_pack: None,
@@ -102,7 +105,7 @@ impl Store {
         if set.is_empty() {
             return Ok(built);
         }
-        let frames: Vec<Vec<u8>> = stream::iter(plan_frames(set))
+        let frames: Vec<Vec<u8>> = stream::iter(plan.clone())
             .map(|frame| pack_frame(&reader, set, frame, level))
             .buffered(workers.max(1))
             .try_collect()
@@ -111,7 +114,7 @@ impl Store {
             .iter()
             .map(|frame| u32::try_from(frame.len()).expect("a frame has at most 1 MiB"))
             .collect();
-        let head = Head::build(set, &lengths)
+        let head = Head::build_planned(set, &plan, &lengths)
             .map_err(BootPackError::Assemble)?
             .encode();
         let head_object = ObjectRef::of(&head);

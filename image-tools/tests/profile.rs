@@ -146,18 +146,23 @@ impl Scratch {
 
     /// What is in the boot pack, each chunk held against its digest.
     async fn boot_set(&self, reference: &str) -> Vec<ChunkId> {
+        self.frames(reference).await.concat()
+    }
+
+    /// The chunks of each frame of the boot pack, which are right.
+    async fn frames(&self, reference: &str) -> Vec<Vec<ChunkId>> {
         let (resolved, reader) = self.resolved(reference).await;
         let store = Store::open(&self.path("store")).await.unwrap();
         let pack = resolved.manifest.boot_pack.unwrap();
         let object = store.object(&pack.object).await.unwrap();
         let length = usize::try_from(pack.head.length).unwrap();
         let head: Head = pack.open(&object[..length], reader.length()).unwrap();
-        let mut chunks = Vec::new();
+        let mut frames = Vec::new();
         for (number, frame) in head.frames().iter().enumerate() {
             let stored = usize::try_from(frame.stored.start).unwrap()
                 ..usize::try_from(frame.stored.end).unwrap();
             let frame = head.decode_frame(number, &object[stored]).unwrap();
-            chunks.extend(frame.iter().map(image_format::Chunk::id));
+            frames.push(frame.iter().map(image_format::Chunk::id).collect());
         }
         for placed in head.chunks() {
             let page = reader.page(placed.region).await.unwrap().unwrap();
@@ -165,7 +170,7 @@ impl Scratch {
             assert_eq!(here[0].chunk, placed.entry.chunk);
             assert!(placed.entry.block < REGION_BLOCKS);
         }
-        chunks
+        frames
     }
 }
 
@@ -311,11 +316,22 @@ async fn the_next_version_gets_its_boot_pack_by_itself() {
         "{shared} of {}",
         new.len()
     );
+    // Who booted the version before needs whole frames, or nothing of them; with more recorded boots, too.
+    let are_apart = async || {
+        let frames = scratch.frames("a@2").await;
+        let known = |frame: &Vec<ChunkId>| frame.iter().filter(|it| old.contains(it)).count();
+        let pure = |frame: &Vec<ChunkId>| [0, frame.len()].contains(&known(frame));
+        frames.len() > 1 && frames.iter().all(pure)
+    };
+    assert!(are_apart().await);
     assert_eq!(scratch.done(&["profile", "show", "a"])["runs"], 1);
     // Published again, it is what it was.
     let again = scratch.done(&["publish", "new.raw", "a", "--no-boot"]);
     assert_eq!(again["published_as"], "unchanged");
     assert_eq!(scratch.boot_set("a").await, new);
+    scratch.record("a@2", "another", &touched).await;
+    scratch.done(&["profile", "add", "a", "another"]);
+    assert!(are_apart().await);
 }
 
 #[tokio::test]

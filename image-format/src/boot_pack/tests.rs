@@ -133,6 +133,54 @@ proptest! {
     }
 }
 
+proptest! {
+    /// What is set apart is all that there was, each kind in its order, in frames of one kind; the first of each frame come
+    /// in the order in which they are read.
+    #[test]
+    fn frames_hold_what_is_known_or_what_is_not(sizes in vec((1..=CHUNK_BLOCKS_MAX, 0..2_u8), 0..60)) {
+        let chunks = chunks(&sizes);
+        let known: HashSet<_> = (chunks.iter().zip(&sizes).filter(|(_, (_, kind))| *kind == 0))
+            .map(|(chunk, _)| chunk.entry.chunk)
+            .collect();
+        let is_known = |chunk: &PlacedChunk| known.contains(&chunk.entry.chunk);
+        let (order, frames) = plan_frames_apart(&chunks, |chunk| known.contains(chunk));
+        prop_assert!(frames.iter().flat_map(Clone::clone).eq(0..chunks.len()));
+        for kind in [true, false] {
+            let of_kind = |all: &[PlacedChunk]| -> Vec<PlacedChunk> {
+                all.iter().filter(|chunk| is_known(chunk) == kind).copied().collect()
+            };
+            prop_assert_eq!(of_kind(&order), of_kind(&chunks));
+        }
+        let position = |chunk: &PlacedChunk| chunks.iter().position(|other| other == chunk);
+        let firsts = frames.iter().map(|frame| position(&order[frame.start]));
+        prop_assert!(firsts.is_sorted());
+        for frame in frames {
+            let frame = &order[frame];
+            prop_assert!(frame.iter().all(|chunk| is_known(chunk) == is_known(&frame[0])));
+            let plain: usize = frame.iter().map(|chunk| chunk.entry.plain_len()).sum();
+            prop_assert!(plain <= FRAME_PLAIN_BYTES_MAX as usize);
+        }
+    }
+}
+
+#[test]
+fn what_would_be_too_many_frames_is_not_set_apart() {
+    // Three quarters of a frame, a quarter, and so on: together they fill it, apart three of four are half empty.
+    let mut chunks = chunks(&[(1, 0); 1800]);
+    for (at, chunk) in chunks.iter_mut().enumerate() {
+        chunk.entry.blocks = if at % 2 == 0 { 192 } else { 64 };
+    }
+    let odd: HashSet<_> = chunks
+        .iter()
+        .skip(1)
+        .step_by(2)
+        .map(|it| it.entry.chunk)
+        .collect();
+    let (order, frames) = plan_frames_apart(&chunks, |chunk| odd.contains(chunk));
+    assert_eq!(frames.len(), 900);
+    assert!(order == chunks);
+}
+
 #[test]
 fn impossible_boot_packs_are_refused() {
     let good = chunks(&[(2, 0), (3, 1)]);

@@ -1,5 +1,7 @@
 //! A version gets another boot pack: all of it or nothing, and nobody's is lost unseen.
 
+use std::collections::HashSet;
+
 use image_format::profile::{Profile, StandIns, Touched};
 use image_format::{ImageRef, ObjectRef};
 use image_store::{BootPackError, ImageReader, ReviseError, Revision, Store, StoreError};
@@ -34,7 +36,14 @@ async fn of_two_who_revise_at_once_one_is_told() {
     let manifest = store.resolve(&reference).await.unwrap().manifest;
     let profile = profile(&store, &reference).await;
     let built = store
-        .build_boot_pack(&manifest.disk, &profile, &StandIns::new(), 3, 2)
+        .build_boot_pack(
+            &manifest.disk,
+            &profile,
+            &StandIns::new(),
+            &HashSet::new(),
+            3,
+            2,
+        )
         .await
         .unwrap();
     assert_eq!((built.chunks, built.profile), (20, profile));
@@ -76,7 +85,14 @@ async fn a_profile_that_is_gone_or_damaged_is_named() {
     let manifest = store.resolve(&reference).await.unwrap().manifest;
     let profile = profile(&store, &reference).await;
     let built = store
-        .build_boot_pack(&manifest.disk, &profile, &StandIns::new(), 3, 1)
+        .build_boot_pack(
+            &manifest.disk,
+            &profile,
+            &StandIns::new(),
+            &HashSet::new(),
+            3,
+            1,
+        )
         .await
         .unwrap();
     let mut pack = built.boot_pack.unwrap();

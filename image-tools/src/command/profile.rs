@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::cli::{Common, ReferenceArg};
 use crate::keys::KeyArgs;
-use crate::publish::carry::CarriedOver;
+use crate::publish::carry::{self, CarriedOver};
 use crate::ui::{self, Ui};
 
 /// Arguments of `circular profile`.
@@ -131,8 +131,10 @@ pub(super) async fn add_traces(
     let merged = Profile::merge(disk.regions.digest, before.as_ref(), traces);
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     ui.note("Packing what these boots read; this may take a minute.");
+    let (name, version) = (&resolved.manifest.name, resolved.manifest.version);
+    let known = carry::booted_before(store, name, version).await?;
     let built = store
-        .build_boot_pack(&disk, &merged, &StandIns::new(), level, workers)
+        .build_boot_pack(&disk, &merged, &StandIns::new(), &known, level, workers)
         .await?;
     if built.boot_pack.is_none() {
         bail!(

@@ -4,10 +4,12 @@
 //! looked up on the new disk, by chunk, then by the paths of files (`moves`), then by place, and a new
 //! boot pack is built from it.
 
+use std::collections::HashSet;
+
 use image_format::catalogue::Catalogue;
 use image_format::manifest::{BootPack, Disk, Manifest};
-use image_format::profile::{Carried, Profile, StandIns};
-use image_format::{ImageRef, boot_pack};
+use image_format::profile::{Carried, Profile, StandIns, Steadiness, Touched};
+use image_format::{ChunkId, ImageName, ImageRef, Version, boot_pack};
 use image_store::{BootPackError, BuiltBootPack, ImageReader, Store};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -71,11 +73,40 @@ pub async fn carry_over(
             disk,
             &profile,
             &stand_ins,
+            &booted(&profile),
             boot_pack::LEVEL_DEFAULT,
             workers,
         )
         .await
         .map(Some)
+}
+
+/// Returns what machines have that booted the version before `version` of which there is a boot pack; nothing, if there is none.
+///
+/// # Errors
+/// The store cannot be read, or the profile is damaged.
+pub async fn booted_before(
+    store: &Store,
+    name: &ImageName,
+    version: Version,
+) -> Result<HashSet<ChunkId>, BootPackError> {
+    let names = store.names().await?;
+    let catalogue = store.catalogue(&names, name).await?;
+    let older = catalogue.versions.range(..version).rev();
+    for (_, entry) in older.take(VERSIONS_MAX) {
+        let manifest = store.manifest(&entry.manifest).await?;
+        if let Some(pack) = manifest.boot_pack {
+            return Ok(booted(&store.profile(&pack).await?));
+        }
+    }
+    Ok(HashSet::new())
+}
+
+/// What the boot pack made from `profile` brings to whoever boots.
+fn booted(profile: &Profile) -> HashSet<ChunkId> {
+    let steady = |touched: &&Touched| profile.steadiness(touched) != Steadiness::Once;
+    let brought = profile.touched.iter().filter(steady);
+    brought.map(|touched| touched.chunk).collect()
 }
 
 /// A version that has a boot pack.
