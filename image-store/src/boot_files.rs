@@ -73,7 +73,7 @@ pub(crate) async fn of_catalogues(
             }
         }
     }
-    outcome = outcome.and(write_menu(store, names).await);
+    write_menu(store, names).await?;
     for (name, tag, hint) in hints {
         for reference in references(name, tag) {
             let path = hint_path(&reference);

@@ -37,8 +37,11 @@ pub enum RetagError {
         version: Version,
         to: Version,
     },
-    #[error("the tag is changed, but its boot scripts could not be written: run the same again")]
-    BootFiles { source: StoreError },
+    #[error("the tag is changed, but not all boot scripts could be written: then run {again}")]
+    BootFiles {
+        again: String,
+        source: Box<StoreError>,
+    },
 }
 
 /// What shall become of a tag.
@@ -103,7 +106,11 @@ impl Retagging {
             }),
             None => self.apply(&mut after),
         };
-        let scripts = |source| RetagError::BootFiles { source };
+        let again = self.again(after.tags.get(&self.tag).copied());
+        let scripts = |source| RetagError::BootFiles {
+            again: again.clone(),
+            source: Box::new(source),
+        };
         if !after.tags.contains_key(&self.tag) && applied.is_err() {
             // A deletion that was cut short left scripts of a tag that is gone.
             boot_files::forget(store, &self.name, &self.tag)
@@ -135,7 +142,19 @@ impl Retagging {
         }
         let at = catalogue.tags.get(&self.tag).copied()?;
         let hinted = boot_files::hinted(store, catalogue, &self.tag).await?;
-        (hinted > at).then_some(at)
+        // Of one that is damaged there will be no boot files: who wants to go back, wants to go further.
+        let manifest = store.manifest(&catalogue.versions[&at].manifest).await;
+        (hinted > at && manifest.is_ok()).then_some(at)
+    }
+
+    /// What ends this change, of a tag that is at version `at` by it: to roll back again would be to go back further.
+    fn again(&self, at: Option<Version>) -> String {
+        match (&self.change, at) {
+            (TagChange::RollBack { .. }, Some(at)) => {
+                format!("`circular rollback {}:{} --to {at}`", self.name, self.tag)
+            }
+            _ => "the same again".to_owned(),
+        }
     }
 
     /// Changes the catalogue.

@@ -105,20 +105,12 @@ impl Server {
         self.daemon.output()
     }
 
-    /// Asks the server to stop, and goes on at once.
-    ///
-    /// # Errors
-    /// It is gone.
-    pub fn terminate(&mut self) -> Result<()> {
-        self.daemon.signal(Signal::SIGTERM)
-    }
-
     /// Asks the server to stop and returns how it ended.
     ///
     /// # Errors
     /// It does not stop.
     pub fn stop(mut self) -> Result<ExitStatus> {
-        self.terminate()?;
+        self.daemon.signal(Signal::SIGTERM)?;
         self.daemon.wait(DEADLINE)
     }
 }

@@ -134,14 +134,18 @@ fn disk_is_pinned_in_the_end_though_the_disk_of_its_cache_hangs_meanwhile() -> R
     if require::missing(&[Need::Fuse])? {
         return Ok(());
     }
-    let bytes = disk(96 * MIB);
+    let bytes = disk(192 * MIB);
     let (store, server) = served(&bytes)?;
-    let system = FileSystem::in_file(&store.beside("disk"), 384 << 20)?;
+    let system = FileSystem::in_file(&store.beside("disk"), 768 << 20)?;
     let cache = system.path().join("cache");
     let mut options = options(cache.clone());
     options.arguments.push("--pin".to_owned());
     let mut mount = Mount::start_with(&store, server.url(), "test:1", &options)?;
     wait_until(|| occupied(&cache) > 4 << 20);
+    ensure!(
+        occupied(&cache) > 4 << 20,
+        "nothing is brought into the cache"
+    );
     let frozen = Frozen::now(&system)?;
     has_said(&mut mount, "does not answer;", 1)?;
     // Longer than any number of rounds that find nothing takes.

@@ -313,7 +313,7 @@ fn is_waited_for(lock: &Path) -> Result<bool> {
 
 #[test]
 fn a_server_ends_though_a_commit_waits_for_the_lock() -> Result<()> {
-    let bench = Bench::start(&[])?;
+    let bench = Bench::start(&["--drain-timeout", "1"])?;
     let (one, two) = (bench.image("one", 1)?, bench.image("two", 2)?);
     bench.published(&one, "debian")?;
     let lock_path = bench.store.path().join(".lock");
@@ -325,13 +325,10 @@ fn a_server_ends_though_a_commit_waits_for_the_lock() -> Result<()> {
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     let mut publisher = bench.store.command(&words)?.stdout(Stdio::null()).spawn()?;
     while !is_waited_for(&lock_path)? {
+        assert!(publisher.try_wait()?.is_none(), "it ended without a commit");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let mut server = bench.server;
-    // Once to let answers end, once more to end at once.
-    server.terminate()?;
-    std::thread::sleep(Duration::from_millis(200));
-    server.stop()?;
+    bench.server.stop()?;
     publisher.kill()?;
     publisher.wait()?;
     drop(lock);

@@ -53,6 +53,7 @@ mod seals;
 mod tests;
 mod whole;
 
+pub use budget::Room;
 use budget::{Budget, is_full};
 pub use open::CacheError;
 pub use parts::Wait;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Disk, Parts, ReadError};
 use crate::cache::desk;
+use crate::cache::disk::Room;
 use crate::fetch::{FetchError, Source};
 use crate::place::Place;
 
@@ -15,8 +16,11 @@ const BATCH_BYTES: u64 = 4 << 20;
 /// Between two looks whether guests still wait.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// So many rounds over the disk, one after the other, that found as much lacking as the best one before end a fill.
+/// So many rounds over the disk, one after the other, that found as much lacking as the best one before end a fill;
 const IDLE_ROUNDS_MAX: u32 = 5;
+
+/// so many, a minute at least, where another process was making room all the time.
+const BUSY_ROUNDS_MAX: u32 = 120;
 
 /// Before such a round: what came late is written by then, and who looked for room has found it.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
@@ -135,7 +139,11 @@ impl<S: Source> Parts<S> {
                 continue;
             }
             idle += 1;
-            if idle == IDLE_ROUNDS_MAX {
+            let idle_max = match self.chunks.caches().disk.room() {
+                Room::Busy => BUSY_ROUNDS_MAX,
+                Room::Some | Room::None => IDLE_ROUNDS_MAX,
+            };
+            if idle >= idle_max {
                 return Err(PinError::Incomplete { bytes: lacking });
             }
             tokio::time::sleep(ROUND_PAUSE).await;
@@ -161,7 +169,7 @@ impl<S: Source> Parts<S> {
                 let places = std::mem::take(&mut batch);
                 // Into a disk that does not answer nothing can be brought, and it may answer again.
                 desk::answered().await;
-                lacking += if self.chunks.caches().disk.has_room() {
+                lacking += if self.chunks.caches().disk.room() == Room::Some {
                     self.batch(places).await.map_err(ReadError::from)?
                 } else {
                     // What could not be kept would be fetched for nothing.

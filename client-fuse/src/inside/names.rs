@@ -267,7 +267,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ),
     (
         "now.disk_max_bytes",
-        "The most that all disks in the directory may; 0: the disk cache is off.",
+        "The most that all disks in the directory may; 0: the disk cache is off for good.",
     ),
     (
         "now.line_round_trip_us",

@@ -12,14 +12,13 @@ use image_format::catalogue::{Catalogue, catalogue_path};
 use super::files::FileKind;
 use super::list::{self, LIST_PATH, WaitingList};
 use super::mark::Marks;
-use crate::reader::ReadError;
 use crate::store::{Store, StoreError};
 
 /// Takes off the list what `before` leads to and `after` does not. To be called under the commit lock, before `after`
 /// is current. What cannot be read leads nobody knows where: then the list is begun anew.
 ///
 /// # Errors
-/// The store cannot be read or written.
+/// The list cannot be read or written.
 pub(crate) async fn wait_anew(
     store: &Store,
     before: &Catalogue,
@@ -43,7 +42,6 @@ pub(crate) async fn wait_anew(
         }
         match marks.add_version(store, &entry.manifest).await {
             Ok(()) => {}
-            Err(ReadError::Store(error)) if !error.is_damage() => return Err(error),
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(error, name = %before.name, %version, "cannot tell what it needed: all that waits to be deleted waits anew");
@@ -56,6 +54,17 @@ pub(crate) async fn wait_anew(
     match next == old {
         true => Ok(()),
         false => write(store, &next).await,
+    }
+}
+
+/// Has all that waits wait anew.
+///
+/// # Errors
+/// The list cannot be read or written.
+pub(crate) async fn all_wait_anew(store: &Store) -> Result<(), StoreError> {
+    match list::read(store).await?.waiting.is_empty() {
+        true => Ok(()),
+        false => write(store, &WaitingList::default()).await,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::publication::put_target;
 use crate::store::{Store, StoreError};
 use crate::trust::keys::KeyError;
 use crate::trust::sign::Signer;
+use crate::trust::{Current, Names};
 
 /// Which versions of a name go. A version that goes never comes back under its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,34 +142,9 @@ pub async fn remove(
     signer
         .check_can_publish(&current)
         .map_err(StoreError::from)?;
-    let mut set = Vec::new();
-    for (name, (before, after)) in &changed {
-        let target = put_target(store, name.to_file_safe(), after.encode()).await?;
-        names.names.insert(name.clone(), target.1);
-        set.push(target);
-        wait_anew(store, before, after).await?;
-    }
-    for (name, (before, after)) in &changed {
-        // A script must not outlive its version: it would boot into nothing.
-        let gone = before
-            .tags
-            .keys()
-            .filter(|tag| !after.tags.contains_key(*tag));
-        for tag in gone {
-            boot_files::forget(store, name, tag).await?;
-        }
-    }
-    if let Err(error) = signer.advance(store, &current, &set).await {
-        // Then nothing was removed, and what is left boots.
-        let before: Vec<_> = changed.values().map(|(before, _)| before).collect();
-        let names = store.names_of(&current).await?;
-        if let Err(error) = boot_files::of_catalogues(store, &names, &before).await {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(
-                error,
-                "boot scripts that were removed could not be written again"
-            );
-        }
+    let removing = make_current(store, signer, &current, &mut names, &changed);
+    if let Err(error) = removing.await {
+        put_back(store, signer, &changed).await;
         return Err(error.into());
     }
     for (name, (_, after)) in changed {
@@ -180,6 +156,61 @@ pub async fn remove(
             })?;
     }
     Ok(removed)
+}
+
+/// A catalogue before and after.
+type Change = (Catalogue, Catalogue);
+
+/// Commits these changes.
+async fn make_current(
+    store: &Store,
+    signer: &Signer<'_>,
+    current: &Current,
+    names: &mut Names,
+    changed: &BTreeMap<ImageName, Change>,
+) -> Result<(), StoreError> {
+    let mut set = Vec::new();
+    for (name, (before, after)) in changed {
+        let target = put_target(store, name.to_file_safe(), after.encode()).await?;
+        names.names.insert(name.clone(), target.1);
+        set.push(target);
+        wait_anew(store, before, after).await?;
+    }
+    for (name, (before, after)) in changed {
+        // A script must not outlive its version: it would boot into nothing.
+        let gone = before
+            .tags
+            .keys()
+            .filter(|tag| !after.tags.contains_key(*tag));
+        for tag in gone {
+            boot_files::forget(store, name, tag).await?;
+        }
+    }
+    signer.advance(store, current, &set).await
+}
+
+/// Writes the boot scripts of what is current again, after a removal that failed: what was not removed boots.
+async fn put_back(store: &Store, signer: &Signer<'_>, changed: &BTreeMap<ImageName, Change>) {
+    let attempt = async {
+        let current = signer.current(store).await?;
+        let names = store.names_of(&current).await?;
+        let mut there = Vec::new();
+        for name in changed
+            .keys()
+            .filter(|name| names.names.contains_key(*name))
+        {
+            there.push(store.catalogue(&names, name).await?);
+        }
+        let there: Vec<_> = there.iter().collect();
+        boot_files::of_catalogues(store, &names, &there).await
+    };
+    if let Err(error) = attempt.await {
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(
+            error,
+            "boot scripts that were removed could not be written again"
+        );
+    }
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use super::{
     TrustError,
 };
 use crate::boot_files;
-use crate::gc::former::wait_anew;
+use crate::gc::former::{all_wait_anew, wait_anew};
 use crate::lock::CommitLock;
 use crate::store::{Store, StoreError, object_path};
 use complete::Walk;
@@ -233,7 +233,7 @@ async fn changes(
             let name = name.to_string();
             return Err(RefusedBecause::Vanished { name }.into());
         }
-        if let Ok(gone) = store.catalogue(&old_names, name).await {
+        if let Some(gone) = former(store, &old_names, name).await? {
             changed.push((gone, Catalogue::empty(name.clone())));
         }
     }
@@ -245,16 +245,38 @@ async fn changes(
         let catalogue = store.catalogue(&names, name).await.map_err(refused)?;
         let before = match old.contains_key(name) {
             // One that is damaged is compared with no longer; then all of the new one is checked.
-            true => store.catalogue(&old_names, name).await.ok(),
+            true => former(store, &old_names, name).await?,
             false => None,
         };
         let before = before.unwrap_or_else(|| Catalogue::empty(name.clone()));
         check::disks(&before, &catalogue)?;
         walk.catalogue(&before, &catalogue).await.map_err(refused)?;
+        for (version, entry) in check::moved(&before, &catalogue) {
+            if !complete::has_content(store, entry).await? {
+                let (name, version) = (name.clone(), *version);
+                return Err(RefusedBecause::OtherDisk { name, version }.into());
+            }
+        }
         changed.push((before, catalogue));
     }
     check_chunk_indexes(store, &mut walk, before, after, proposal).await?;
     Ok(changed)
+}
+
+/// Reads a catalogue that is about to be replaced; `None`: it is damaged, and nobody knows what it let live.
+async fn former(
+    store: &Store,
+    names: &Names,
+    name: &ImageName,
+) -> Result<Option<Catalogue>, StoreError> {
+    match store.catalogue(names, name).await {
+        Ok(catalogue) => Ok(Some(catalogue)),
+        Err(error) if error.is_damage() => {
+            all_wait_anew(store).await?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Returns all catalogues that can be read, as if they were new.

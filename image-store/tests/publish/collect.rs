@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use image_format::catalogue::catalogue_path;
@@ -13,6 +14,7 @@ use image_store::gc::{Collected, GRACE_DEFAULT, GcConfig, GcError, Mode, collect
 use image_store::publication::PublishError;
 use image_store::{ImageWriter, Prepared, PublishedAs, Signer, Store};
 
+use crate::killer::{Mortal, Trigger};
 use crate::{
     Scratch, boot_stored, disk, publication, publish, read, read_back, ring, signer, write,
 };
@@ -125,7 +127,7 @@ async fn what_is_let_go_again_has_all_of_its_grace_period_again() {
         swept.unwrap().deleted.len()
     };
     sweep_after(0).await;
-    // It is needed again, and let go before anybody sweeps: with the whole image, by another version, by a revision.
+    // It is needed again, and let go before anybody sweeps.
     publish(&store, "b", &disk(1, 3)).await.unwrap();
     publish(&store, "b", &disk(5, 3)).await.unwrap();
     remove_version(&store, "b", "1").await;
@@ -178,15 +180,25 @@ async fn a_removal_that_fails_leaves_what_boots() {
     assert!(attempt().await.is_err());
     assert!(scratch.files() == before, "nothing is changed");
     std::fs::rename(&aside, &key).unwrap();
-    // Nothing can be signed: a directory is in the way.
-    let timestamp = scratch.root().join("metadata/timestamp.json");
-    let current = std::fs::read(&timestamp).unwrap();
-    std::fs::remove_file(&timestamp).unwrap();
-    std::fs::create_dir(&timestamp).unwrap();
-    assert!(attempt().await.is_err());
-    std::fs::remove_dir(&timestamp).unwrap();
-    std::fs::write(&timestamp, current).unwrap();
+    // It cannot be made current, and the scripts were taken away by then.
+    let trigger = Trigger::refusing("metadata/timestamp.json");
+    let refusing = store.clone().wrapped(|inner| {
+        Arc::new(Mortal {
+            inner,
+            trigger: trigger.clone(),
+        })
+    });
+    let keys = ring(&store);
+    let failed = remove(
+        &refusing,
+        &signer(&keys),
+        |_| Some(Removal::All),
+        Mode::Sweep,
+    )
+    .await;
+    assert!(failed.is_err());
     assert!(scratch.root().join("boot/a.ipxe").is_file());
+    assert!(scratch.root().join("boot/a.json").is_file());
     assert_eq!(attempt().await.unwrap().len(), 1);
     assert!(!scratch.root().join("boot/a.ipxe").exists());
 }
@@ -263,7 +275,7 @@ async fn nothing_that_a_version_needs_is_deleted_however_short_the_grace_period(
 /// Publishes a disk whose region table has leaves, with one block far behind.
 async fn far_disk(store: &Store) -> image_format::manifest::Manifest {
     let plain = vec![9; BLOCK_LEN];
-    let mut writer = ImageWriter::new(store.clone(), std::sync::Arc::default());
+    let mut writer = ImageWriter::new(store.clone(), Arc::default());
     let block = (70 << 30) / BLOCK_LEN as u64;
     let (chunk, stored) = (ChunkId::of(&plain), Prepared::Encoded(plain));
     writer.push(block, 1, chunk, stored).await.unwrap();

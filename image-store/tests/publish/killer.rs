@@ -30,6 +30,8 @@ pub(crate) struct Trigger {
     count: AtomicUsize,
     at: usize,
     side: Side,
+    /// What cannot be written.
+    refused: Option<&'static str>,
     pub(crate) dead: Notify,
 }
 
@@ -39,6 +41,18 @@ impl Trigger {
             count: AtomicUsize::new(0),
             at,
             side,
+            refused: None,
+            dead: Notify::new(),
+        })
+    }
+
+    /// Never dies, but cannot write the file at this path.
+    pub(crate) fn refusing(path: &'static str) -> Arc<Self> {
+        Arc::new(Self {
+            count: AtomicUsize::new(0),
+            at: usize::MAX,
+            side: Side::Before,
+            refused: Some(path),
             dead: Notify::new(),
         })
     }
@@ -85,6 +99,10 @@ impl ObjectStore for Mortal {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
+        if self.trigger.refused == Some(location.as_ref()) {
+            let (store, source) = ("mortal", "the disk is full".into());
+            return Err(object_store::Error::Generic { store, source });
+        }
         let change = self.inner.put_opts(location, payload, options);
         self.trigger.step(change).await
     }

@@ -13,6 +13,7 @@ mod minimum;
 mod revisions;
 mod roots;
 mod sizes;
+mod tags;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -132,7 +132,7 @@ pub(super) async fn add_traces(
     let workers = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     ui.note("Packing what these boots read; this may take a minute.");
     let (name, version) = (&resolved.manifest.name, resolved.manifest.version);
-    let known = carry::booted_before(store, name, version).await?;
+    let known = carry::booted_before(store, name, version).await;
     let built = store
         .build_boot_pack(&disk, &merged, &StandIns::new(), &known, level, workers)
         .await?;

@@ -222,10 +222,11 @@ async fn publish_to(
         .await?;
     if uploaded.committed.is_none() {
         let manifest = ObjectRef::of(&published.manifest.encode());
-        uploaded.committed = remote
-            .mend_boot_files(&published.reference, &manifest)
-            .await
-            .context("cannot have the server write its boot scripts")?;
+        let mended = remote.mend_boot_files(&published.reference, &manifest);
+        uploaded.committed = mended.await.unwrap_or_else(|error| {
+            ui.warn(&format!("the image is published, but nobody knows whether its boot scripts are there: {error}"));
+            None
+        });
     }
     if uploaded.committed == Some(Landed::WithoutBootFiles) {
         ui.warn(

@@ -81,25 +81,36 @@ pub async fn carry_over(
         .map(Some)
 }
 
-/// Returns what machines have that booted the version before `version` of which there is a boot pack; nothing, if there is none.
-///
-/// # Errors
-/// The store cannot be read, or the profile is damaged.
-pub async fn booted_before(
+/// Returns what machines have that booted the last version before `version` that has a boot pack. Nothing, if there is none,
+/// or it cannot be read: it only makes a boot pack better.
+pub async fn booted_before(store: &Store, name: &ImageName, version: Version) -> HashSet<ChunkId> {
+    let found = profile_before(store, name, version).await;
+    let found = found.unwrap_or_else(|error| {
+        let error: &dyn std::error::Error = &error;
+        tracing::warn!(
+            error,
+            "what the version before had in its boot pack is not known"
+        );
+        None
+    });
+    found.map_or_else(HashSet::new, |profile| booted(&profile))
+}
+
+async fn profile_before(
     store: &Store,
     name: &ImageName,
     version: Version,
-) -> Result<HashSet<ChunkId>, BootPackError> {
+) -> Result<Option<Profile>, BootPackError> {
     let names = store.names().await?;
     let catalogue = store.catalogue(&names, name).await?;
     let older = catalogue.versions.range(..version).rev();
     for (_, entry) in older.take(VERSIONS_MAX) {
         let manifest = store.manifest(&entry.manifest).await?;
         if let Some(pack) = manifest.boot_pack {
-            return Ok(booted(&store.profile(&pack).await?));
+            return store.profile(&pack).await.map(Some);
         }
     }
-    Ok(HashSet::new())
+    Ok(None)
 }
 
 /// What the boot pack made from `profile` brings to whoever boots.

@@ -232,7 +232,11 @@ pub async fn mend_boot_files(
     // What is current already, sent once more, has all boot files written.
     let timestamp = String::from_utf8_lossy(&timestamp).into_owned();
     let files = BTreeMap::from([("timestamp.json".to_owned(), timestamp)]);
-    post(http, staged, files).await.map(Some)
+    match post(http, staged, files).await {
+        // Another publisher was faster; with that commit the server writes boot files, too.
+        Err(UploadError::Http(HttpError::Conflict { .. })) => Ok(None),
+        landed => landed.map(Some),
+    }
 }
 
 async fn post(

@@ -152,10 +152,13 @@ fn by_dhcp(log: &Log, drivers: &mut Drivers, wanted: &Wanted) -> Result<Network,
             let Some(configuration) = ask_dhcp(&link.name) else {
                 continue;
             };
+            let name = link.name.clone();
             match configure(log, link, configuration) {
                 // What a lease says is a stranger's word.
                 Err(error) => {
                     log.warn(&error.chain());
+                    // Half of it would be in the way of the next interface.
+                    let _ = ip(&name, &["addr", "flush", "dev", &name]);
                     thread::sleep(REFUSED_PAUSE);
                 }
                 configured => return configured,

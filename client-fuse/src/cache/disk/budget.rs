@@ -37,8 +37,21 @@ pub(super) struct Budget {
     grant: Option<Grant>,
     /// Fills to pass over.
     pause: u32,
+    /// Whether somebody else was looking for room, the last time that we wanted to.
+    is_busy: bool,
     /// Whether the log already says that there is no room.
     told: bool,
+}
+
+/// Whether there is room for more, as far as anybody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// There may be.
+    Some,
+    /// There was none.
+    None,
+    /// Another process was looking.
+    Busy,
 }
 
 /// Bytes that may be written, until this is dropped.
@@ -73,8 +86,12 @@ impl CacheFile {
             }
             match self.refill(&mut budget, bytes) {
                 Ok(Found::Room(granted)) => budget.left = granted,
-                Ok(Found::Busy) => return None,
+                Ok(Found::Busy) => {
+                    budget.is_busy = true;
+                    return None;
+                }
                 Ok(Found::Nothing) => {
+                    budget.is_busy = false;
                     budget.pause = PAUSE;
                     if !std::mem::replace(&mut budget.told, true) {
                         tracing::info!(cache = %self.path.display(), "the disk cache is full, and nothing in it can go; it serves what it has (see --cache-size)");
@@ -89,6 +106,7 @@ impl CacheFile {
             }
         }
         budget.left -= bytes;
+        budget.is_busy = false;
         self.unwritten.fetch_add(bytes, Ordering::AcqRel);
         Some(Reserved { cache: self, bytes })
     }
@@ -109,12 +127,17 @@ impl CacheFile {
         room
     }
 
-    /// Whether there was room when it was looked for last. Does not block: while somebody looks, there may be.
-    pub(super) fn has_room(&self) -> bool {
-        match self.budget.try_lock() {
-            Ok(budget) => budget.pause == 0,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().pause == 0,
-            Err(TryLockError::WouldBlock) => true,
+    /// What looking for room came to the last time. Does not block: while somebody looks, there may be.
+    pub(super) fn room(&self) -> Room {
+        let budget = match self.budget.try_lock() {
+            Ok(budget) => budget,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Room::Some,
+        };
+        match (budget.is_busy, budget.pause) {
+            (true, _) => Room::Busy,
+            (false, 0) => Room::Some,
+            (false, _) => Room::None,
         }
     }
 
@@ -172,6 +195,8 @@ impl CacheFile {
                 self.directory.grant()?
             }
         };
+        // It stays ours, whatever fails: what was reserved of it counts with others until it is written.
+        let grant = budget.grant.insert(grant);
         let count = || {
             let _busy = desk::begin();
             self.directory.used(Some(grant.path()))
@@ -195,7 +220,6 @@ impl CacheFile {
             Found::Nothing | Found::Busy => 0,
         };
         grant.say(granted + unwritten)?;
-        budget.grant = Some(grant);
         Ok(found)
     }
 

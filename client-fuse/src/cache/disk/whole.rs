@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::budget::Room;
 use super::{CacheFile, DiskCache};
 
 /// That somebody wants all of a disk in the cache, until it is dropped.
@@ -35,11 +36,10 @@ impl DiskCache {
         Whole(cache)
     }
 
-    /// Whether there was room when it was looked for last, and so may be for more. No, while the disk does not answer.
-    /// Does not block.
+    /// What looking for room came to the last time; none, while the disk does not answer. Does not block.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.file().is_some_and(CacheFile::has_room)
+    pub fn room(&self) -> Room {
+        self.file().map_or(Room::None, CacheFile::room)
     }
 
     /// Looks for room again, though there was none. Blocks on the disk.

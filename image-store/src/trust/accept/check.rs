@@ -3,7 +3,8 @@
 use std::num::NonZeroU64;
 
 use bytes::Bytes;
-use image_format::catalogue::Catalogue;
+use image_format::Version;
+use image_format::catalogue::{Catalogue, VersionEntry};
 use tough::schema::{Role, Root, Signed};
 
 use super::RefusedBecause;
@@ -109,6 +110,17 @@ pub(super) fn versions(
         }
     }
     Ok(())
+}
+
+/// Returns the versions whose chunks lie elsewhere than before.
+pub(super) fn moved<'a>(
+    before: &'a Catalogue,
+    after: &'a Catalogue,
+) -> impl Iterator<Item = (&'a Version, &'a VersionEntry)> {
+    after.versions.iter().filter(|(version, entry)| {
+        let before = before.versions.get(version);
+        before.is_some_and(|before| before.disk != entry.disk)
+    })
 }
 
 /// A version, once published, names the same disk for ever; where its chunks lie may change, if some were lost and stored

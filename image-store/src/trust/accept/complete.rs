@@ -7,13 +7,44 @@
 use std::collections::HashSet;
 
 use image_format::catalogue::{Catalogue, VersionEntry};
+use image_format::content::ContentHasher;
 use image_format::digest::ObjectMismatch;
+use image_format::geometry::REGION_BLOCKS;
 use image_format::manifest::Manifest;
 use image_format::page::{PAGE_BYTES_MAX, Page};
 use image_format::region_table::{LEAF_BYTES_MAX, LeafTable, Lookup, RegionTable};
 use image_format::{DecodeError, Digest, ImageRef, ObjectRef, Version};
 
+use crate::reader::{ImageReader, ReadError};
 use crate::store::{Store, StoreError};
+
+/// Tells whether the disk of a version, which is all there, has the content that its catalogue says.
+///
+/// # Errors
+/// The store cannot be read.
+pub(super) async fn has_content(store: &Store, entry: &VersionEntry) -> Result<bool, StoreError> {
+    let manifest = store.manifest(&entry.manifest).await?;
+    match content(store, &manifest).await {
+        Ok(content) => Ok(content == entry.content),
+        Err(ReadError::Store(error)) if !error.is_damage() => Err(error),
+        Err(_) => Ok(false),
+    }
+}
+
+async fn content(store: &Store, manifest: &Manifest) -> Result<Digest, ReadError> {
+    let reader = ImageReader::open(store.clone(), manifest).await?;
+    let mut hasher = ContentHasher::default();
+    for region in 0..reader.n_regions() {
+        let Some(page) = reader.page(region).await? else {
+            continue;
+        };
+        for entry in page.entries() {
+            let block = u64::from(region) * u64::from(REGION_BLOCKS) + u64::from(entry.block);
+            hasher.push(block, entry.blocks, entry.chunk);
+        }
+    }
+    Ok(hasher.finish(manifest.disk.length))
+}
 
 /// Follows references through one store; each object is looked at once.
 #[derive(Debug)]
