@@ -37,7 +37,9 @@ pub enum RetagError {
         version: Version,
         to: Version,
     },
-    #[error("the tag is changed, but not all boot scripts could be written: then run {again}")]
+    #[error(
+        "the tag is changed, but not all boot scripts could be written; to write them, run {again}"
+    )]
     BootFiles {
         again: String,
         source: Box<StoreError>,

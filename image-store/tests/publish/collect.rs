@@ -16,7 +16,7 @@ use image_store::{ImageWriter, Prepared, PublishedAs, Signer, Store};
 
 use crate::killer::{Mortal, Trigger};
 use crate::{
-    Scratch, boot_stored, disk, publication, publish, read, read_back, ring, signer, write,
+    Scratch, disk, publication, publish, publish_bootable, read, read_back, ring, signer, write,
 };
 
 const DAY: u64 = 24 * 60 * 60;
@@ -162,10 +162,8 @@ async fn where_nobody_knows_what_is_let_go_all_waits_anew() {
 async fn a_removal_that_fails_leaves_what_boots() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
-    let mut bootable = publication("a", write(&store, &disk(1, 3)).await.unwrap());
-    bootable.boot = Some(boot_stored(&store).await);
+    publish_bootable(&store, "a", &disk(1, 3)).await.unwrap();
     let keys = ring(&store);
-    bootable.commit(&store, &signer(&keys)).await.unwrap();
     let before = scratch.files();
     let attempt = async || {
         let keys = ring(&store);
@@ -215,10 +213,7 @@ async fn remove_and_forget(store: &Store, name: &str) {
 async fn a_whole_image_goes_and_its_numbers_with_it() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
-    let mut bootable = publication("a", write(&store, &disk(1, 3)).await.unwrap());
-    bootable.boot = Some(boot_stored(&store).await);
-    let keys = ring(&store);
-    bootable.commit(&store, &signer(&keys)).await.unwrap();
+    publish_bootable(&store, "a", &disk(1, 3)).await.unwrap();
     let script = scratch.root().join("boot/a.ipxe");
     assert!(script.is_file());
     remove_and_forget(&store, "a").await;

@@ -10,7 +10,7 @@ use image_store::trust::{FIRST_ROOT_PATH, Names, TIMESTAMP_PATH};
 use image_store::{KeyRing, PublishedAs, Store, StoreError};
 
 use crate::{
-    Scratch, boot, boot_stored, disk, publication, publish, read_back, ring, signer, write,
+    Scratch, boot, disk, publication, publish, publish_bootable, read_back, ring, signer, write,
 };
 
 #[tokio::test]
@@ -144,12 +144,7 @@ async fn past_sixteen_chunk_indexes_become_one_that_knows_all() {
 async fn a_publish_that_cannot_boot_takes_no_boot_away() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
-    let mut bootable = publication("a:1", write(&store, &disk(1, 2)).await.unwrap());
-    bootable.boot = Some(boot_stored(&store).await);
-    bootable
-        .commit(&store, &signer(&ring(&store)))
-        .await
-        .unwrap();
+    publish_bootable(&store, "a:1", &disk(1, 2)).await.unwrap();
     let (again, _) = publish(&store, "a:2", &disk(1, 2)).await.unwrap();
     assert_eq!(again.manifest.boot, Some(boot()));
     assert!(scratch.root().join("boot/a=1.ipxe").is_file());

@@ -191,6 +191,17 @@ pub(crate) fn boot() -> Boot {
     }
 }
 
+/// Publishes a disk that can be booted.
+pub(crate) async fn publish_bootable(
+    store: &Store,
+    reference: &str,
+    content: &[u8],
+) -> Result<Published, PublishError> {
+    let mut bootable = publication(reference, write(store, content).await?);
+    bootable.boot = Some(boot_stored(store).await);
+    bootable.commit(store, &signer(&ring(store))).await
+}
+
 /// Stores what [`boot`] refers to.
 pub(crate) async fn boot_stored(store: &Store) -> Boot {
     for bytes in [&b"kernel"[..], b"initramfs"] {

@@ -8,7 +8,7 @@ use image_store::publication::PublishError;
 use image_store::{KeyRing, Retagging, Store, TagChange};
 
 use crate::roots::{at_each_change, store_with_image};
-use crate::{Scratch, disk, publication, publish, read_back, ring, signer, write};
+use crate::{Scratch, disk, publish, publish_bootable, read_back, ring, signer};
 
 #[tokio::test]
 async fn a_rollback_that_dies_anywhere_leaves_the_tag_before_or_after() {
@@ -78,12 +78,8 @@ async fn damage_to_one_tag_leaves_the_boot_files_of_the_others_right() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
     let ring = ring(&store);
-    let put = async |tag: &str, seed| {
-        let written = write(&store, &disk(seed, 2)).await.unwrap();
-        let mut bootable = publication(&format!("a:{tag}"), written);
-        bootable.boot = Some(crate::boot_stored(&store).await);
-        bootable.commit(&store, &signer(&ring)).await
-    };
+    let put =
+        async |tag: &str, seed| publish_bootable(&store, &format!("a:{tag}"), &disk(seed, 2)).await;
     let lost = put("11", 1).await.unwrap();
     let lost = ObjectRef::of(&lost.manifest.encode());
     std::fs::remove_file(scratch.root().join(lost.digest.object_path())).unwrap();
@@ -122,10 +118,8 @@ async fn damage_to_one_tag_leaves_the_boot_files_of_the_others_right() {
 async fn a_deleted_tag_takes_its_boot_scripts_along() {
     let scratch = Scratch::new();
     let store = scratch.store().await;
-    let mut bootable = publication("a", write(&store, &disk(1, 2)).await.unwrap());
-    bootable.boot = Some(crate::boot_stored(&store).await);
+    publish_bootable(&store, "a", &disk(1, 2)).await.unwrap();
     let ring = ring(&store);
-    bootable.commit(&store, &signer(&ring)).await.unwrap();
     let retag = async |tag: &str, change| {
         let retagging = Retagging {
             name: "a".parse().unwrap(),
