@@ -180,3 +180,66 @@ fn unusable(digest: &Digest) -> impl FnOnce(DecodeError) -> StoreError + use<> {
     let path = digest.object_path();
     move |source| StoreError::Decode { path, source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use image_format::ChunkId;
+    use image_format::chunker::ChunkerParams;
+    use image_format::geometry::BLOCK_LEN;
+    use image_format::manifest::Disk;
+
+    use super::*;
+    use crate::writer::{ImageWriter, Prepared};
+
+    /// Stores a disk of two blocks, in two regions.
+    async fn disk(store: &Store, seed: u8) -> Disk {
+        let mut writer = ImageWriter::new(store.clone(), Arc::default());
+        for block in [3, u64::from(REGION_BLOCKS) + 5] {
+            let plain = [vec![seed; BLOCK_LEN - 8], block.to_le_bytes().to_vec()].concat();
+            let (chunk, prepared) = (ChunkId::of(&plain), Prepared::Encoded(plain));
+            writer.push(block, 1, chunk, prepared).await.unwrap();
+        }
+        let length = 2 * u64::from(REGION_BLOCKS) * BLOCK_LEN as u64;
+        writer.finish(length).await.unwrap().disk
+    }
+
+    /// Stores a manifest of `disk`; returns what a catalogue says of it.
+    async fn listed(store: &Store, disk: Disk) -> VersionEntry {
+        let manifest = Manifest {
+            format: 1,
+            name: "a".parse().unwrap(),
+            version: "1".parse().unwrap(),
+            revision: 1,
+            disk,
+            chunker: ChunkerParams::DEFAULT,
+            boot: None,
+            boot_pack: None,
+        };
+        VersionEntry {
+            manifest: store.put_object(manifest.encode().into()).await.unwrap(),
+            revision: 1,
+            created: 0,
+            disk: disk.regions.digest,
+            content: disk.content,
+            length: disk.length,
+            bootable: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn content_is_what_pages_have_and_not_what_a_publisher_says() {
+        let scratch = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(scratch.path()).await.unwrap();
+        let (one, other) = (disk(&store, 1).await, disk(&store, 2).await);
+        let right = listed(&store, one).await;
+        assert!(has_content(&store, &right).await.unwrap());
+        let claimed = Disk {
+            content: one.content,
+            ..other
+        };
+        let wrong = listed(&store, claimed).await;
+        assert!(!has_content(&store, &wrong).await.unwrap());
+    }
+}
