@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use image_format::overlay::Layout;
+use image_format::overlay::{Layout, Side};
 use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -212,9 +212,10 @@ fn cut_while_written(place: &Place, client: &Child, backing: &Path) -> Vec<(Path
             std::thread::yield_now();
         }
         kill(process, Signal::SIGSTOP).unwrap();
+        wait_until_stopped(process);
         let round = synced.load(Ordering::Relaxed);
         let copy = backing.with_extension(number.to_string());
-        fs::copy(backing, &copy).unwrap();
+        copy_at_once(backing, &copy);
         kill(process, Signal::SIGCONT).unwrap();
         (copy, round)
     };
@@ -226,6 +227,27 @@ fn cut_while_written(place: &Place, client: &Child, backing: &Path) -> Vec<(Path
     })
 }
 
+/// Waits until no thread of a process runs that was told to stop: it is up to each of them when it hears of it, and on a
+/// busy machine the others go on for long.
+fn wait_until_stopped(process: Pid) {
+    let runs = |thread: &fs::DirEntry| {
+        let status = fs::read_to_string(thread.path().join("status")).unwrap();
+        !status.contains("\nState:\tT")
+    };
+    let threads = || fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    while threads().map(Result::unwrap).any(|thread| runs(&thread)) {
+        std::thread::yield_now();
+    }
+}
+
+/// Copies a file as it is at one moment: the kernel may still be writing to it what others wrote before.
+fn copy_at_once(from: &Path, to: &Path) {
+    while {
+        fs::copy(from, to).unwrap();
+        fs::read(from).unwrap() != fs::read(to).unwrap()
+    } {}
+}
+
 /// All blocks are of one round, which is not older than the last one that was synced.
 fn check_after_cut(place: &Place, overlay: &Path, synced: u64) {
     let mut client = place.mount_child(overlay);
@@ -233,7 +255,13 @@ fn check_after_cut(place: &Place, overlay: &Path, synced: u64) {
     let mut rounds = Vec::new();
     for block in 0..ROUND_BLOCKS {
         let mut bytes = [0; 4096];
-        disk.read_exact_at(&mut bytes, block * 8192).unwrap();
+        if let Err(error) = disk.read_exact_at(&mut bytes, block * 8192) {
+            panic!(
+                "block {}: {error}; the overlay has there {:?}",
+                2 * block,
+                rounds_of(overlay, 2 * block)
+            );
+        }
         let (words, _) = bytes.as_chunks::<8>();
         assert!(
             words.iter().all(|word| *word == words[0]),
@@ -249,6 +277,20 @@ fn check_after_cut(place: &Place, overlay: &Path, synced: u64) {
     drop(disk);
     place.unmount();
     assert!(client.wait().unwrap().success());
+}
+
+/// What is in the two places of a block of the overlay: the round that wrote it, if it is of one.
+fn rounds_of(overlay: &Path, block: u64) -> [Option<u64>; 2] {
+    let layout = Layout::of(600 * 4096);
+    [Side::A, Side::B].map(|side| {
+        let mut bytes = [0; 4096];
+        let file = fs::File::open(overlay).unwrap();
+        file.read_exact_at(&mut bytes, layout.place(side, block))
+            .unwrap();
+        let (words, _) = bytes.as_chunks::<8>();
+        let whole = words.iter().all(|word| *word == words[0]);
+        whole.then(|| u64::from_le_bytes(words[0]))
+    })
 }
 
 /// After a sync that failed, the kernel shows what it could not write. Here a batch of the log is in its memory, and zeros
