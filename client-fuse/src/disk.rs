@@ -14,7 +14,7 @@ use futures_util::{StreamExt, stream};
 use image_format::DecodeError;
 use image_format::digest::Digest;
 use image_format::geometry::runs;
-use image_format::manifest::BootPack;
+use image_format::manifest::{BootPack, IndexDelta};
 use image_format::region_table::RegionTable;
 use tokio::runtime::Handle;
 
@@ -25,7 +25,7 @@ use crate::disk::pages::Pages;
 use crate::disk::plan::{Part, Piece};
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::{FetchError, Source};
-use crate::open::EarlyHead;
+use crate::open::{EarlyHead, OpenImage};
 use crate::place::Place;
 use crate::readahead::ReadAhead;
 use crate::record::Recorder;
@@ -38,6 +38,7 @@ pub mod pages;
 pub mod pin;
 pub mod plan;
 pub mod prove;
+mod since;
 
 /// Index pages fetched ahead of a boot: as many as are kept.
 const PAGES_AHEAD_MAX: usize = 64;
@@ -53,6 +54,30 @@ const STRETCH_BYTES_MIN: u64 = 2 << 20;
 
 /// How often as much as was asked for is looked at for what lies behind holes: 2 GiB for a reader of all of a disk.
 const STRETCH_STEPS_MAX: usize = 256;
+
+/// Where the index of a disk begins.
+#[derive(Clone, Debug)]
+pub struct Root {
+    /// Leads to all pages.
+    pub table: RegionTable,
+    /// What changed since a version whose pages may be here.
+    pub delta: Option<IndexDelta>,
+}
+
+impl From<RegionTable> for Root {
+    fn from(table: RegionTable) -> Self {
+        Self { table, delta: None }
+    }
+}
+
+impl From<&OpenImage> for Root {
+    fn from(image: &OpenImage) -> Self {
+        Self {
+            table: image.table.clone(),
+            delta: image.manifest.index_delta,
+        }
+    }
+}
 
 /// A published disk, readable at any offset.
 #[derive(Debug)]
@@ -88,18 +113,19 @@ pub enum ReadError {
 }
 
 impl<S: Source> Disk<S> {
-    /// The disk that `table` describes; its background work runs on `runtime`, and `recorder` notes
+    /// The disk that `root` leads to; its background work runs on `runtime`, and `recorder` notes
     /// what is read first.
     #[must_use]
     pub fn new(
-        table: RegionTable,
+        root: impl Into<Root>,
         fetcher: Arc<Fetcher<S>>,
         caches: Arc<Caches>,
         runtime: &Handle,
         recorder: Option<Arc<Recorder>>,
     ) -> Self {
         let stats = Arc::clone(fetcher.stats());
-        let length = table.disk_length();
+        let root = root.into();
+        let length = root.table.disk_length();
         let chunks = Chunks::new(
             Arc::clone(&fetcher),
             caches,
@@ -110,7 +136,7 @@ impl<S: Source> Disk<S> {
         Self {
             length,
             parts: Arc::new(Parts {
-                pages: Pages::new(table, fetcher),
+                pages: Pages::new(root, fetcher),
                 chunks: Arc::new(chunks),
             }),
             ahead: Arc::new(Mutex::new(ahead)),

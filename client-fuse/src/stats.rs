@@ -97,6 +97,8 @@ pub struct Stats {
     pub ahead: AheadStats,
     /// What the boot pack did.
     pub boot_pack: BootPackStats,
+    /// What the index delta did.
+    pub index_delta: IndexDeltaStats,
     /// Objects and chunks that did not match their digest.
     pub verify_failures: Counter,
     /// What was done where an answer did not come.
@@ -214,6 +216,15 @@ pub struct BootPackStats {
     pub damaged: Counter,
 }
 
+/// What the index delta did.
+#[derive(Debug, Default, Serialize)]
+pub struct IndexDeltaStats {
+    /// Pages of the index that were made from those of the version before.
+    pub pages: Counter,
+    /// Deltas and patches that were of no use.
+    pub damaged: Counter,
+}
+
 /// Bytes of bodies received.
 #[derive(Debug, Default, Serialize)]
 pub struct Fetched {
@@ -223,6 +234,8 @@ pub struct Fetched {
     pub table_bytes: Counter,
     /// Pages of the index.
     pub page_bytes: Counter,
+    /// Index deltas.
+    pub index_delta_bytes: Counter,
     /// Boot packs.
     pub boot_pack_bytes: Counter,
     /// Ranges of packs: chunks as stored, and the small gaps between them.
@@ -237,6 +250,7 @@ impl Fetched {
             &self.metadata_bytes,
             &self.table_bytes,
             &self.page_bytes,
+            &self.index_delta_bytes,
             &self.boot_pack_bytes,
             &self.chunk_bytes,
         ];

@@ -58,7 +58,15 @@ impl Encoder {
     /// # Errors
     /// There is no memory for the context, or no such level.
     pub fn new(level: i32) -> io::Result<Self> {
-        Compressor::new(level).map(|zstd| Self { zstd })
+        Self::with_dictionary(level, &[])
+    }
+
+    /// The same; frames are made with `dictionary`, any bytes, and cannot be decoded without it.
+    ///
+    /// # Errors
+    /// There is no memory for the context, or no such level.
+    pub(crate) fn with_dictionary(level: i32, dictionary: &[u8]) -> io::Result<Self> {
+        Compressor::with_dictionary(level, dictionary).map(|zstd| Self { zstd })
     }
 
     /// Returns what is stored for `plain`: a frame, or `plain` itself where that is not smaller.
@@ -146,6 +154,26 @@ pub(crate) fn unpack(expected: usize, stored: &[u8]) -> Result<Bytes, UnpackErro
     Ok(Bytes::from(plain))
 }
 
+/// Returns the `expected` plain bytes of a frame that was made with `dictionary`; not yet verified.
+pub(crate) fn unpack_with(
+    dictionary: &[u8],
+    expected: usize,
+    stored: &[u8],
+) -> Result<Bytes, UnpackError> {
+    let mut decoder = Some(decompressor(dictionary)?);
+    let mut plain = Vec::new();
+    unpack_into(&mut decoder, &mut plain, expected, stored)?;
+    Ok(Bytes::from(plain))
+}
+
+/// Makes a decoder that takes frames of bounded windows only.
+fn decompressor(dictionary: &[u8]) -> Result<Decompressor<'static>, UnpackError> {
+    let mut made = Decompressor::with_dictionary(dictionary).map_err(UnpackError::Zstd)?;
+    made.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
+        .map_err(UnpackError::Zstd)?;
+    Ok(made)
+}
+
 /// What `read` makes of the plain bytes, which are in memory that is used again: fresh memory costs more
 /// than what is written to it.
 pub(crate) fn unpacked<T>(
@@ -181,12 +209,7 @@ fn unpack_into(
     }
     let decoder = match decoder {
         Some(decoder) => decoder,
-        None => {
-            let mut made = Decompressor::new().map_err(UnpackError::Zstd)?;
-            made.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
-                .map_err(UnpackError::Zstd)?;
-            decoder.insert(made)
-        }
+        None => decoder.insert(decompressor(&[])?),
     };
     plain.clear();
     plain.reserve_exact(expected);

@@ -12,10 +12,11 @@ pub use documents::documents;
 
 use crate::chunk::{CHUNK_BLOCKS_MAX, ChunkId};
 use crate::chunk_index::{self, ENTRY_BYTES, HEADER_BYTES, IndexEntry};
-use crate::digest::DIGEST_BYTES;
+use crate::digest::{DIGEST_BYTES, Digest, ObjectRef};
 use crate::frame::{self, FrameError};
 use crate::geometry::{BLOCK_LEN, REGION_BLOCKS};
-use crate::page::Page;
+use crate::index_delta::{PatchError, Patches};
+use crate::page::{Location, PAGE_BYTES_MAX, Page, PageBuilder};
 use crate::reference::{ImageName, ImageRef};
 use crate::region_table::{DIRECT_REGIONS_MAX, LeafTable, Lookup, RegionTable};
 
@@ -45,6 +46,54 @@ pub fn page(data: &[u8]) {
         next = entry.end();
     }
     assert_eq!(page.overlapping(0, REGION_BLOCKS), page.entries());
+}
+
+/// Any bytes as an index delta, each patch for one page: what it gives is what it is asked for, or nothing.
+///
+/// # Panics
+/// If a patch gives another page, or one that is too long.
+pub fn index_delta(data: &[u8]) {
+    let Ok(patches) = Patches::decode(data.to_vec().into()) else {
+        return;
+    };
+    let base = fuzz_page(7);
+    let regions: Vec<u32> = patches.regions().collect();
+    assert!(regions.is_sorted(), "patches are out of order");
+    for region in regions {
+        // Nobody knows the digest of what a fuzzer made; the refusal tells what it would be.
+        let asked = Digest::of(b"another page");
+        let Err(PatchError::OtherPage(mismatch)) = patches.page(region, &asked, &base) else {
+            continue;
+        };
+        let made = patches.page(region, &mismatch.actual, &base);
+        let made = made.expect("the same bytes unpack again");
+        let made = made.expect("there is a patch");
+        assert!(made.len() <= PAGE_BYTES_MAX, "too long for a page");
+        assert_eq!(Digest::of(&made), mismatch.actual);
+    }
+}
+
+/// The page that patches of the corpus are for, and with another `seed` one that they make of it.
+///
+/// # Panics
+/// Never.
+pub fn fuzz_page(seed: u8) -> Vec<u8> {
+    let mut builder = PageBuilder::default();
+    let pack = ObjectRef {
+        digest: Digest::of(b"pack"),
+        length: 100_000,
+    };
+    for block in 0..9_u8 {
+        let name = if block == 5 { seed } else { block };
+        let place = Location {
+            pack,
+            offset: 8 + u32::from(block) * 1000,
+            length: 1000,
+        };
+        builder.push(u32::from(block), 1, ChunkId::of(&[name]), place);
+    }
+    let page = builder.finish().expect("it is well-formed");
+    page.expect("it has chunks").encode()
 }
 
 /// Any bytes as a region table, and as a leaf of one.
@@ -197,12 +246,13 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
 
-    const MAGICS: [&[u8]; 6] = [
+    const MAGICS: [&[u8]; 7] = [
         b"",
         b"CIRCPAGE\x01\0",
         b"CIRCRGNT\x01\0",
         b"CIRCRGNL\x01\0",
         b"CIRCCIDX\x01\0",
+        b"CIRCIDLT\x01\0\0\0\x01\0\0\0",
         b"\x80\0CIRCBOOT\x01\0",
     ];
 
@@ -215,6 +265,7 @@ mod tests {
             super::boot_pack(&data);
             super::profile(&data);
             super::region_table(&data);
+            super::index_delta(&data);
             super::chunk_index(&data);
             super::documents(&data);
             super::frame(&data);

@@ -5,7 +5,8 @@
 //! ([`pack`]), and found again through index pages ([`page`]) and a region table
 //! ([`region_table`]). A [`manifest`] describes one version of an image; a [`catalogue`] lists the
 //! versions and tags of one name; a [`hint`] says what can be fetched ahead; a [`boot_pack`] holds
-//! what a boot reads first, found by merging [`trace`]s into a [`profile`]; a [`minimum`] says what is
+//! what a boot reads first, found by merging [`trace`]s into a [`profile`]; an [`index_delta`] says what
+//! changed in the index since another version; a [`minimum`] says what is
 //! too old; an [`overlay`] keeps what was written; a [`partition`] table says what is where on a disk; [`mod@reference`] is how people name all this.
 //!
 //! Invariants, held by `clippy.toml` beside this crate and by `tests/tests/architecture.rs`:
@@ -27,6 +28,7 @@ pub mod frame;
 pub mod fuzzing;
 pub mod geometry;
 pub mod hint;
+pub mod index_delta;
 pub mod links;
 pub mod manifest;
 pub mod marker;

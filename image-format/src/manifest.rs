@@ -7,6 +7,7 @@ use crate::chunker::ChunkerParams;
 use crate::codec::{self, DecodeError};
 use crate::digest::{Digest, ObjectRef};
 use crate::geometry::DISK_BYTES_MAX;
+use crate::index_delta::INDEX_DELTA_BYTES_MAX;
 use crate::profile::PROFILE_BYTES_MAX;
 use crate::reference::{ImageName, Version};
 use crate::region_table::TABLE_BYTES_MAX;
@@ -49,6 +50,18 @@ pub struct Manifest {
     /// What a boot reads first, in one object; none while nobody recorded a boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_pack: Option<BootPack>,
+    /// What changed in the index since the version before; none where nobody would gain by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_delta: Option<IndexDelta>,
+}
+
+/// What changed in the index since another disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IndexDelta {
+    /// The patches.
+    pub object: ObjectRef,
+    /// The digest of the disk whose pages they are for. It may be gone from the store: only who has its pages gains.
+    pub base: Digest,
 }
 
 /// A boot pack, and what it was made from.
@@ -168,6 +181,11 @@ impl Manifest {
         if let Some(pack) = &self.boot_pack {
             pack.check(WHAT)?;
         }
+        if let Some(delta) = &self.index_delta
+            && delta.object.length > INDEX_DELTA_BYTES_MAX as u64
+        {
+            return bad("the index delta is too long");
+        }
         self.chunker.check()
     }
 
@@ -176,7 +194,9 @@ impl Manifest {
         let boot = self.boot.iter();
         let boot = boot.flat_map(|boot| [boot.kernel, boot.initramfs]);
         let pack = self.boot_pack.iter();
+        let delta = self.index_delta.iter().map(|delta| delta.object);
         boot.chain(pack.flat_map(|pack| [pack.object, pack.profile]))
+            .chain(delta)
     }
 
     /// Encodes the manifest. Equal manifests have equal bytes.
@@ -244,6 +264,10 @@ mod tests {
                 head: object,
                 profile: object,
             }),
+            index_delta: Some(IndexDelta {
+                object,
+                base: object.digest,
+            }),
         }
     }
 
@@ -254,7 +278,7 @@ mod tests {
 
     #[test]
     fn impossible_manifests_are_refused() {
-        let spoil: [fn(&mut Manifest); 13] = [
+        let spoil: [fn(&mut Manifest); 14] = [
             |m| m.format = 2,
             |m| m.revision = 0,
             |m| m.disk.length = 0,
@@ -268,6 +292,7 @@ mod tests {
             |m| m.boot_pack.as_mut().unwrap().object.length = 3,
             |m| m.boot_pack.as_mut().unwrap().head.length = 1 << 30,
             |m| m.boot_pack.as_mut().unwrap().profile.length = 1 << 30,
+            |m| m.index_delta.as_mut().unwrap().object.length = (1 << 20) + 1,
         ];
         for (row, change) in spoil.iter().enumerate() {
             let mut bad = manifest();

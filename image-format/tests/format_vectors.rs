@@ -8,6 +8,7 @@ use image_format::boot_pack::{Head, PlacedChunk};
 use image_format::chunk_index::{Header, IndexEntry};
 use image_format::chunker::{ChunkerParams, Cut, End};
 use image_format::content::ContentHasher;
+use image_format::index_delta::Patches;
 use image_format::page::{Location, Page, PageBuilder};
 use image_format::profile::Profile;
 use image_format::region_table::RegionTable;
@@ -32,6 +33,15 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(out, "{byte:02x}");
         out
     })
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digit = |byte: &u8| (*byte as char).to_digit(16).expect("vectors are hex");
+    let pairs = text.as_bytes().as_chunks::<2>().0.iter();
+    let byte = |[high, low]: &[u8; 2]| digit(high) * 16 + digit(low);
+    pairs
+        .map(|pair| u8::try_from(byte(pair)).expect("two digits are a byte"))
+        .collect()
 }
 
 /// A block of the kind that a letter stands for, at place `number` (docs/FORMAT.md, "Vectors").
@@ -85,18 +95,26 @@ fn pack() -> ObjectRef {
 }
 
 fn page() -> Page {
+    page_of(2)
+}
+
+/// The first chunks of the page of the vectors.
+fn page_of(chunks: usize) -> Page {
     let mut builder = PageBuilder::default();
     let place = |offset, length| Location {
         pack: pack(),
         offset,
         length,
     };
-    builder.push(0, 2, ChunkId::of(b"one"), place(8, 500));
-    builder.push(7, 64, ChunkId::of(b"two"), place(508, 90_000));
-    builder
-        .finish()
-        .expect("a vector is well-formed")
-        .expect("a vector is well-formed")
+    let both = [
+        (0, 2, b"one", place(8, 500)),
+        (7, 64, b"two", place(508, 90_000)),
+    ];
+    for (block, blocks, name, place) in both.into_iter().take(chunks) {
+        builder.push(block, blocks, ChunkId::of(name), place);
+    }
+    let page = builder.finish().expect("a vector is well-formed");
+    page.expect("a vector is well-formed")
 }
 
 /// The chunks of [`page`], in the other order, in the second region of a disk.
@@ -247,7 +265,7 @@ fn the_document_and_the_code_agree() {
     assert!(vectors.len() >= 12, "vectors were lost from docs/FORMAT.md");
     let wrong: Vec<_> = vectors
         .iter()
-        .filter(|(key, _)| !key.starts_with("frame"))
+        .filter(|(key, _)| !key.starts_with("frame") && **key != "index-delta")
         .map(|(key, value)| (key, *value, computed(key)))
         .filter(|(_, value, computed)| value != computed)
         .map(|(key, _, computed)| format!("{key} = {computed}"))
@@ -257,6 +275,15 @@ fn the_document_and_the_code_agree() {
         "docs/FORMAT.md should say\n{}",
         wrong.join("\n")
     );
+}
+
+#[test]
+fn the_index_delta_in_the_document_gives_its_page() {
+    let delta = unhex(vectors()["index-delta"]);
+    let patches = Patches::decode(delta.into()).unwrap();
+    let (base, page) = (page_of(1).encode(), page().encode());
+    let made = patches.page(3, &Digest::of(&page), &base).unwrap();
+    assert_eq!(made.unwrap(), page);
 }
 
 #[test]
@@ -270,11 +297,7 @@ fn frames_in_the_document_decode() {
         let [_, length, id] = key.split(' ').collect::<Vec<_>>()[..] else {
             panic!("{key}: not `frame LENGTH CHUNK`");
         };
-        let bytes: Vec<u8> = stored
-            .as_bytes()
-            .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-            .collect();
+        let bytes = unhex(stored);
         let id = ChunkId::from_bytes(*id.parse::<Digest>().unwrap().as_bytes());
         let chunk = frame::decode(id, length.parse().unwrap(), &bytes).unwrap();
         assert_eq!(chunk.bytes().len().to_string(), length);

@@ -19,6 +19,7 @@ mod catalogue_change;
 pub mod check;
 pub mod gc;
 pub mod index;
+pub mod index_delta;
 mod lock;
 pub mod publication;
 mod put;
@@ -32,6 +33,7 @@ pub mod writer;
 
 pub use boot_pack::{BootPackError, BuiltBootPack};
 pub use index::{ChunkIndexes, IndexError};
+pub use index_delta::IndexDeltaError;
 pub use publication::{Publication, Published, PublishedAs};
 pub use reader::{ImageReader, ReadError};
 pub use retag::{Retagged, Retagging, TagChange};

@@ -10,7 +10,7 @@ use std::fs::File;
 
 use image_format::catalogue::{self, CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VersionEntry};
 use image_format::chunker::ChunkerParams;
-use image_format::manifest::{Boot, BootPack, Manifest};
+use image_format::manifest::{Boot, BootPack, IndexDelta, Manifest};
 use image_format::{DecodeError, ImageName, ImageRef, ObjectRef, links};
 
 use crate::boot_files;
@@ -64,6 +64,8 @@ pub struct Publication {
     /// What a boot of it reads first, carried over from another version; used if the disk is new to
     /// the name. A version that has a boot pack keeps it.
     pub boot_pack: Option<BootPack>,
+    /// What changed in the index since the version before; used if the disk is new to the name, too.
+    pub index_delta: Option<IndexDelta>,
 }
 
 /// What a publish came to.
@@ -161,6 +163,7 @@ impl Publication {
         }
         let pack = self.boot_pack.iter();
         objects.extend(pack.flat_map(|pack| [pack.object, pack.profile]));
+        objects.extend(self.index_delta.iter().map(|delta| delta.object));
         let gone = store.lacking(objects).await?;
         match gone.is_empty() {
             true => Ok(()),
@@ -209,6 +212,7 @@ impl Publication {
             chunker: self.chunker,
             boot: self.boot.clone(),
             boot_pack: self.boot_pack,
+            index_delta: self.index_delta,
         };
         let find = |same: &dyn Fn(&VersionEntry) -> bool| {
             let mut newest_first = catalogue.versions.iter().rev();
@@ -252,6 +256,7 @@ impl Publication {
         }
         manifest.disk = existing.disk;
         manifest.boot_pack = existing.boot_pack;
+        manifest.index_delta = existing.index_delta;
         self.store_manifest(store, manifest, PublishedAs::NewRevision)
             .await
     }

@@ -11,6 +11,8 @@ use image_format::catalogue::{Catalogue, ChunkIndexList, VersionEntry};
 use image_format::chunk_index::{self, IndexEntry};
 use image_format::chunker::ChunkerParams;
 use image_format::frame::Encoder;
+use image_format::fuzzing::fuzz_page;
+use image_format::index_delta::PatchesBuilder;
 use image_format::manifest::{Boot, BootPack, Disk, Manifest};
 use image_format::marker::Marker;
 use image_format::minimum::{CLOCK_FLOOR, Minimum};
@@ -109,6 +111,7 @@ fn main() -> Result<()> {
     documents()?;
     binaries()?;
     boot_packs()?;
+    index_deltas()?;
     disks()
 }
 
@@ -137,6 +140,7 @@ fn documents() -> Result<()> {
         chunker: ChunkerParams::DEFAULT,
         boot: None,
         boot_pack: None,
+        index_delta: None,
     };
     write("documents", "seed-manifest-plain", &manifest.encode())?;
     manifest.boot = Some(Boot {
@@ -251,6 +255,15 @@ fn binaries() -> Result<()> {
         write("frame", name, &[&head[..], b"\x03\x80\0a"].concat())?;
     }
     Ok(())
+}
+
+/// One patch, for the page that the target has at hand.
+fn index_deltas() -> Result<()> {
+    let mut builder = PatchesBuilder::default();
+    let (base, page) = (fuzz_page(7), fuzz_page(9));
+    ensure!(builder.push(3, &base, &page, 4096)?, "there is room");
+    let delta = builder.finish().context("there is a patch")?;
+    write("index_delta", "seed", &delta)
 }
 
 /// A boot pack of two chunks, and a trace and a profile as one is made from.

@@ -21,6 +21,7 @@ const TARGETS: &[Target] = &[
     ("documents", image_format::fuzzing::documents),
     ("frame", image_format::fuzzing::frame),
     ("image_reference", image_format::fuzzing::image_reference),
+    ("index_delta", image_format::fuzzing::index_delta),
     (
         "kernel_command_line",
         initramfs::fuzzing::kernel_command_line,

@@ -11,11 +11,16 @@ use tokio::runtime::Handle;
 use super::{caches, mirrors, open_documents, open_image, source};
 use crate::config::{ByteSize, Config};
 use crate::disk::Disk;
+use crate::disk::pin::PinError;
 use crate::fetch::fetcher::Fetcher;
+use crate::fetch::http::HttpSource;
 use crate::log;
 use crate::mount::signals::Signals;
 use crate::panics;
 use crate::stats::Stats;
+
+/// What was kept and is wrong is fetched so often; a disk that keeps nothing right is of no use.
+const CHECKS_MAX: u32 = 3;
 
 /// Longest wait for what is still being written at the end.
 const SAVING_MAX: Duration = Duration::from_secs(5);
@@ -52,19 +57,17 @@ async fn fetch(config: &Config) -> anyhow::Result<()> {
     )
     .with_documents(documents);
     let disk = Disk::new(
-        image.table.clone(),
+        &image,
         Arc::new(fetcher),
         Arc::clone(&caches),
         &Handle::current(),
         None,
     );
     let data = image.manifest.disk.data_bytes;
-    let mut bar = Bar::new(data);
     let filled = tokio::select! {
-        filled = disk.fill(data, |done| bar.show(done)) => filled,
+        filled = fill(&disk, data) => filled,
         signal = signals.next() => anyhow::bail!("ended by {signal}; what came stays in the cache"),
     };
-    bar.end();
     filled.with_context(|| format!("`{}` is not in the cache as a whole", image.reference))?;
     caches.ask(|caches| caches.disk.save()).await;
     let line = format!(
@@ -76,8 +79,26 @@ async fn fetch(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Brings all of the disk into the cache, and reads it back: who fetches will have no server. What is wrong is fetched anew.
+async fn fill(disk: &Disk<HttpSource>, data: u64) -> Result<(), PinError> {
+    let mut unkept = 0;
+    for _ in 0..CHECKS_MAX {
+        let mut bar = Bar::new("fetch", data);
+        disk.fill(data, |done| bar.show(done)).await?;
+        bar.end();
+        let mut bar = Bar::new("check", data);
+        unkept = disk.check_kept(|done| bar.show(done)).await?;
+        bar.end();
+        if unkept == 0 {
+            return Ok(());
+        }
+    }
+    Err(PinError::Incomplete { bytes: unkept })
+}
+
 /// A bar on a terminal; nothing elsewhere.
 struct Bar {
+    what: &'static str,
     data: u64,
     percent: Option<u64>,
     shown: bool,
@@ -86,8 +107,9 @@ struct Bar {
 impl Bar {
     const WIDTH: u64 = 40;
 
-    fn new(data: u64) -> Self {
+    fn new(what: &'static str, data: u64) -> Self {
         Self {
+            what,
             data,
             percent: None,
             shown: std::io::stderr().is_terminal(),
@@ -103,7 +125,8 @@ impl Bar {
         }
         self.percent = Some(percent);
         let line = format!(
-            "\r{} {percent:3} % of {}",
+            "\r{} {} {percent:3} % of {}",
+            self.what,
             bar(percent),
             ByteSize(self.data >> 20 << 20)
         );

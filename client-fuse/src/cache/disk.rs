@@ -280,6 +280,15 @@ impl DiskCache {
         }
     }
 
+    /// Makes what the file holds durable. Blocks on the disk.
+    pub fn sync(&self) {
+        let Some(cache) = self.file() else { return };
+        let _busy = desk::begin();
+        if let Err(error) = cache.file.sync_data() {
+            cache.switch_off("sync", &error);
+        }
+    }
+
     /// Does so if anything was used since. Returns whether it was.
     pub fn save_news(&self) -> bool {
         let Some(cache) = self.file() else {

@@ -69,6 +69,16 @@ impl<S: Source> Chunks<S> {
         looking.await.unwrap_or((places, all))
     }
 
+    /// Reads `places` back; returns how many bytes of them the cache file has not, or has wrong and forgets now.
+    pub async fn unkept(&self, places: Vec<Place>) -> u64 {
+        let all = places.iter().map(Place::plain_bytes).sum();
+        let look = move |caches: &Caches| {
+            let wrong = places.iter().filter(|place| !caches.disk.check(place));
+            wrong.map(Place::plain_bytes).sum()
+        };
+        self.caches.ask_behind(look).await.unwrap_or(all)
+    }
+
     /// Fetches `places` behind whatever guests want, and waits for them.
     ///
     /// # Errors

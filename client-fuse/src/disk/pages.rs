@@ -1,23 +1,26 @@
 //! Finds the index page of a region, fetching it when the region is first touched.
 //!
+//! A page is looked for among what a former run kept, then made from the page of the version before ([`Since`]), then fetched.
+//!
 //! Bounds: decoded pages and leaf tables of at most 8 MiB are kept, however large the disk, and those that are
 //! [held](Pages::hold): for each 64 MiB of disk that a boot reads from, 120 KB, and not a megabyte if its chunks are small.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use image_format::digest::Digest;
 use image_format::page::{Entry, PAGE_BYTES_MAX, Page};
 use image_format::region_table::{LEAF_BYTES_MAX, LeafTable, Lookup, RegionTable};
 use image_format::{DecodeError, REGION_BYTES};
 
 use crate::cache::shelf::Shelf;
-use crate::disk::ReadError;
-use crate::fetch::Source;
+use crate::disk::since::Since;
+use crate::disk::{ReadError, Root};
 use crate::fetch::fetcher::{Fetcher, Whole};
 use crate::fetch::lanes::Hurry;
+use crate::fetch::{FetchError, Source};
 use crate::flight::{Abandoned, Boarding, Flights};
-use crate::stats::Counter;
 use crate::waits::{self, Layer};
 
 /// A page of a full region with chunks of the usual length takes 120 KB, so this serves 4 GiB of
@@ -29,10 +32,18 @@ const BYTES_MAX: usize = 8 << 20;
 pub struct Pages<S> {
     fetcher: Arc<Fetcher<S>>,
     table: RegionTable,
+    since: Option<Since<S>>,
     kept: Shelf<Digest, Index>,
     /// What is never let go of.
     held: Mutex<HashMap<Digest, Index>>,
     flights: Flights<Digest, Result<Index, ReadError>>,
+}
+
+/// What is wanted of the index.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Leaf,
+    Page { region: u32 },
 }
 
 /// A decoded part of the index.
@@ -55,12 +66,14 @@ impl Index {
 }
 
 impl<S: Source> Pages<S> {
-    /// The index under `table`.
+    /// The index under `root`.
     #[must_use]
-    pub fn new(table: RegionTable, fetcher: Arc<Fetcher<S>>) -> Self {
+    pub fn new(root: Root, fetcher: Arc<Fetcher<S>>) -> Self {
+        let since = |delta| Since::new(delta, Arc::clone(&fetcher));
         Self {
+            since: root.delta.map(since),
             fetcher,
-            table,
+            table: root.table,
             kept: Shelf::new(BYTES_MAX),
             held: Mutex::default(),
             flights: Flights::new(),
@@ -95,10 +108,8 @@ impl<S: Source> Pages<S> {
             Lookup::Leaf { leaf, number, slot } => self.leaf(leaf, number).await?.page(slot),
         };
         let Some(digest) = page else { return Ok(None) };
-        let counter = &self.fetcher.stats().fetched.page_bytes;
-        let whole = Whole::of(digest, PAGE_BYTES_MAX);
         let decode = |bytes: &[u8]| Ok(Index::Page(Arc::new(Page::decode(bytes)?)));
-        match self.index(digest, &whole, counter, decode).await? {
+        match self.index(digest, Part::Page { region }, decode).await? {
             Index::Page(page) => Ok(Some(page)),
             Index::Leaf(_) => Err(ReadError::Confused { digest }),
         }
@@ -160,6 +171,36 @@ impl<S: Source> Pages<S> {
         }
     }
 
+    /// Sees to it that what leads to the chunks of `region` is among what is kept from run to run; returns whether it is.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be had.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops waiting; a write that has begun goes on.
+    pub async fn keep(&self, region: u32) -> Result<bool, ReadError> {
+        let Some(page) = self.page(region).await? else {
+            return Ok(true);
+        };
+        let bytes = Bytes::from(page.encode());
+        let mut parts = vec![(Digest::of(&bytes), bytes)];
+        if let Lookup::Leaf { leaf, number, .. } = self.table.lookup(region) {
+            let bytes = self.leaf(leaf, number).await?.encode();
+            parts.push((leaf, bytes.into()));
+        }
+        for (digest, bytes) in parts {
+            let whole = Whole::of(digest, PAGE_BYTES_MAX.max(LEAF_BYTES_MAX));
+            if self.fetcher.recall(&whole).await.is_none()
+                && !self.fetcher.keep_now(&whole, bytes).await
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn find(&self, digest: &Digest) -> Option<Index> {
         let kept = self.kept.find(digest);
         kept.or_else(|| self.held().get(digest).cloned())
@@ -170,8 +211,6 @@ impl<S: Source> Pages<S> {
     }
 
     async fn leaf(&self, digest: Digest, number: u32) -> Result<Arc<LeafTable>, ReadError> {
-        let counter = &self.fetcher.stats().fetched.table_bytes;
-        let whole = Whole::of(digest, LEAF_BYTES_MAX);
         let decode = |bytes: &[u8]| {
             Ok(Index::Leaf(Arc::new(LeafTable::decode(
                 bytes,
@@ -179,7 +218,7 @@ impl<S: Source> Pages<S> {
                 number,
             )?)))
         };
-        match self.index(digest, &whole, counter, decode).await? {
+        match self.index(digest, Part::Leaf, decode).await? {
             Index::Leaf(leaf) => Ok(leaf),
             Index::Page(_) => Err(ReadError::Confused { digest }),
         }
@@ -189,8 +228,7 @@ impl<S: Source> Pages<S> {
     async fn index(
         &self,
         digest: Digest,
-        whole: &Whole,
-        counter: &Counter,
+        part: Part,
         decode: impl Fn(&[u8]) -> Result<Index, DecodeError>,
     ) -> Result<Index, ReadError> {
         loop {
@@ -209,11 +247,7 @@ impl<S: Source> Pages<S> {
                 landing.deliver(Ok(index.clone()));
                 return Ok(index);
             }
-            let fetched = self
-                .fetcher
-                .whole(whole, counter)
-                .await
-                .map_err(ReadError::Fetch);
+            let fetched = self.fetch(digest, part).await.map_err(ReadError::Fetch);
             let outcome = fetched.and_then(|bytes| {
                 decode(&bytes).map_err(|source| ReadError::Index {
                     digest,
@@ -226,5 +260,21 @@ impl<S: Source> Pages<S> {
             landing.deliver(outcome.clone());
             return outcome;
         }
+    }
+    /// A part of the index that is not in memory.
+    async fn fetch(&self, digest: Digest, part: Part) -> Result<Bytes, FetchError> {
+        let fetched = &self.fetcher.stats().fetched;
+        let Part::Page { region } = part else {
+            let leaf = Whole::of(digest, LEAF_BYTES_MAX);
+            return self.fetcher.whole(&leaf, &fetched.table_bytes).await;
+        };
+        let page = Whole::of(digest, PAGE_BYTES_MAX);
+        if let Some(since) = &self.since
+            && self.fetcher.recall(&page).await.is_none()
+            && let Some(made) = since.page(region, digest).await
+        {
+            return Ok(made);
+        }
+        self.fetcher.whole(&page, &fetched.page_bytes).await
     }
 }

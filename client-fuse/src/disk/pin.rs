@@ -13,6 +13,9 @@ use crate::place::Place;
 /// Asked for at once; a guest that comes meanwhile waits for no more than this on a slow line.
 const BATCH_BYTES: u64 = 4 << 20;
 
+/// Read back at once: 8 MiB of chunks of the usual length.
+const CHECK_PLACES: usize = 64;
+
 /// Between two looks whether guests still wait.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -37,6 +40,10 @@ pub enum PinError {
     NoRoom { data: u64, room: u64 },
     #[error(transparent)]
     Read(#[from] ReadError),
+    #[error(
+        "the index of the disk is not in the cache: others are busy in it, or have filled it. Fetch again"
+    )]
+    NoIndex,
     #[error(
         "{bytes} bytes of the disk are not in the cache: the file system is full, or other mounts hold the rest of the cache"
     )]
@@ -84,6 +91,20 @@ impl<S: Source> Disk<S> {
     /// Dropping the future ends it; what came stays.
     pub async fn fill(&self, data: u64, progress: impl FnMut(u64) + Send) -> Result<(), PinError> {
         self.parts.fill(data, progress).await
+    }
+
+    /// Reads all of the disk back from the cache, and what leads to it; `progress` learns how many bytes were. Returns how
+    /// many are not there, or wrong; the rest is on the medium.
+    ///
+    /// # Errors
+    ///
+    /// When the index cannot be had or kept, or the cache went.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends it.
+    pub async fn check_kept(&self, progress: impl FnMut(u64) + Send) -> Result<u64, PinError> {
+        self.parts.check_kept(progress).await
     }
 
     /// Runs what may come to fill the cache file, until the disk is gone.
@@ -183,6 +204,32 @@ impl<S: Source> Parts<S> {
             }
         }
         Ok(lacking)
+    }
+
+    async fn check_kept(&self, mut progress: impl FnMut(u64) + Send) -> Result<u64, PinError> {
+        let (mut done, mut unkept) = (0, 0);
+        for region in 0..self.pages.n_regions() {
+            if !self.pages.keep(region).await? {
+                return Err(PinError::NoIndex);
+            }
+            let Some(page) = self.pages.page(region).await? else {
+                continue;
+            };
+            let entries = page.entries().iter();
+            let places = entries.map(|entry| Place::new(region, *entry, page.pack(entry)));
+            let places: Vec<Place> = places.collect();
+            for batch in places.chunks(CHECK_PLACES) {
+                unkept += self.chunks.unkept(batch.to_vec()).await;
+                done += batch.iter().map(Place::plain_bytes).sum::<u64>();
+                progress(done);
+            }
+        }
+        let caches = self.chunks.caches();
+        caches.ask_behind(|caches| caches.disk.sync()).await;
+        match caches.disk.is_off() {
+            true => Err(PinError::NoCache),
+            false => Ok(unkept),
+        }
     }
 
     /// Brings `places` into the cache file; returns how many bytes of them it lacked.

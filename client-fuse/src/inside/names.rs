@@ -95,6 +95,10 @@ pub const NAMES: &[(&str, &str)] = &[
         "fetched.page_bytes",
         "Bytes received of pages of the index.",
     ),
+    (
+        "fetched.index_delta_bytes",
+        "Bytes received of index deltas.",
+    ),
     ("fetched.boot_pack_bytes", "Bytes received of boot packs."),
     (
         "fetched.chunk_bytes",
@@ -158,6 +162,14 @@ pub const NAMES: &[(&str, &str)] = &[
     (
         "boot_pack.damaged",
         "Heads and frames of the boot pack that were of no use.",
+    ),
+    (
+        "index_delta.pages",
+        "Pages of the index that were made from those of the version before.",
+    ),
+    (
+        "index_delta.damaged",
+        "Index deltas and patches that were of no use.",
     ),
     (
         "verify_failures",

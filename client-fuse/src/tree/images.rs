@@ -224,13 +224,7 @@ impl<S: Source> Images<S> {
         let fetcher = Arc::new(self.chunks.into_caches(Arc::clone(&caches)));
         let stats = Arc::clone(fetcher.stats());
         // Nothing is fetched ahead of the first read: who lists a store wants none of its disks.
-        let disk = Disk::new(
-            image.table.clone(),
-            fetcher,
-            Arc::clone(&caches),
-            &self.runtime,
-            None,
-        );
+        let disk = Disk::new(&image, fetcher, Arc::clone(&caches), &self.runtime, None);
         tracing::debug!(image = %pinned, "opened");
         Ok(Opened {
             pinned: Arc::clone(pinned),

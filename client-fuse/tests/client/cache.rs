@@ -1,7 +1,8 @@
 //! The cache directory as processes see it: filled, shared, killed, looked after.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -135,6 +136,36 @@ fn a_fetched_image_is_whole_and_fetched_once() {
     assert!(bytes[..disk.len()] == disk[..], "the file is the disk");
     let again = site.fetch(&["--deadline", "1"]).output().unwrap();
     assert_ok(&again);
+}
+
+#[test]
+fn what_is_fetched_again_is_read_back_and_what_is_wrong_mended() {
+    let site = Site::new(1500);
+    assert_ok(&site.fetch(&[]).output().unwrap());
+    let raw = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(site.raw())
+        .unwrap();
+    let documents = || {
+        let entries = fs::read_dir(site.cache().join("documents-v1")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        names.collect::<BTreeSet<_>>()
+    };
+    let before = documents();
+    assert!(before.len() >= 4, "{before:?}");
+    // Rot, and documents that others pushed out: pages are among them.
+    let data = site.store.disk.iter().position(|byte| *byte != 0).unwrap();
+    let byte = site.store.disk[data] ^ 0x40;
+    raw.write_all_at(&[byte], data as u64).unwrap();
+    for name in &before {
+        fs::remove_file(site.cache().join("documents-v1").join(name)).unwrap();
+    }
+    assert_ok(&site.fetch(&[]).output().unwrap());
+    let bytes = fs::read(site.raw()).unwrap();
+    let disk = &site.store.disk;
+    assert!(bytes[..disk.len()] == disk[..], "the file is the disk");
+    assert_eq!(documents(), before);
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod publisher;
 mod record;
 mod rounds;
 mod server;
+mod since;
 mod source;
 mod stack;
 mod store;

@@ -145,7 +145,7 @@ async fn nest(
     )
     .with_documents(documents);
     let disk = Disk::new(
-        image.table.clone(),
+        &image,
         Arc::new(fetcher),
         caches,
         &Handle::current(),

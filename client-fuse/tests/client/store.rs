@@ -11,12 +11,13 @@ use image_format::digest::{Digest, ObjectRef};
 use image_format::frame::Encoder;
 use image_format::geometry::BLOCK_LEN;
 use image_format::hint::{Hint, hint_path};
-use image_format::manifest::{BootPack, Disk, Manifest};
+use image_format::index_delta::PatchesBuilder;
+use image_format::manifest::{BootPack, Disk, IndexDelta, Manifest};
 use image_format::pack::PACK_MAGIC;
 use image_format::page::{Entry, Location, PageBuilder};
 use image_format::reference::{ImageName, Tag, Version};
-use image_format::region_table::RegionTable;
-use image_format::{BLOCK_BYTES, REGION_BLOCKS};
+use image_format::region_table::{Lookup, RegionTable};
+use image_format::{BLOCK_BYTES, REGION_BLOCKS, REGION_BYTES};
 
 use crate::publisher::{Publisher, Release};
 
@@ -160,6 +161,41 @@ impl Store {
         store.files.extend(publisher.sign(release, &self.targets));
         store.publisher = publisher.clone();
         store
+    }
+
+    /// The same as the next version of `old`, with an index delta that `spoil` has changed.
+    pub(crate) fn since(&self, old: &Self, spoil: impl Fn(&mut Vec<u8>)) -> Self {
+        let mut store = self.clone();
+        let page = |of: &Self, region| {
+            let table = RegionTable::decode(&of.files[&of.disk_digest.object_path()]).unwrap();
+            match table.lookup(region) {
+                Lookup::Page(page) => Some(of.files[&page.object_path()].clone()),
+                Lookup::Hole => None,
+                Lookup::Leaf { .. } => panic!("these disks are short"),
+            }
+        };
+        let mut manifest = Manifest::decode(&self.files[&self.manifest]).unwrap();
+        let mut builder = PatchesBuilder::default();
+        for region in 0..u32::try_from(manifest.disk.length.div_ceil(REGION_BYTES)).unwrap() {
+            if let (Some(base), Some(page)) = (page(old, region), page(self, region))
+                && base != page
+            {
+                assert!(builder.push(region, &base, &page, 1 << 20).unwrap());
+            }
+        }
+        let mut delta = builder.finish().unwrap();
+        spoil(&mut delta);
+        manifest.index_delta = Some(IndexDelta {
+            object: put(&mut store.files, delta),
+            base: old.disk_digest,
+        });
+        let object = put(&mut store.files, manifest.encode());
+        let Disk {
+            length, regions, ..
+        } = manifest.disk;
+        store.manifest = object.digest.object_path();
+        store.targets[0] = catalogue(&mut store.files, length, regions, object, self.boot_pack);
+        store.signed(&old.publisher, Release::number(2))
     }
 
     /// The root that a client would be given.
@@ -371,6 +407,7 @@ fn manifest(
         chunker: ChunkerParams::DEFAULT,
         boot: None,
         boot_pack,
+        index_delta: None,
     };
     put(files, manifest.encode())
 }

@@ -37,12 +37,12 @@ async fn collect_after(
 }
 
 /// Sweeps without a grace period.
-async fn sweep(store: &Store) -> Collected {
+pub(super) async fn sweep(store: &Store) -> Collected {
     let swept = collect_after(store, 0, Duration::ZERO, Mode::Sweep).await;
     swept.unwrap()
 }
 
-async fn remove_version(store: &Store, name: &str, version: &str) {
+pub(super) async fn remove_version(store: &Store, name: &str, version: &str) {
     let (name, version): (ImageName, Version) = (name.parse().unwrap(), version.parse().unwrap());
     let ring = ring(store);
     let wanted = |it: &ImageName| (*it == name).then(|| Removal::Versions(vec![version]));

@@ -6,6 +6,7 @@ mod collect;
 mod commits;
 mod concurrent;
 mod damage;
+mod deltas;
 mod kill;
 mod killer;
 mod mend;
@@ -176,6 +177,7 @@ pub(crate) fn publication(reference: &str, written: WrittenDisk) -> Publication 
         chunker: ChunkerParams::DEFAULT,
         boot: None,
         boot_pack: None,
+        index_delta: None,
     }
 }
 

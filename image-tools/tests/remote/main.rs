@@ -132,6 +132,7 @@ impl Bench {
             chunker: store.marker().chunker,
             boot: None,
             boot_pack: None,
+            index_delta: None,
         };
         let signer = signer(&self.keys);
         remote

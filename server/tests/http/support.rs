@@ -228,6 +228,7 @@ pub(crate) async fn publish(
         chunker: ChunkerParams::DEFAULT,
         boot: None,
         boot_pack: None,
+        index_delta: None,
     };
     let signer = signer(ring);
     signer.establish(store).await.unwrap();

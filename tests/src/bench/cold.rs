@@ -209,7 +209,12 @@ pub fn ahead(bench: &Bench<'_>) -> Result<Section> {
     let outside = |sample: &Sample| stat(sample, "/fetched/chunk_bytes");
     let chunks = |sample: &Sample| outside(sample) + stat(sample, "/fetched/boot_pack_bytes");
     let described = |sample: &Sample| {
-        let kinds = ["metadata_bytes", "table_bytes", "page_bytes"];
+        let kinds = [
+            "metadata_bytes",
+            "table_bytes",
+            "page_bytes",
+            "index_delta_bytes",
+        ];
         let bytes = kinds.map(|kind| stat(sample, &format!("/fetched/{kind}")));
         pack + bytes.iter().sum::<f64>()
     };

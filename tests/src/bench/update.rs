@@ -256,7 +256,12 @@ fn boot(bench: &Bench<'_>, course: &Course, boot: &Boot<'_>, scratch: &Path) -> 
     let wire = bytes(course.line.wire()? - wire);
     let seconds = outcome.time.as_secs_f64();
     let stats = stats_of(shown.disk());
-    let kinds = ["metadata_bytes", "table_bytes", "page_bytes"];
+    let kinds = [
+        "metadata_bytes",
+        "table_bytes",
+        "page_bytes",
+        "index_delta_bytes",
+    ];
     let described = kinds.map(|kind| stats["fetched"][kind].as_f64().unwrap_or(f64::NAN));
     let described = described.iter().sum();
     super::say(&format!(

@@ -29,7 +29,7 @@ impl<S: Source> Fetcher<S> {
     }
 
     /// The file, verified, if it was kept.
-    pub(super) async fn recall(&self, whole: &Whole) -> Option<Bytes> {
+    pub(crate) async fn recall(&self, whole: &Whole) -> Option<Bytes> {
         self.recall_document(name(whole)?, whole.bytes_max()).await
     }
 
@@ -45,10 +45,27 @@ impl<S: Source> Fetcher<S> {
     }
 
     /// Keeps a file that was fetched and verified.
-    pub(super) fn keep(&self, whole: &Whole, bytes: &Bytes) {
+    pub(crate) fn keep(&self, whole: &Whole, bytes: &Bytes) {
         if let Some(name) = name(whole) {
             self.keep_document(name, bytes.clone());
         }
+    }
+
+    /// Keeps a file, waits until it is, and returns whether it can be found again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Once begun, it ends by itself.
+    pub(crate) async fn keep_now(&self, whole: &Whole, bytes: Bytes) -> bool {
+        let (Some(name), bytes_max) = (name(whole), whole.bytes_max()) else {
+            return false;
+        };
+        let documents = Arc::clone(&self.documents);
+        let keeping = desk::ask(move || {
+            documents.keep(name, &bytes);
+            documents.find(name, bytes_max).is_some()
+        });
+        keeping.await == Some(true)
     }
 
     /// Keeps a document, in the background, unless [`QUEUED_MAX`] others are about to be kept.

@@ -195,6 +195,29 @@ impl<S: Source> Fetcher<S> {
             .ok()
     }
 
+    /// Fetches a whole file that its reader can do without: in one attempt, of two mirrors if one lets wait.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the fetch.
+    pub(crate) async fn whole_at_best(&self, whole: &Whole, counter: &Counter) -> Option<Bytes> {
+        if let Some(kept) = self.recall(whole).await {
+            return Some(kept);
+        }
+        let first = self.choose(&self.attempts());
+        let (priority, hurry) = (Priority::Guest, Hurry::new());
+        let slot = self.enter(priority, whole.bytes_max(), &hurry).await;
+        let terms = whole.terms(first, true, None, &hurry);
+        let raced = self
+            .race_whole(terms, whole, whole.freshness(), counter)
+            .await;
+        drop(slot);
+        let outcome = raced.outcome;
+        outcome
+            .inspect_err(|error| tracing::debug!(%error, "not had, and not needed"))
+            .ok()
+    }
+
     /// Asks one mirror for a whole file, once.
     pub(crate) async fn whole_of(
         &self,

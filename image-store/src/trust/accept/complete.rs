@@ -216,6 +216,7 @@ mod tests {
             chunker: ChunkerParams::DEFAULT,
             boot: None,
             boot_pack: None,
+            index_delta: None,
         };
         VersionEntry {
             manifest: store.put_object(manifest.encode().into()).await.unwrap(),
