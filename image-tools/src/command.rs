@@ -20,12 +20,13 @@ pub mod root;
 pub mod tag;
 pub mod verify;
 
-/// Tells whether a program that we write to has gone: no error of ours.
+/// Tells whether a program that we write to has gone: no error of ours. Only results are written so that nothing is said
+/// around the error; a connection that was cut while something was sent is the cause of another error.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+    let outermost = error.chain().next();
+    outermost
+        .and_then(|error| error.downcast_ref::<io::Error>())
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Writes seconds since 1970 as a UTC date and time (days from civil: Howard Hinnant's algorithm).
@@ -52,6 +53,16 @@ pub(crate) fn utc(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipe_that_breaks_under_something_is_an_error() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_broken_pipe(&broken().into()));
+        assert!(!is_broken_pipe(
+            &anyhow::Error::from(broken()).context("cannot send")
+        ));
+        assert!(!is_broken_pipe(&io::Error::other("full").into()));
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {

@@ -1,16 +1,18 @@
 //! Looks into a disk image for what it needs to boot: its root file system, kernel and modules.
 //!
-//! The disk is a file system as a whole, or has a GPT whose partitions are looked at one by one.
+//! The disk is a file system as a whole, or has partitions (GPT or MBR) that are looked at one by one.
 //! Only ext4 is read from inside (by a reader in this process: nothing is mounted, no root is
 //! needed); for another file system the publisher names kernel and modules.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read};
 use image_format::manifest::is_release;
+use image_format::partition;
 use initramfs::filesystem::{HEAD_BYTES, Superblock};
+use initramfs::init::root::{self, Candidate, RootSpec, RootSpecError};
 use initramfs::{FileSystem, ModuleSource};
 
 /// Longest kernel taken out of an image, in bytes.
@@ -19,14 +21,14 @@ const KERNEL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Longest module, or list of modules, taken out of an image, in bytes.
 const MODULE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Why an image cannot be made bootable. A publish goes on without.
+/// Why an image cannot be made bootable.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages are the docs")]
 pub enum InsideError {
     #[error("cannot read the image")]
     Read { source: io::Error },
     #[error(
-        "no file system that can be a root was found, neither on the whole disk nor in a GPT partition"
+        "no file system that can be a root was found, neither on the whole disk nor in a partition"
     )]
     NoFileSystem,
     #[error("its root file system is {}, which cannot be looked into: give --kernel and --modules", .filesystem.name())]
@@ -37,6 +39,26 @@ pub enum InsideError {
         "no kernel with modules was found in it (/boot/vmlinuz-RELEASE with /lib/modules/RELEASE): install one, or give --kernel and --modules"
     )]
     NoKernel,
+    #[error(transparent)]
+    RootSpec(#[from] RootSpecError),
+    #[error("root={asked} is no file system of the disk, which has: {found}")]
+    NoSuchRoot { asked: String, found: String },
+    #[error("there are several file systems that can be the root: say which with --root ({found})")]
+    Ambiguous { found: String },
+}
+
+impl InsideError {
+    /// Tells whether the image has nothing that could boot, or nothing that can be found: no failure of a publish.
+    #[must_use]
+    pub const fn is_of_the_image(&self) -> bool {
+        match self {
+            Self::NoFileSystem | Self::Opaque { .. } | Self::Ext4 { .. } | Self::NoKernel => true,
+            Self::Read { .. }
+            | Self::RootSpec(_)
+            | Self::NoSuchRoot { .. }
+            | Self::Ambiguous { .. } => false,
+        }
+    }
 }
 
 /// A file system of the disk that can be a root.
@@ -50,43 +72,80 @@ pub struct Volume {
     pub superblock: Superblock,
 }
 
-/// Finds the file systems of a disk.
+impl Volume {
+    fn of(candidate: &Candidate) -> Option<Self> {
+        let partition = candidate.partition.as_ref();
+        Some(Self {
+            offset: partition.map_or(0, |partition| partition.offset),
+            root: partition.map(|partition| format!("PARTUUID={}", partition.uuid)),
+            superblock: candidate.superblock.clone()?,
+        })
+    }
+}
+
+/// Finds the root of a disk as a booting machine does: what was `asked` for, in the syntax of `root=`, or else what can be
+/// nothing else.
+///
+/// # Errors
+/// There is no such file system, or there are several; or the image cannot be read.
+pub fn root_volume(disk: &File, asked: Option<&str>) -> Result<Volume, InsideError> {
+    let spec = asked.map(str::parse::<RootSpec>).transpose()?;
+    let candidates = candidates(disk)?;
+    let chosen = root::choose(spec.as_ref(), None, &candidates);
+    if let Some(volume) = chosen.and_then(Volume::of) {
+        return Ok(volume);
+    }
+    let with_any = |candidate: &&Candidate| asked.is_some() || candidate.superblock.is_some();
+    let found: Vec<String> = (candidates.iter().filter(with_any))
+        .map(Candidate::describe)
+        .collect();
+    let found = found.join("; ");
+    Err(match asked {
+        Some(asked) => InsideError::NoSuchRoot {
+            asked: asked.to_owned(),
+            found,
+        },
+        None if found.is_empty() => InsideError::NoFileSystem,
+        None => InsideError::Ambiguous { found },
+    })
+}
+
+/// Finds the file systems of a disk: one on the whole disk, or those of its partitions.
 ///
 /// # Errors
 /// The image cannot be read.
-pub fn volumes(disk: &File) -> Result<Vec<Volume>, InsideError> {
-    if let Some(superblock) = superblock_at(disk, 0)? {
-        return Ok(vec![Volume {
-            offset: 0,
-            root: None,
-            superblock,
-        }]);
-    }
-    let copy = disk
-        .try_clone()
-        .map_err(|source| InsideError::Read { source })?;
-    // A disk without a valid table has no partitions; what is wrong with it does not matter here.
-    let Ok(table) = gpt::GptConfig::new().writable(false).open_from_device(copy) else {
-        return Ok(Vec::new());
-    };
-    let mut volumes = Vec::new();
-    for partition in table
-        .partitions()
-        .values()
-        .filter(|partition| partition.is_used())
-    {
-        let Ok(offset) = partition.bytes_start(*table.logical_block_size()) else {
-            continue;
-        };
-        if let Some(superblock) = superblock_at(disk, offset)? {
-            volumes.push(Volume {
-                offset,
-                root: Some(format!("PARTUUID={}", partition.part_guid.hyphenated())),
-                superblock,
-            });
-        }
+fn volumes(disk: &File) -> Result<Vec<Volume>, InsideError> {
+    let mut volumes: Vec<_> = candidates(disk)?.iter().filter_map(Volume::of).collect();
+    if volumes.first().is_some_and(|volume| volume.root.is_none()) {
+        volumes.truncate(1);
     }
     Ok(volumes)
+}
+
+/// What could be the root: the whole disk, then its partitions.
+fn candidates(disk: &File) -> Result<Vec<Candidate>, InsideError> {
+    let read = |source| InsideError::Read { source };
+    let length = (&*disk).seek(SeekFrom::End(0)).map_err(read)?;
+    let partitions = partition::partitions(length, |range| {
+        let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+        let mut bytes = vec![0; length];
+        disk.read_exact_at(&mut bytes, range.start)?;
+        Ok(bytes)
+    });
+    let whole = Candidate {
+        device: "the whole disk".to_owned(),
+        partition: None,
+        superblock: superblock_at(disk, 0)?,
+    };
+    let mut candidates = vec![whole];
+    for partition in partitions.map_err(read)? {
+        candidates.push(Candidate {
+            device: format!("partition {}", partition.number),
+            superblock: superblock_at(disk, partition.offset)?,
+            partition: Some(partition),
+        });
+    }
+    Ok(candidates)
 }
 
 fn superblock_at(disk: &File, offset: u64) -> Result<Option<Superblock>, InsideError> {
@@ -184,9 +243,17 @@ pub fn find_kernel(disk: &File) -> Result<Kernel, InsideError> {
         }))
         .map_err(|source| InsideError::Ext4 { source })
     };
-    let mut found: Vec<(String, String, usize)> = Vec::new();
+    let (mut found, mut unreadable) = (Vec::<(String, String, usize)>::new(), None);
     for (number, volume) in ext4.iter().enumerate() {
-        let inside = open(volume)?;
+        let inside = match open(volume) {
+            Ok(inside) => inside,
+            // It may hold data only.
+            Err(error @ InsideError::Ext4 { .. }) => {
+                unreadable.get_or_insert(error);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         for directory in ["/boot", "/"] {
             found.extend(
                 kernels_in(&inside, directory).map(|(release, path)| (release, path, number)),
@@ -196,7 +263,7 @@ pub fn find_kernel(disk: &File) -> Result<Kernel, InsideError> {
     found.sort_by_cached_key(|(release, ..)| natural(release));
     for (release, path, kernel_at) in found.into_iter().rev() {
         for volume in &ext4 {
-            let modules = open(volume)?;
+            let Ok(modules) = open(volume) else { continue };
             let listed = format!("/lib/modules/{release}/modules.dep");
             if !modules.exists(listed.as_str()).unwrap_or(false) {
                 continue;
@@ -210,7 +277,7 @@ pub fn find_kernel(disk: &File) -> Result<Kernel, InsideError> {
             });
         }
     }
-    Err(InsideError::NoKernel)
+    Err(unreadable.unwrap_or(InsideError::NoKernel))
 }
 
 fn read_kernel(inside: &Ext4, path: &str) -> Result<Vec<u8>, InsideError> {

@@ -322,3 +322,33 @@ fn a_file_system_whose_blocks_have_no_end_is_refused() {
     let (_, failed) = ext4::walk_all(&mut disk).unwrap();
     assert_eq!(failed.len(), 1);
 }
+
+#[test]
+fn a_superblock_that_promises_more_than_there_is_is_refused() {
+    let made = make(&["-t", "ext4", "-b", "4096", "-O", "64bit"]);
+    let wide = number(&made.image, "Group descriptor size");
+    let file = File::options().write(true).open(&made.image).unwrap();
+    let write = |at: u64, value: u32| {
+        let bytes = value.to_le_bytes();
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 1024 + at).unwrap();
+    };
+    let walk = || {
+        let mut disk = Disk::of_file(File::open(&made.image).unwrap()).unwrap();
+        ext4::walk(&mut disk, 0, "").map(|spans| spans.len())
+    };
+    assert!(walk().is_ok());
+    // A million times as many blocks, in groups that all have the same inodes.
+    write(4, u32::MAX);
+    assert!(matches!(walk(), Err(Ext4Error::Cut)));
+    // Groups of a few blocks, all of which have the same table of inodes.
+    let (blocks, group_blocks) = ((48 << 20) / 4096, 8);
+    write(4, blocks);
+    write(32, group_blocks);
+    let mut descriptor = vec![0; usize::try_from(wide).unwrap()];
+    let bytes = File::open(&made.image).unwrap();
+    std::os::unix::fs::FileExt::read_exact_at(&bytes, &mut descriptor, 4096).unwrap();
+    let groups = usize::try_from(blocks / group_blocks).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &descriptor.repeat(groups), 4096).unwrap();
+    let walked = walk();
+    assert!(matches!(walked, Err(Ext4Error::Shared)), "{walked:?}");
+}

@@ -1,6 +1,7 @@
 //! `circular publish`.
 
 mod addresses;
+mod spare;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -14,15 +15,14 @@ use image_format::manifest::{Boot, Disk};
 use image_format::{Digest, ImageRef, ObjectRef, Version};
 use image_store::publication::PublishError;
 use image_store::{
-    BuiltBootPack, KeyRing, Publication, Published, PublishedAs, Signer, Store, WriteStats,
-    WrittenDisk,
+    KeyRing, Publication, Published, PublishedAs, Signer, Store, WriteStats, WrittenDisk,
 };
 use serde::Serialize;
 
 use crate::cli::Common;
 use crate::keys::{self, KeyArgs};
-use crate::publish::boot::{self, BootBuilt, BootConfig, KernelSource, ProgramPaths};
-use crate::publish::carry::{self, CarriedOver};
+use crate::publish::boot::{self, BootBuilt, BootConfig, BootError, KernelSource, ProgramPaths};
+use crate::publish::carry::CarriedOver;
 use crate::publish::prepare::{self, PrepareConfig};
 use crate::publish::source::{Probe, Source};
 use crate::remote::upload::Landed;
@@ -87,6 +87,10 @@ struct BootArgs {
     /// Directory /lib/modules/RELEASE of that kernel
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
+    /// Driver that the initramfs shall have besides those that most machines need, as `modinfo` names it: for a network
+    /// card, or for the disk of a local cache (`nvme`, `ahci`); may be given several times
+    #[arg(long = "driver", value_name = "MODULE", conflicts_with = "no_boot")]
+    drivers: Vec<String>,
     /// Address of the store that boot scripts name, if not their own
     #[arg(long, value_name = "URL")]
     base_url: Option<String>,
@@ -259,7 +263,9 @@ async fn publish(
         let stats = written.stats;
         let (built, not_bootable) = make_bootable(store, source, args, ring.root()?, ui).await?;
         source.check_unchanged()?;
-        let carried = carry_over(store, args, &written.disk, ui).await;
+        let carried = spare::carry_over(store, args, &written.disk, ui).await;
+        let index_delta =
+            spare::index_delta(store, args, &written.disk, carried.as_ref(), ui).await;
         let publication = Publication {
             reference: args.reference.clone(),
             created: keys::now(),
@@ -267,6 +273,7 @@ async fn publish(
             chunker: store.marker().chunker,
             boot: built.as_ref().map(|built| built.boot.clone()),
             boot_pack: carried.as_ref().and_then(|built| built.boot_pack),
+            index_delta,
         };
         left -= 1;
         let outcome = match target.remote {
@@ -361,24 +368,9 @@ async fn write_disk_once(
     Ok(written)
 }
 
-/// Carries the boot pack of the name over; a publish does not fail for want of one.
-async fn carry_over(store: &Store, args: &Args, disk: &Disk, ui: &Ui) -> Option<BuiltBootPack> {
-    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let workers = args.jobs.unwrap_or(cores).get();
-    // A server would be asked for all of both disks that says what lies where.
-    let files = args.remote.to.is_none();
-    let carried = carry::carry_over(store, &args.reference, disk, files, workers).await;
-    carried.unwrap_or_else(|error| {
-        let error = anyhow::Error::from(error);
-        ui.warn(&format!(
-            "no boot pack for this version: {error:#}. Record its boot and run `circular profile add`"
-        ));
-        None
-    })
-}
-
 /// Builds what booting needs. An image without a kernel of its own is published all the same, and
-/// the summary says why it does not boot; a kernel that was asked for by name must work.
+/// the summary says why it does not boot; a kernel that was asked for by name must work. Whatever else fails is an error: the
+/// boot script of the tag would be gone, for no fault of the image.
 async fn make_bootable(
     store: &Store,
     source: &Source,
@@ -390,7 +382,10 @@ async fn make_bootable(
     if args.no_boot {
         return Ok((None, None));
     }
-    let asked = args.kernel.is_some() || !args.cmdline.is_empty();
+    let asked = args.kernel.is_some()
+        || args.root.is_some()
+        || !args.cmdline.is_empty()
+        || !args.drivers.is_empty();
     let paths = ProgramPaths {
         client: args.guest_client.clone(),
         init: args.guest_init.clone(),
@@ -409,7 +404,8 @@ async fn make_bootable(
             cmdline: args.cmdline.clone(),
             base_url: args.base_url.clone(),
             mirrors: args.mirror_urls.clone(),
-            programs: paths.find()?,
+            drivers: args.drivers.clone(),
+            programs: paths,
             trusted_root: root,
         };
         boot::build(store, reference, source, config).await
@@ -427,8 +423,12 @@ async fn make_bootable(
             }
             Ok((Some(built), None))
         }
-        Err(error) if asked => Err(error).context("cannot make the image bootable"),
-        Err(error) => Ok((None, Some(format!("{:#}", anyhow::Error::from(error))))),
+        Err(BootError::Inside(error)) if !asked && error.is_of_the_image() => {
+            Ok((None, Some(format!("{:#}", anyhow::Error::from(error)))))
+        }
+        Err(error) => {
+            Err(error).context("cannot make the image bootable (--no-boot publishes it without)")
+        }
     }
 }
 

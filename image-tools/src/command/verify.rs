@@ -103,9 +103,9 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         chunk_indexes,
         problems,
     };
-    ui.result(&verified, text)?;
+    let shown = ui.result(&verified, text);
     match verified.problems.len() {
-        0 => Ok(()),
+        0 => Ok(shown?),
         n => bail!(
             "{n} problems in `{store}`: `circular publish --mend IMAGE NAME` with the same image file stores again what is missing or damaged; \
              files can also be copied from another copy of the store, and `circular remove` takes out what cannot be had again",

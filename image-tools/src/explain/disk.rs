@@ -57,6 +57,11 @@ impl Disk {
         }
     }
 
+    /// Returns its length in bytes.
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
     /// Returns `len` bytes at `offset`.
     ///
     /// # Errors

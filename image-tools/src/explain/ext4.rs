@@ -46,6 +46,8 @@ pub enum Ext4Error {
         "the ext4 file system keeps its group descriptors apart (meta_bg), which is not known here"
     )]
     MetaGroups,
+    #[error("the ext4 file system is longer than the disk that it is on")]
+    Cut,
     #[error("the ext4 file system gives its blocks to several owners")]
     Shared,
 }
@@ -85,6 +87,10 @@ pub fn walk_all(disk: &mut Disk) -> io::Result<Walked> {
 pub fn walk(disk: &mut Disk, offset: u64, prefix: &str) -> Result<Vec<Span>, Ext4Error> {
     let superblock = disk.read(offset + 1024, 1024)?;
     let layout = Layout::decode(&superblock)?;
+    let there = disk.length().saturating_sub(offset) / layout.block_bytes;
+    if layout.blocks > there {
+        return Err(Ext4Error::Cut);
+    }
     let mut walk = Walk {
         disk,
         offset,
@@ -150,10 +156,15 @@ impl Walk<'_> {
         self.used.push((blocks, Use::System(what)));
     }
 
+    fn spend(&mut self, blocks: &Range<u64>) -> Result<(), Ext4Error> {
+        let left = self.budget.checked_sub(blocks.end - blocks.start);
+        self.budget = left.ok_or(Ext4Error::Shared)?;
+        Ok(())
+    }
+
     /// Notes blocks of an inode.
     fn owned(&mut self, blocks: Range<u64>, number: u32, part: Part) -> Result<(), Ext4Error> {
-        let taken = self.budget.checked_sub(blocks.end - blocks.start);
-        self.budget = taken.ok_or(Ext4Error::Shared)?;
+        self.spend(&blocks)?;
         if let Some((last, Use::Inode(owner, of))) = self.used.last_mut()
             && (*owner, *of, last.end) == (number, part, blocks.start)
         {
@@ -192,6 +203,7 @@ impl Walk<'_> {
             if !self.is_there(&blocks) {
                 continue;
             }
+            self.spend(&blocks)?;
             self.system(blocks, format!("inode table of group {group}"));
             self.inode_table(group, inodes, descriptor.inodes_used)?;
         }
@@ -208,7 +220,10 @@ impl Walk<'_> {
         {
             let bytes = self.block(table + block as u64)?;
             for (slot, bytes) in (first..used).zip(bytes.chunks_exact(layout.inode_bytes)) {
-                let number = group * layout.group_inodes + slot + 1;
+                let number = group
+                    .checked_mul(layout.group_inodes)
+                    .and_then(|first| first.checked_add(slot + 1))
+                    .ok_or(Ext4Error::Superblock)?;
                 if let Some(inode) = Inode::decode(bytes) {
                     self.inode(number, &inode)?;
                 }

@@ -9,7 +9,7 @@ use image_format::ImageRef;
 use image_format::manifest::{self, Boot};
 use image_store::{Store, StoreError};
 use initramfs::layout::TRUSTED_ROOT;
-use initramfs::{BuildError, DirectoryModules, ExtraFile, FileSystem, ModuleSource, Report, Spec};
+use initramfs::{BuildError, DirectoryModules, ExtraFile, ModuleSource, Report, Spec};
 
 use super::source::Source;
 use crate::inside::{self, InsideError, Volume};
@@ -52,8 +52,10 @@ pub struct BootConfig {
     pub base_url: Option<String>,
     /// Addresses of other servers of the same store that boot scripts name.
     pub mirrors: Vec<String>,
-    /// What goes into the initramfs.
-    pub programs: GuestPrograms,
+    /// Modules of that kernel that the initramfs shall have besides those that most machines need.
+    pub drivers: Vec<String>,
+    /// Where to find what goes into the initramfs.
+    pub programs: ProgramPaths,
     /// The root that the machine shall trust.
     pub trusted_root: Vec<u8>,
 }
@@ -196,7 +198,8 @@ struct FoundKernel<'a> {
     bytes: Vec<u8>,
     release: String,
     modules: &'a dyn ModuleSource,
-    volume: Option<&'a Volume>,
+    /// Where its modules were found, if that was on the disk.
+    volume: Option<Volume>,
 }
 
 fn build_blocking(disk: &File, config: BootConfig, known: &[Bytes]) -> Result<Made, BootError> {
@@ -207,7 +210,7 @@ fn build_blocking(disk: &File, config: BootConfig, known: &[Bytes]) -> Result<Ma
                 bytes: std::mem::take(&mut kernel.bytes),
                 release: kernel.release.clone(),
                 modules: &kernel,
-                volume: Some(&kernel.volume),
+                volume: Some(kernel.volume.clone()),
             };
             finish(disk, found, config, known)
         }
@@ -223,17 +226,11 @@ fn build_blocking(disk: &File, config: BootConfig, known: &[Bytes]) -> Result<Ma
                 .ok_or_else(|| BootError::Modules {
                     path: modules.clone(),
                 })?;
-            let volumes = inside::volumes(disk)?;
             let found = FoundKernel {
                 bytes,
                 release,
                 modules: &DirectoryModules::new(modules),
-                volume: match &config.root {
-                    Some(root) => volumes
-                        .iter()
-                        .find(|volume| volume.root.as_ref() == Some(root)),
-                    None => volumes.first(),
-                },
+                volume: None,
             };
             finish(disk, found, config, known)
         }
@@ -246,19 +243,21 @@ fn finish(
     config: BootConfig,
     known: &[Bytes],
 ) -> Result<Made, BootError> {
-    let volume = found.volume;
-    let root = config
-        .root
-        .or_else(|| volume.and_then(|volume| volume.root.clone()));
+    let programs = config.programs.find()?;
+    let volume = match (&config.root, found.volume) {
+        (None, Some(volume)) => volume,
+        (asked, _) => inside::root_volume(disk, asked.as_deref())?,
+    };
+    let root = config.root.or_else(|| volume.root.clone());
     let unpacked = initramfs::unpacked(&Spec {
         kernel_release: found.release.clone(),
         modules: found.modules,
-        filesystem: volume.map_or(FileSystem::Ext4, |volume| volume.superblock.filesystem),
+        filesystem: volume.superblock.filesystem,
         root: root.clone(),
-        client: config.programs.client,
-        init: config.programs.init,
-        busybox: config.programs.busybox,
-        extra_modules: Vec::new(),
+        client: programs.client,
+        init: programs.init,
+        busybox: programs.busybox,
+        extra_modules: config.drivers,
         extra_files: vec![ExtraFile {
             path: TRUSTED_ROOT.to_owned(),
             bytes: config.trusted_root,
@@ -270,10 +269,7 @@ fn finish(
         release: found.release,
         root,
         initramfs: unpacked.pack(known)?,
-        needs_recovery: match volume {
-            Some(volume) => inside::needs_recovery(disk, volume)?,
-            None => false,
-        },
+        needs_recovery: inside::needs_recovery(disk, &volume)?,
     })
 }
 

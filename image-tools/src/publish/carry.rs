@@ -4,12 +4,12 @@
 //! looked up on the new disk, by chunk, then by the paths of files (`moves`), then by place, and a new
 //! boot pack is built from it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use image_format::catalogue::Catalogue;
 use image_format::manifest::{BootPack, Disk, Manifest};
 use image_format::profile::{Carried, Profile, StandIns, Steadiness, Touched};
-use image_format::{ChunkId, ImageName, ImageRef, Version, boot_pack};
+use image_format::{ChunkId, ImageName, ImageRef, REGION_BLOCKS, Version, boot_pack};
 use image_store::{BootPackError, BuiltBootPack, ImageReader, Store};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -118,6 +118,15 @@ fn booted(profile: &Profile) -> HashSet<ChunkId> {
     let steady = |touched: &&Touched| profile.steadiness(touched) != Steadiness::Once;
     let brought = profile.touched.iter().filter(steady);
     brought.map(|touched| touched.chunk).collect()
+}
+
+/// Regions that a boot from this boot pack reads.
+pub fn regions(built: &BuiltBootPack) -> BTreeSet<u32> {
+    let touched = built.profile.touched.iter();
+    let regions = touched.map(|touched| touched.block / u64::from(REGION_BLOCKS));
+    regions
+        .filter_map(|region| region.try_into().ok())
+        .collect()
 }
 
 /// A version that has a boot pack.

@@ -4,16 +4,17 @@
 //! zero blocks elsewhere are found by the chunker. Both ways give the same chunks: cuts depend on
 //! content only, never on how the file happens to be stored.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use image_format::chunker::{ChunkerParams, Cut, End};
 use image_format::geometry::{BLOCK_BYTES, BLOCK_LEN, DISK_BYTES_MAX, REGION_BYTES};
 use nix::errno::Errno;
+use nix::libc::O_EXCL;
 use nix::unistd::{Whence, lseek};
 
 /// Bytes read at once. A chunk may begin in one window and end in the next.
@@ -27,6 +28,8 @@ pub enum SourceError {
     Open { path: PathBuf, source: io::Error },
     #[error("`{}` is a directory: give a disk image file or a block device", .path.display())]
     Directory { path: PathBuf },
+    #[error("`{}` is in use: it is mounted, or another program has it for itself. Unmount it, or publish a snapshot of it", .path.display())]
+    InUse { path: PathBuf },
     #[error("`{}` is neither a file nor a block device", .path.display())]
     Kind { path: PathBuf },
     #[error("`{}` is empty: there is no disk in it", .path.display())]
@@ -86,7 +89,18 @@ impl Source {
         if kind.is_fifo() || kind.is_socket() {
             return Err(SourceError::Kind { path });
         }
-        let file = File::open(&path).map_err(open)?;
+        let mut options = OpenOptions::new();
+        options.read(true);
+        if kind.is_block_device() {
+            // Who writes to it leaves no trace that could be looked for afterwards.
+            options.custom_flags(O_EXCL);
+        }
+        let file = options.open(&path).map_err(|error| {
+            match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+                Errno::EBUSY => SourceError::InUse { path: path.clone() },
+                _ => open(error),
+            }
+        })?;
         let meta = file.metadata().map_err(open)?;
         let kind = meta.file_type();
         if kind.is_dir() {

@@ -65,7 +65,11 @@ fn mount_disk(log: &Log, drivers: &mut Drivers, wanted: &CacheDisk) -> io::Resul
         match find(wanted) {
             Some(found) => break found,
             None if Instant::now() < until => thread::sleep(PAUSE),
-            None => return Err(io::Error::other("there is no such disk with a file system")),
+            None => {
+                return Err(io::Error::other(
+                    "there is no such disk with a file system, or its driver is not in the initramfs (publish with --driver)",
+                ));
+            }
         }
     };
     drivers.load(filesystem).map_err(io::Error::other)?;

@@ -8,7 +8,10 @@ use std::{
     io::{self, Read as _, Write as _},
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
-        unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+        unix::{
+            fs::{MetadataExt as _, OpenOptionsExt as _},
+            process::CommandExt as _,
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -220,10 +223,26 @@ fn part_of_memory(meminfo: &str, parts: u64) -> u64 {
     part.min(MEMORY_CACHE_MAX)
 }
 
-/// Nearly all of the tmpfs is for chunks; the rest is for the cache's own notes.
+/// What the client keeps its files in, below the directory of the cache.
+const CACHE_ROOMS: [&str; 3] = ["disks-v1", "documents-v1", "metadata-v1"];
+
+/// Nearly all of the place that is free, or is the cache's already, is for chunks; the rest is for the cache's own notes, and on
+/// a disk for whoever else keeps data there.
 fn cache_bytes() -> io::Result<u64> {
-    let memory = statvfs(CACHE)?;
-    Ok(memory.blocks() * memory.fragment_size() / 10 * 9)
+    let place = statvfs(CACHE)?;
+    let free = place.blocks_available() * place.fragment_size();
+    let used: u64 = CACHE_ROOMS
+        .iter()
+        .map(|room| occupied(&Path::new(CACHE).join(room)))
+        .sum();
+    Ok((free + used) / 10 * 9)
+}
+
+/// What the files of a directory take on disk; nothing, if there is no such directory.
+fn occupied(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let files = entries.filter_map(|entry| entry.metadata().ok());
+    files.map(|file| file.blocks() * 512).sum()
 }
 
 /// Says whether the client got ready; it did not if it closed the pipe without a word.
@@ -255,6 +274,18 @@ fn spare_at_shutdown(log: &Log, pid: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_files_of_a_directory_take_is_added_up() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(occupied(&directory.path().join("none")), 0);
+        let sparse = fs::File::create(directory.path().join("sparse")).unwrap();
+        sparse.set_len(1 << 30).unwrap();
+        fs::write(directory.path().join("some"), vec![7; 40_000]).unwrap();
+        sparse.sync_all().unwrap();
+        let bytes = occupied(directory.path());
+        assert!((40_000..100_000).contains(&bytes), "{bytes}");
+    }
 
     #[test]
     fn a_small_machine_keeps_less_in_memory() {

@@ -95,7 +95,7 @@ impl BootError {
                 "the module may be of another kernel build: publish the image again"
             }
             Self::NoInterface { .. } => {
-                "its driver is not in the initramfs: publish with that module; or correct ip= and BOOTIF="
+                "its driver is not in the initramfs: publish with --driver; or correct ip= and BOOTIF="
             }
             Self::Interface { .. } => "check ip= on the kernel command line",
             Self::Token(_) | Self::Client(_) => "the initramfs is damaged: publish the image again",

@@ -3,7 +3,7 @@
 //! [`REQUIRED`] and the root's file system must be there, as file or in the kernel. [`DRIVERS`]
 //! and [`FILE_SYSTEMS`] are taken when the kernel has them: a cloud kernel ships a few of these
 //! drivers, a desktop kernel nearly all. The list is by hand and short, for every boot downloads it; what a
-//! site needs beyond it, the publisher names.
+//! site needs beyond it, the publisher names (`circular publish --driver`).
 
 use crate::filesystem::FileSystem;
 

@@ -1,0 +1,246 @@
+//! What `circular publish` makes of disks that shall boot: which kernel, which root, and what it refuses. Kernels and programs
+//! are stand-ins here; that real ones boot is shown by the tests of machines.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+
+/// Where partitions of the test disks begin.
+const PARTITIONS: [u64; 2] = [MIB, 5 * MIB];
+
+struct Scratch(TempDir);
+
+impl Scratch {
+    /// With programs for an initramfs.
+    fn new() -> Self {
+        let scratch = Self(tempfile::tempdir().unwrap());
+        for name in ["client", "init", "busybox"] {
+            fs::write(scratch.path(name), static_program()).unwrap();
+        }
+        scratch
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_circular"))
+            .args(args)
+            .current_dir(self.0.path())
+            .env_remove("CIRCULAR_STORE")
+            .env_remove("CIRCULAR_KEYS")
+            .env("CIRCULAR_GUEST_CLIENT", self.path("client"))
+            .env("CIRCULAR_GUEST_INIT", self.path("init"))
+            .env("CIRCULAR_BUSYBOX", self.path("busybox"))
+            .env("XDG_CONFIG_HOME", self.path("config"))
+            .output()
+            .unwrap()
+    }
+
+    /// Publishes; returns the summary.
+    fn publish(&self, args: &[&str]) -> Value {
+        let output = self.run(&[&["publish", "--json"], args].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {text}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Publishes what is refused; returns why.
+    fn refused(&self, args: &[&str]) -> String {
+        let output = self.run(&[&["publish"], args].concat());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        text
+    }
+
+    /// An ext4 of a system with a kernel of its own.
+    fn system(&self, name: &str) -> Vec<u8> {
+        let tree = self.path(&format!("{name}.tree"));
+        fs::create_dir_all(tree.join("boot")).unwrap();
+        fs::write(tree.join("boot/vmlinuz-6.1.0-1-test"), b"a kernel").unwrap();
+        modules(&tree.join("lib/modules/6.1.0-1-test"));
+        let image = self.path(name);
+        File::create(&image).unwrap().set_len(4 * MIB).unwrap();
+        let path = format!("/usr/sbin:/sbin:{}", std::env::var("PATH").unwrap());
+        let made = Command::new("mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d"])
+            .args([&tree, &image])
+            .env("PATH", path)
+            .status();
+        assert!(made.unwrap().success());
+        fs::read(image).unwrap()
+    }
+
+    /// A disk with an MBR and these two partitions.
+    fn disk(&self, name: &str, parts: [&[u8]; 2]) {
+        let file = File::create(self.path(name)).unwrap();
+        file.set_len(10 * MIB).unwrap();
+        let mut sector = [0; 512];
+        sector[440..444].copy_from_slice(&0x1234_abcd_u32.to_le_bytes());
+        for (number, (start, bytes)) in PARTITIONS.into_iter().zip(parts).enumerate() {
+            let entry = &mut sector[446 + number * 16..][..16];
+            entry[4] = 0x83;
+            entry[8..12].copy_from_slice(&u32::try_from(start / 512).unwrap().to_le_bytes());
+            entry[12..16].copy_from_slice(&u32::try_from(4 * MIB / 512).unwrap().to_le_bytes());
+            file.write_all_at(bytes, start).unwrap();
+        }
+        sector[510..].copy_from_slice(&[0x55, 0xaa]);
+        file.write_all_at(&sector, 0).unwrap();
+    }
+}
+
+/// The directory of a kernel's modules that has all that a boot needs built in.
+fn modules(directory: &Path) {
+    fs::create_dir_all(directory).unwrap();
+    fs::write(directory.join("modules.dep"), "").unwrap();
+    let names = ["fuse", "loop", "overlay", "ext4", "xfs"];
+    let built_in = names.map(|name| format!("kernel/{name}.ko\n"));
+    fs::write(directory.join("modules.builtin"), built_in.concat()).unwrap();
+}
+
+/// The head of an ELF program that needs no dynamic linker.
+fn static_program() -> Vec<u8> {
+    let mut program = vec![0; 64];
+    program[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    program[54] = 56;
+    program
+}
+
+/// An XFS, as far as its first bytes say so.
+fn xfs() -> Vec<u8> {
+    let mut head = vec![0; 4096];
+    head[..4].copy_from_slice(b"XFSB");
+    head[32..48].copy_from_slice(&[0xab; 16]);
+    head
+}
+
+#[test]
+fn an_image_that_boots_is_not_published_without_what_makes_it_boot() {
+    let scratch = Scratch::new();
+    scratch.system("image");
+    let published = scratch.publish(&["image", "a:1"]);
+    assert_eq!(published["boot"]["kernel_release"], "6.1.0-1-test");
+    let script = scratch.path("store/boot/a=1.ipxe");
+    let before = fs::read(&script).unwrap();
+    fs::write(scratch.path("image2"), scratch.system("image2")).unwrap();
+    fs::remove_file(scratch.path("client")).unwrap();
+    let message = scratch.refused(&["image2", "a:1"]);
+    assert!(
+        message.contains("cannot make the image bootable") && message.contains("--no-boot"),
+        "{message}"
+    );
+    assert_eq!(
+        fs::read(&script).unwrap(),
+        before,
+        "machines boot as they did"
+    );
+    let listed = scratch.run(&["list", "a", "--json"]);
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(!listed.contains("\"version\":2"), "{listed}");
+    // Whoever says so gets a disk that is mounted only; and so does who has no kernel in it.
+    scratch.publish(&["image2", "b", "--no-boot"]);
+    fs::write(scratch.path("empty"), vec![1; 100_000]).unwrap();
+    let published = scratch.publish(&["empty", "c"]);
+    assert!(published["not_bootable"].is_string(), "{published}");
+}
+
+#[test]
+fn a_partition_that_cannot_be_looked_into_is_passed_over() {
+    let scratch = Scratch::new();
+    let system = scratch.system("system");
+    let mut odd = system[..65_536].to_vec();
+    // A feature that nobody knows.
+    odd[1024 + 0x60..1024 + 0x64].copy_from_slice(&u32::MAX.to_le_bytes());
+    scratch.disk("disk", [&odd, &system]);
+    let published = scratch.publish(&["disk", "a"]);
+    assert_eq!(published["boot"]["root"], "PARTUUID=1234abcd-02");
+    scratch.disk("odd", [&odd, &odd]);
+    let published = scratch.publish(&["odd", "b"]);
+    let reason = published["not_bootable"].as_str().unwrap();
+    assert!(reason.contains("cannot look into its ext4"), "{reason}");
+}
+
+#[test]
+fn a_kernel_from_elsewhere_boots_the_root_that_was_meant() {
+    let scratch = Scratch::new();
+    let system = scratch.system("system");
+    scratch.disk("disk", [&system, &xfs()]);
+    fs::write(scratch.path("vmlinuz"), b"another kernel").unwrap();
+    modules(&scratch.path("6.6.0-test"));
+    let kernel = [
+        "disk",
+        "a",
+        "--kernel",
+        "vmlinuz",
+        "--modules",
+        "6.6.0-test",
+    ];
+    let message = scratch.refused(&kernel);
+    assert!(
+        message.contains("say which with --root") && message.contains("PARTUUID=1234abcd-02"),
+        "{message}"
+    );
+    let uuid = "abababab-abab-abab-abab-abababababab";
+    for root in [
+        "PARTUUID=1234ABCD-02".to_owned(),
+        format!("UUID={uuid}"),
+        "/dev/vda2".to_owned(),
+    ] {
+        let published = scratch.publish(&[&kernel[..], &["--root", &root]].concat());
+        assert_eq!(published["boot"]["root"], root);
+    }
+    // Its driver is what is missing, so it is this one that was looked for.
+    fs::write(
+        scratch.path("6.6.0-test/modules.builtin"),
+        "kernel/fuse.ko\nkernel/loop.ko\nkernel/overlay.ko\nkernel/ext4.ko\n",
+    )
+    .unwrap();
+    let message = scratch.refused(&[&kernel[..], &["--root", "/dev/vda2"]].concat());
+    assert!(message.contains("xfs"), "{message}");
+    for (root, expected) in [
+        ("UUID=nobody", "is no file system of the disk"),
+        ("/dev/mapper/root", "names no part"),
+    ] {
+        let message = scratch.refused(&[&kernel[..], &["--root", root]].concat());
+        assert!(message.contains(expected), "{message}");
+    }
+    let message = scratch.refused(&["disk", "a", "--driver", "nvme"]);
+    assert!(message.contains("nvme"), "{message}");
+}
+
+#[test]
+fn a_device_that_is_mounted_is_not_published() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    scratch.system("system");
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {args:?}: {text}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let image = scratch.path("system");
+    let device = run("losetup", &["--find", "--show", image.to_str().unwrap()]);
+    let point = scratch.path("mnt");
+    fs::create_dir(&point).unwrap();
+    run("mount", &[&device, point.to_str().unwrap()]);
+    let mounted = scratch.run(&["publish", &device, "a", "--no-boot"]);
+    run("umount", &[point.to_str().unwrap()]);
+    let free = scratch.run(&["publish", &device, "a", "--no-boot"]);
+    run("losetup", &["--detach", &device]);
+    let message = String::from_utf8_lossy(&mounted.stderr).into_owned();
+    assert!(!mounted.status.success(), "{message}");
+    assert!(message.contains("is in use: it is mounted"), "{message}");
+    let message = String::from_utf8_lossy(&free.stderr).into_owned();
+    assert!(free.status.success(), "{message}");
+}
