@@ -4,10 +4,10 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 
-use fuser::{Filesystem, Session, SessionUnmounter};
-use nix::mount::{MntFlags, umount2};
+use fuser::{Filesystem, Session};
 use nix::sys::stat::{major, minor};
 use tokio::sync::oneshot;
 
@@ -20,8 +20,10 @@ use crate::passthrough::Lender;
 use crate::tree::Tree;
 
 pub mod signals;
+pub(crate) mod spot;
 
 use signals::Signals;
+use spot::{Left, Spot};
 
 /// Read-ahead of the kernel on the mounted files. With the default of 128 KiB, a loop device on top that reads through the
 /// page cache has a third of the speed. With 2 MiB, a file that we serve from a warm cache is read up to a sixth faster, but a
@@ -149,8 +151,7 @@ fn owner() -> (u32, u32) {
 /// A mount that serves.
 #[derive(Debug)]
 pub struct Mount {
-    path: PathBuf,
-    unmounter: SessionUnmounter,
+    spot: Spot,
     ended: oneshot::Receiver<io::Result<()>>,
 }
 
@@ -175,8 +176,8 @@ impl Mount {
             None => adapter,
         };
         let disk = mountpoint.disk();
-        let mount = Self::of(mountpoint.path, |path| adapter.mount(path, source))?;
-        settle(&mount.path, disk, Some(length)).await?;
+        let mount = Self::of(&mountpoint.path, |path| adapter.mount(path, source))?;
+        settle(mount.spot.path(), disk, Some(length)).await?;
         Ok(mount)
     }
 
@@ -197,27 +198,24 @@ impl Mount {
         }
         let runtime = tokio::runtime::Handle::current();
         let adapter = TreeAdapter::new(tree, runtime, owner(), config.access);
-        let mount = Self::of(path, |path| adapter.mount(path, source))?;
-        settle(&mount.path, mount.path.clone(), None).await?;
+        let mount = Self::of(&path, |path| adapter.mount(path, source))?;
+        let path = mount.spot.path();
+        settle(path, path.to_owned(), None).await?;
         Ok(mount)
     }
 
     fn of<F: Filesystem + Send + 'static>(
-        path: PathBuf,
+        path: &Path,
         mount: impl FnOnce(&Path) -> io::Result<Session<F>>,
     ) -> Result<Self, MountError> {
         let refused = |source| MountError::Refused {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         };
-        let mut session = mount(&path).map_err(refused)?;
-        let unmounter = session.unmount_callable();
-        let ended = run(session).map_err(refused)?;
-        Ok(Self {
-            path,
-            unmounter,
-            ended,
-        })
+        let session = mount(path).map_err(refused)?;
+        let spot = Spot::of(path);
+        let ended = run_mounted(session).map_err(refused)?;
+        Ok(Self { spot, ended })
     }
 
     /// Serves until the mount is gone: unmounted from outside, or by a signal.
@@ -229,10 +227,17 @@ impl Mount {
     ///
     /// When the FUSE session broke.
     pub async fn serve(mut self, role: Role, signals: &mut Signals) -> Result<(), MountError> {
-        let mut detached = false;
+        let mut told = false;
         loop {
             let signal = tokio::select! {
-                ended = &mut self.ended => return outcome(&self.path, ended),
+                ended = &mut self.ended => {
+                    let outcome = outcome(self.spot.path(), ended);
+                    if outcome.is_err() {
+                        // Nobody serves it any more.
+                        self.spot.unmount();
+                    }
+                    return outcome;
+                }
                 signal = signals.next() => signal,
             };
             if role == Role::RootDisk {
@@ -240,7 +245,7 @@ impl Mount {
                     signal,
                     "not ending: this is a root disk (unmount it to end)"
                 );
-            } else if detached {
+            } else if told {
                 tracing::warn!(
                     signal,
                     "ending while the mount is still used; its users will see errors"
@@ -248,7 +253,7 @@ impl Mount {
                 return Ok(());
             } else {
                 tracing::info!(signal, "unmounting");
-                detached = !unmount(&mut self.unmounter, &self.path);
+                told = self.spot.unmount() != Left::Gone;
             }
         }
     }
@@ -282,23 +287,6 @@ pub(crate) async fn settle(
     }
 }
 
-/// Unmounts, or detaches what is in use. Returns whether the mount is gone.
-pub(crate) fn unmount(unmounter: &mut SessionUnmounter, path: &Path) -> bool {
-    let Err(error) = unmounter.unmount() else {
-        return true;
-    };
-    match umount2(path, MntFlags::MNT_DETACH) {
-        Ok(()) => tracing::warn!(
-            mountpoint = %path.display(),
-            "still in use: detached, serving until the last user closes (a second signal ends it now)"
-        ),
-        Err(errno) => {
-            tracing::error!(mountpoint = %path.display(), %error, %errno, "cannot unmount");
-        }
-    }
-    false
-}
-
 /// How a session ended.
 pub(crate) fn outcome(
     path: &Path,
@@ -309,6 +297,30 @@ pub(crate) fn outcome(
         path: path.to_owned(),
         source,
     })
+}
+
+/// Runs a session that has made its mount, and keeps the session's hold on that for ever: when a session ends, fuser unmounts
+/// whatever is at the path of its mount by then.
+fn run_mounted<F: Filesystem + Send + 'static>(
+    session: Session<F>,
+) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+    type Thread = JoinHandle<io::Result<()>>;
+    let (sender, receiver) = oneshot::channel();
+    let (give, take) = mpsc::channel::<Thread>();
+    let wait = move || {
+        let serving = take.recv().map_err(io::Error::other)?;
+        let panicked = |_| Err(io::Error::other("its thread panicked"));
+        // Nobody listens any more only when the process is ending.
+        let _ = sender.send(serving.join().unwrap_or_else(panicked));
+        Ok(())
+    };
+    let waiting: Thread = std::thread::Builder::new()
+        .name("fuse".to_owned())
+        .spawn(wait)?;
+    let session = Box::leak(Box::new(session.spawn()?));
+    // It waits for just this.
+    let _ = give.send(std::mem::replace(&mut session.guard, waiting));
+    Ok(receiver)
 }
 
 /// Runs a session on a thread of its own.

@@ -3,26 +3,26 @@
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fuser::{Filesystem, KernelConfig, Request, Session, SessionUnmounter};
+use fuser::{Filesystem, KernelConfig, Request, Session};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::wire::{self, Offer};
 use crate::config::Access;
 use crate::fuse;
-use crate::mount::{self, MountError};
+use crate::mount::MountError;
+use crate::mount::spot::{Left, Spot};
 
 /// A mount.
 #[derive(Debug)]
 pub(super) struct Held {
-    path: PathBuf,
+    spot: Spot,
     offer: Offer,
     /// Never dropped: that would unmount, also in a process that was only forked off this one, and
     /// whatever is mounted there by then.
     session: ManuallyDrop<Session<Witness>>,
-    unmounter: SessionUnmounter,
 }
 
 impl Held {
@@ -39,15 +39,14 @@ impl Held {
         let mut config = fuse::session_config();
         config.mount_options = fuse::mount_options(false, name);
         config.acl = fuse::acl(access);
-        let mut session = Session::new(witness, path, &config).map_err(refused)?;
-        let unmounter = session.unmount_callable();
+        let session = Session::new(witness, path, &config).map_err(refused)?;
+        let spot = Spot::of(path);
         let offer = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
         let offer = offer.ok_or_else(|| refused(io::Error::other("the kernel said nothing")))?;
         Ok(Self {
-            path: path.to_owned(),
+            spot,
             offer,
             session: ManuallyDrop::new(session),
-            unmounter,
         })
     }
 
@@ -62,8 +61,8 @@ impl Held {
     }
 
     /// Unmounts, or detaches what is in use. Returns whether the mount is gone.
-    pub(super) fn unmount(&mut self) -> bool {
-        mount::unmount(&mut self.unmounter, &self.path)
+    pub(super) fn unmount(&self) -> bool {
+        self.is_over() || self.spot.unmount() == Left::Gone
     }
 
     /// Whether the kernel is done with it.

@@ -147,7 +147,7 @@ impl Keeper {
         for worker in [&self.next, &self.current].into_iter().flatten() {
             worker.signal(Signal::SIGKILL);
         }
-        if let Some(held) = &mut self.held
+        if let Some(held) = &self.held
             && !held.is_over()
         {
             held.unmount();
@@ -268,7 +268,7 @@ impl Keeper {
     /// A signal that ends mounts.
     fn end(&mut self, signal: Signal) {
         let signal_name = signal.as_str();
-        let Some(held) = self.held.as_mut() else {
+        let Some(held) = self.held.as_ref() else {
             // The worker says so and ends; or it does not, as that of a root disk.
             if let Some(next) = &self.next {
                 next.signal(signal);
@@ -286,6 +286,9 @@ impl Keeper {
                 "ending while the mount is still used; its users will see errors"
             );
             self.ending = true;
+            if let Some(next) = &self.next {
+                next.signal(Signal::SIGKILL);
+            }
             self.dismiss();
         } else {
             tracing::info!(signal = signal_name, "unmounting");

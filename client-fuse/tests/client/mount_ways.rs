@@ -4,12 +4,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 
-use nix::mount::{MntFlags, umount, umount2};
+use nix::mount::{MntFlags, MsFlags, umount, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::mount::{assert_ok, can_mount, mount, mount_dir, program};
+use crate::mount::{Mounted, assert_ok, can_mount, mount, mount_dir, program, supervise};
 use crate::server::{Manner, serve};
 use crate::store::{Store, mixed_disk};
 
@@ -81,6 +83,81 @@ fn an_empty_file_becomes_the_disk() {
         "{}",
         message(&output)
     );
+}
+
+/// Something small mounted at `point`, with a file in it.
+fn mount_memory(point: &Path) {
+    let nothing = None::<&str>;
+    nix::mount::mount(
+        Some("none"),
+        point,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        nothing,
+    )
+    .unwrap();
+}
+
+/// Mounts with the program as a child.
+fn mount_child(base: &str, mounted: &Mounted, extra: &[&str]) -> Child {
+    let mut command = program(base, mounted, &mounted.point(), &["--no-cache"]);
+    supervise({
+        command.args(extra);
+        command
+    })
+}
+
+/// Two of the ways to hold a mount: alone, and by a supervisor.
+const HELD: [&[&str]; 2] = [&["--foreground"], &["--foreground", "--supervise"]];
+
+#[test]
+fn what_was_at_the_mount_point_before_stays_when_the_mount_ends() {
+    if !can_mount() {
+        return;
+    }
+    let store = store();
+    let base = serve(&store, Manner::Right);
+    for extra in HELD {
+        let mounted = mount_dir(&store);
+        let point = Point(mounted.point());
+        mount_memory(&point.0);
+        let mut child = mount_child(&base, &mounted, extra);
+        umount(&point.0).unwrap();
+        assert!(child.wait().unwrap().success());
+        assert!(mounted.is_mounted(), "{extra:?}");
+        umount(&point.0).unwrap();
+        assert!(!mounted.is_mounted());
+    }
+}
+
+#[test]
+fn what_is_mounted_in_the_place_of_a_detached_mount_stays() {
+    if !can_mount() {
+        return;
+    }
+    let store = store();
+    let base = serve(&store, Manner::Right);
+    for extra in HELD {
+        let mounted = mount_dir(&store);
+        let point = Point(mounted.point());
+        let mut child = mount_child(&base, &mounted, extra);
+        let user = fs::File::open(mounted.disk()).unwrap();
+        umount2(&point.0, MntFlags::MNT_DETACH).unwrap();
+        mount_memory(&point.0);
+        // Told to end, it finds that its mount is not there any more; and serves who still has it open.
+        kill(
+            Pid::from_raw(i32::try_from(child.id()).unwrap()),
+            Signal::SIGTERM,
+        )
+        .unwrap();
+        let mut bytes = vec![0; 5000];
+        user.read_exact_at(&mut bytes, 100_000).unwrap();
+        assert!(bytes[..] == store.disk[100_000..105_000]);
+        assert!(mounted.is_mounted(), "{extra:?}");
+        drop(user);
+        assert!(child.wait().unwrap().success());
+        assert!(mounted.is_mounted(), "{extra:?}");
+    }
 }
 
 #[test]
