@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use image_format::BLOCK_BYTES;
@@ -30,7 +30,7 @@ use crate::mount::Mountpoint;
 use crate::mount::signals::Signals;
 use crate::open::{OpenImage, open};
 use crate::overlay::layered::Layered;
-use crate::overlay::{self, Base, Overlay, keep_flushed};
+use crate::overlay::{self, Base, Overlay, OverlayError, keep_flushed};
 use crate::panics;
 use crate::passthrough::{Facts, Lender};
 use crate::process::{self, Side};
@@ -56,6 +56,10 @@ const DIALED_EARLY: usize = 3;
 
 /// How long a look at the store may take: there is another one.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long an overlay is waited for that another mount has, and between two looks.
+const OVERLAY_PATIENCE: Duration = Duration::from_secs(5);
+const OVERLAY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Threads beyond those for decoding, for the cache and for overlays, for what else waits: traces, names.
 const BLOCKING_THREADS_EXTRA: usize = 2;
@@ -270,7 +274,7 @@ fn disk(
     is_first: bool,
 ) -> Disk<HttpSource> {
     let disk = Disk::new(
-        image.table.clone(),
+        &*image,
         Arc::new(fetcher),
         Arc::clone(caches),
         &Handle::current(),
@@ -390,7 +394,18 @@ async fn open_overlay(config: &Config, image: &OpenImage) -> anyhow::Result<Opti
         length: image.manifest.disk.length,
         reference: image.reference.to_string(),
     };
-    let opened = tokio::task::spawn_blocking(move || Overlay::open(&path, &base)).await?;
+    let asked = Instant::now();
+    let opened = loop {
+        let (path, base) = (path.clone(), base.clone());
+        let opened = tokio::task::spawn_blocking(move || Overlay::open(&path, &base)).await?;
+        match opened {
+            // A mount that was ended just now still writes what it has to.
+            Err(OverlayError::Locked { .. }) if asked.elapsed() < OVERLAY_PATIENCE => {
+                tokio::time::sleep(OVERLAY_PAUSE).await;
+            }
+            opened => break opened,
+        }
+    };
     let overlay = opened.context("the disk cannot be made writable")?;
     tokio::spawn(keep_flushed(Arc::downgrade(&overlay)));
     Ok(Some(overlay))

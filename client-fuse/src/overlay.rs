@@ -44,6 +44,7 @@ pub mod ledger;
 mod open;
 pub mod ranges;
 
+use commit::HEADROOM_BYTES;
 pub use commit::keep_flushed;
 pub use counters::{OverlayNow, OverlayStats};
 pub use error::OverlayError;
@@ -222,7 +223,7 @@ impl Overlay {
         let guard = self.alone(blocks.clone()).await?;
         let this = Arc::clone(self);
         blocking(move || {
-            this.reserve(1)?;
+            this.reserve(1, 0)?;
             this.ledger().discard(&blocks);
             drop(guard);
             Ok(())
@@ -244,6 +245,8 @@ impl Overlay {
                 (ledger.is_flying(&blocks), ledger.n_dirty())
             };
             if !flying && n_dirty < DIRTY_MAX {
+                // What flew when it failed may be on the disk, and the log may point to it.
+                self.check_in_use()?;
                 return Ok(guard);
             }
             drop(guard);
@@ -268,7 +271,8 @@ impl Overlay {
     fn write_alone(&self, patch: &Patch) -> Result<(), OverlayError> {
         let blocks = patch.blocks();
         let bytes = self.whole_blocks(patch)?;
-        self.reserve(usize::try_from(blocks.end - blocks.start).unwrap_or(usize::MAX))?;
+        let n_blocks = usize::try_from(blocks.end - blocks.start).unwrap_or(usize::MAX);
+        self.reserve(n_blocks, HEADROOM_BYTES)?;
         let places = self.ledger().place(blocks.clone());
         for (side, run) in places {
             let part = &bytes[within(&blocks, &run)];

@@ -16,6 +16,9 @@ use super::{BLOCK, FLUSH_AFTER, Overlay, OverlayError, Space, blocking};
 /// Bytes that nothing points to are given back when there are as many blocks of them: 64 MiB.
 const STALE_MAX: u64 = 16_384;
 
+/// Writes leave as much room in the log to discards: a disk that is full can be emptied.
+pub(super) const HEADROOM_BYTES: u64 = 64 << 10;
+
 /// The log takes its place on disk in steps of this, ahead of the batches.
 const RESERVE_BYTES: u64 = 1 << 20;
 
@@ -180,23 +183,26 @@ impl Overlay {
         }
     }
 
-    /// Makes sure that the log has its place on disk for `n_more` records beside the dirty ones, so
+    /// Makes sure that the log has its place on disk for `n_more` records beside the dirty ones, and `headroom` bytes, so
     /// that a disk which fills up refuses a write, and not the sync of one that it took.
-    pub(super) fn reserve(&self, n_more: usize) -> Result<(), OverlayError> {
+    pub(super) fn reserve(&self, n_more: usize, headroom: u64) -> Result<(), OverlayError> {
         let n_dirty = self.ledger().n_dirty();
         let mut space = self.space();
         // What is in flight moves the end when it lands; it is at most as much as may be dirty.
         let batch = Batch::encoded_bytes(n_dirty.saturating_add(n_more).min(RECORDS_MAX));
         let area = self.layout.log(space.log.generation);
-        let until = (space.log.end + 2 * batch)
-            .next_multiple_of(RESERVE_BYTES)
-            .min(area.end - area.start);
-        if until > space.reserved {
-            let place = area.start + space.reserved..area.start + until;
-            allocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, &place)
-                .map_err(|error| self.failed("extend the log of", error))?;
-            space.reserved = until;
+        let needed = space.log.end + 2 * batch + headroom;
+        if needed.min(area.end - area.start) <= space.reserved {
+            return Ok(());
         }
+        let extend = |step: u64| {
+            let until = needed.next_multiple_of(step).min(area.end - area.start);
+            let place = area.start + space.reserved..area.start + until;
+            allocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, &place).map(|()| until)
+        };
+        // Of the last megabyte that is free, no more is taken than is needed.
+        let extended = extend(RESERVE_BYTES).or_else(|_| extend(BLOCK));
+        space.reserved = extended.map_err(|error| self.failed("extend the log of", error))?;
         Ok(())
     }
 
@@ -314,22 +320,56 @@ mod tests {
     use super::*;
     use crate::overlay::{Base, Patch};
 
-    #[tokio::test]
-    async fn a_sync_that_panics_ends_writing_and_leaves_nobody_waiting() {
-        let directory = tempfile::tempdir().unwrap();
+    /// An overlay of a small disk.
+    fn open(directory: &tempfile::TempDir) -> Arc<Overlay> {
         let base = Base {
             disk: Digest::of(b"a disk"),
             length: 16 * BLOCK,
             reference: "lab/debian:12@1".to_owned(),
         };
-        let overlay = Overlay::open(&directory.path().join("overlay"), &base).unwrap();
-        let patch = Patch {
+        Overlay::open(&directory.path().join("overlay"), &base).unwrap()
+    }
+
+    /// The first block, all of it this byte.
+    fn patch(byte: u8) -> Patch {
+        Patch {
             offset: 0,
-            bytes: Bytes::from(vec![7; 4096]),
+            bytes: Bytes::from(vec![byte; 4096]),
             disk_length: 16 * BLOCK,
             base: Vec::new(),
-        };
-        overlay.write(patch.clone()).await.unwrap();
+        }
+    }
+
+    /// The log may point to what it would overwrite: nobody knows how much of the batch is on the disk.
+    #[tokio::test]
+    async fn who_waited_to_write_when_a_sync_failed_writes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let overlay = open(&directory);
+        overlay.write(patch(7)).await.unwrap();
+        let reading = Arc::clone(&overlay.io).read_owned().await;
+        let writer = Arc::clone(&overlay);
+        let writing = tokio::spawn(async move { writer.write(patch(8)).await });
+        // There is one thread: it waits for the reader after that.
+        tokio::task::yield_now().await;
+        assert!(overlay.io.try_read().is_err(), "it waits");
+        drop(overlay.ledger().begin());
+        let failed = overlay.break_off("sync", io::Error::other("injected"));
+        assert!(matches!(failed, OverlayError::Io { .. }));
+        drop(reading);
+        let refused = writing.await.unwrap();
+        assert!(
+            matches!(refused, Err(OverlayError::OutOfUse { .. })),
+            "{refused:?}"
+        );
+        let read = overlay.read(0..1).await.unwrap();
+        assert_eq!(read[0].1[..], [7; 4096]);
+    }
+
+    #[tokio::test]
+    async fn a_sync_that_panics_ends_writing_and_leaves_nobody_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let overlay = open(&directory);
+        overlay.write(patch(7)).await.unwrap();
         let syncing = Arc::clone(&overlay);
         let panicked = tokio::task::spawn_blocking::<_, ()>(move || {
             let _unwinding = Unwinding(&syncing);
@@ -337,7 +377,7 @@ mod tests {
             panic!("injected");
         });
         assert!(panicked.await.is_err());
-        let refused = overlay.write(patch).await;
+        let refused = overlay.write(patch(7)).await;
         assert!(
             matches!(refused, Err(OverlayError::OutOfUse { .. })),
             "{refused:?}"

@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use image_format::DecodeError;
 use image_format::digest::Digest;
-use image_format::overlay::{
-    HEADER_BYTES, Header, Layout, Log, LogError, SECOND_HEADER, Side, walk,
-};
+use image_format::overlay::{HEADER_BYTES, Header, Layout, Log, LogError, SECOND_HEADER, walk};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use nix::libc::O_CLOEXEC;
@@ -137,21 +135,32 @@ fn believe_the_disk(file: &File) -> io::Result<()> {
 }
 
 /// Whether nothing was ever kept in the file: it is empty, or whoever made it did not get as far as
-/// the header, which comes last.
+/// the header, which comes last. A file of somebody else that begins with zeros is none of ours.
 fn is_new(file: &File, layout: &Layout) -> io::Result<bool> {
-    if file.metadata()?.len() == 0 {
+    let length = file.metadata()?.len();
+    if length == 0 {
         return Ok(true);
     }
-    let mut headers = [0; 2 * HEADER_BYTES];
-    let found = file.read_at(&mut headers, 0)?;
-    if found < headers.len() || headers.iter().any(|byte| *byte != 0) {
+    if length != layout.file_bytes() {
         return Ok(false);
     }
-    let data = i64::try_from(layout.place(Side::A, 0)).map_err(io::Error::other)?;
-    Ok(matches!(
-        lseek(file, data, Whence::SeekData),
-        Err(Errno::ENXIO)
-    ))
+    let seek = |from: u64, whence| -> io::Result<Option<u64>> {
+        match lseek(file, i64::try_from(from).map_err(io::Error::other)?, whence) {
+            Ok(at) => Ok(Some(at.unsigned_abs())),
+            Err(Errno::ENXIO) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    };
+    // All that there may be is the first batch of the first log.
+    let log = layout.log(1).start;
+    let Some(start) = seek(0, Whence::SeekData)? else {
+        return Ok(true);
+    };
+    if start != log {
+        return Ok(false);
+    }
+    let end = seek(start, Whence::SeekHole)?.unwrap_or(length);
+    Ok(end <= log + EMPTY_BYTES_MAX && seek(end, Whence::SeekData)?.is_none())
 }
 
 /// Makes an overlay with nothing in it. The header comes last: without it there is none.
@@ -274,11 +283,15 @@ fn recover(
 
 /// Removes what a crash may have left: the log before this one, and a batch that was cut.
 fn clean_up(file: &File, layout: &Layout, log: &Log) -> io::Result<()> {
-    let old = layout.log(log.generation + 1);
-    erase(file, old.start)?;
-    let area = layout.log(log.generation);
-    // The tail first: where a batch was cut, none may seem to follow it.
+    let (area, old) = (layout.log(log.generation), layout.log(log.generation + 1));
+    // The tail first: where a batch was cut, none may seem to follow it. And a file system that is full has room then.
     punch(file, &(area.start + log.end..area.end))?;
+    let mut start = [0; HEADER_BYTES];
+    file.read_exact_at(&mut start, old.start)?;
+    // Mostly it is a hole already, and to write there needs room.
+    if start != [0; HEADER_BYTES] {
+        erase(file, old.start)?;
+    }
     punch(file, &old)?;
     file.sync_data()
 }

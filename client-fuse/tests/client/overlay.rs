@@ -193,6 +193,18 @@ async fn a_file_that_is_no_overlay_is_refused_and_an_unfinished_one_begun_anew()
     assert!(message.contains("is no overlay"), "{message}");
     assert_eq!(fs::read(&path).unwrap(), b"Dear reader,");
     assert!(refusal(directory.path()).await.contains("cannot open"));
+    // A file system image of somebody else may begin with zeros, and be shorter or longer than an overlay.
+    let path = directory.path().join("foreign");
+    for length in [1 << 20, 3 << 20, Layout::of(LENGTH).file_bytes() + 4096] {
+        let mut foreign = vec![0; 1 << 20];
+        foreign[65_536..].fill(5);
+        fs::write(&path, &foreign).unwrap();
+        on_file(&path).set_len(length).unwrap();
+        let message = refusal(&path).await;
+        assert!(message.contains("is no overlay"), "{message}");
+        assert!(fs::read(&path).unwrap()[..1 << 20] == foreign);
+        assert_eq!(fs::metadata(&path).unwrap().len(), length);
+    }
     // Killed before the header was there.
     let layout = Layout::of(LENGTH);
     let path = directory.path().join("unfinished");

@@ -1,7 +1,7 @@
 //! The program itself: a disk that the kernel writes to, in every way it has.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -196,6 +196,15 @@ fn a_full_disk_refuses_a_write_and_loses_none() {
     assert!(refused > 10, "{refused} writes were refused");
     file.sync_all().unwrap();
     assert!(fs::read(place.mounted.disk()).unwrap() == model);
+    drop(file);
+    place.unmount();
+    place.wait_until_free();
+    // It is opened again though others have taken all that was left.
+    let mut others = File::create(small.join("others")).unwrap();
+    while others.write_all(&[1; 4096]).is_ok() {}
+    place.mount();
+    let file = place.open();
+    assert!(fs::read(place.mounted.disk()).unwrap() == model);
     // Space that is given back can be written again.
     let both = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     fallocate(&file, both, 0, 8 << 20).unwrap();
@@ -215,6 +224,30 @@ fn a_full_disk_refuses_a_write_and_loses_none() {
     place.wait_until_free();
     // Whoever served it may not have let go of all of it yet.
     umount2(&small, MntFlags::MNT_DETACH).unwrap();
+}
+
+/// Whoever served it still keeps what was written.
+#[test]
+fn an_overlay_is_waited_for_that_an_ended_mount_still_has() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new(600);
+    place.mount();
+    place.open().write_all_at(&[3; 5000], 70_000).unwrap();
+    place.unmount();
+    place.wait_until_free();
+    let file = File::open(&place.overlay).unwrap();
+    let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let released = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        drop(lock);
+    });
+    place.mount();
+    released.join().unwrap();
+    let mut found = [0; 5000];
+    place.open().read_exact_at(&mut found, 70_000).unwrap();
+    assert_eq!(found, [3; 5000]);
 }
 
 #[test]
