@@ -231,12 +231,11 @@ impl Mount {
         loop {
             let signal = tokio::select! {
                 ended = &mut self.ended => {
-                    let outcome = outcome(self.spot.path(), ended);
-                    if outcome.is_err() {
-                        // Nobody serves it any more.
+                    // Its connection was aborted, or broke: nobody serves it any more.
+                    if self.spot.is_there() {
                         self.spot.unmount();
                     }
-                    return outcome;
+                    return outcome(self.spot.path(), ended);
                 }
                 signal = signals.next() => signal,
             };

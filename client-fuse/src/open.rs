@@ -52,6 +52,8 @@ pub struct OpenImage {
     pub table: RegionTable,
     /// The head of the boot pack, if it is on its way already.
     pub early_head: Option<EarlyHead>,
+    /// What it was opened from, but signed metadata: without a server it is not opened again without these.
+    pub documents: Vec<Whole>,
 }
 
 impl OpenImage {
@@ -136,6 +138,9 @@ pub async fn open<S: Source>(
     );
     let mut image = open_entry(fetcher, reference, (version, entry), early).await?;
     let head = |pack: &BootPack| ahead.take_head(&pack.head.digest);
+    image
+        .documents
+        .push(catalogue_file(&reference.name, object));
     image.early_head = image.manifest.boot_pack.as_ref().and_then(head);
     Ok(image)
 }
@@ -192,6 +197,10 @@ async fn open_entry<S: Source>(
         manifest,
         table,
         early_head: None,
+        documents: vec![
+            Whole::object(entry.manifest),
+            Whole::of(entry.disk, TABLE_BYTES_MAX),
+        ],
     })
 }
 

@@ -5,11 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::pin::pin;
+use std::sync::Arc;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use image_format::ImageRef;
 use image_format::catalogue::VersionEntry;
 use image_format::index_delta::{INDEX_DELTA_BYTES_MAX, PatchesBuilder};
 use image_format::manifest::{Disk, IndexDelta};
-use image_format::{Digest, ImageRef};
+use image_format::page::Page;
 
 use crate::reader::{ImageReader, ReadError};
 use crate::store::{Store, StoreError};
@@ -17,8 +21,11 @@ use crate::store::{Store, StoreError};
 /// Patches of pages that no boot reads are added as long as the delta is no longer.
 const OTHERS_BYTES_MAX: usize = 256 << 10;
 
-/// As many bytes of such pages are tried at most: it takes a second.
-const TRIED_BYTES_MAX: usize = 16 << 20;
+/// As many bytes of such pages are tried at most: a hundred of the usual length.
+const TRIED_BYTES_MAX: usize = 4 << 20;
+
+/// Pages of each disk that are read at once; the store may be a server.
+const PAGES_AT_ONCE: usize = 8;
 
 /// Why there can be no index delta.
 #[derive(Debug, thiserror::Error)]
@@ -56,19 +63,14 @@ impl Store {
             disk: ImageReader::open_disk(self.clone(), disk).await?,
             builder: PatchesBuilder::default(),
         };
-        for region in booted {
-            pages.patch(*region, INDEX_DELTA_BYTES_MAX).await?;
-        }
-        let mut tried = 0;
-        for region in (0..pages.disk.n_regions()).filter(|region| !booted.contains(region)) {
-            match pages.patch(region, OTHERS_BYTES_MAX).await? {
-                Patched::Tried { page_bytes } => tried += page_bytes,
-                Patched::Full => break,
-            }
-            if tried > TRIED_BYTES_MAX {
-                break;
-            }
-        }
+        let booted_first = booted.iter().copied();
+        pages
+            .patch(booted_first, INDEX_DELTA_BYTES_MAX, usize::MAX)
+            .await?;
+        let others = (0..pages.disk.n_regions()).filter(|region| !booted.contains(region));
+        pages
+            .patch(others, OTHERS_BYTES_MAX, TRIED_BYTES_MAX)
+            .await?;
         let Some(bytes) = pages.builder.finish() else {
             return Ok(None);
         };
@@ -106,41 +108,56 @@ struct Pages {
     builder: PatchesBuilder,
 }
 
-enum Patched {
-    /// There is a patch, or it is of no use. No bytes, if the page is the same, or one of the disks has none.
-    Tried { page_bytes: usize },
-    /// The delta has become as long as it may be.
-    Full,
-}
+/// The pages of a region, if both disks have one and they differ.
+type Pair = Option<(Arc<Page>, Arc<Page>)>;
 
 impl Pages {
-    /// Adds the patch of `region` if that makes the delta no longer than `bytes_max`.
-    async fn patch(&mut self, region: u32, bytes_max: usize) -> Result<Patched, IndexDeltaError> {
-        let digests: [Option<Digest>; 2] = [
-            self.base.page_digest(region).await?,
-            self.disk.page_digest(region).await?,
-        ];
-        let nothing = Patched::Tried { page_bytes: 0 };
-        if digests[0] == digests[1] {
-            return Ok(nothing);
+    /// Adds patches of `regions`, as long as the delta is no longer than `bytes_max`, until pages of `tried_max` bytes were
+    /// tried.
+    async fn patch(
+        &mut self,
+        regions: impl Iterator<Item = u32>,
+        bytes_max: usize,
+        tried_max: usize,
+    ) -> Result<(), IndexDeltaError> {
+        let Self {
+            base,
+            disk,
+            builder,
+        } = self;
+        let pairs = stream::iter(regions).map(|region| pair(base, disk, region));
+        let mut pairs = pin!(pairs.buffered(PAGES_AT_ONCE));
+        let mut tried = 0;
+        while let Some((region, pair)) = pairs.try_next().await? {
+            let Some((base, page)) = pair else { continue };
+            let mut taken = std::mem::take(builder);
+            let compressed = tokio::task::spawn_blocking(move || {
+                let page = page.encode();
+                let fits = taken.push(region, &base.encode(), &page, bytes_max);
+                (taken, fits.map(|_| page.len()))
+            });
+            let compressed = compressed.await.map_err(io::Error::other);
+            let (given_back, outcome) = compressed.map_err(IndexDeltaError::Compress)?;
+            *builder = given_back;
+            // One that has no room says nothing of the next one.
+            let page_bytes = outcome.map_err(IndexDeltaError::Compress)?;
+            tried += page_bytes;
+            if tried > tried_max {
+                break;
+            }
         }
-        let pages = (self.base.page(region).await?, self.disk.page(region).await?);
-        let (Some(base), Some(page)) = pages else {
-            return Ok(nothing);
-        };
-        let mut builder = std::mem::take(&mut self.builder);
-        let compressed = tokio::task::spawn_blocking(move || {
-            let page = page.encode();
-            let fits = builder.push(region, &base.encode(), &page, bytes_max);
-            (builder, fits.map(|fits| (fits, page.len())))
-        });
-        let compressed = compressed.await.map_err(io::Error::other);
-        let (builder, outcome) = compressed.map_err(IndexDeltaError::Compress)?;
-        self.builder = builder;
-        let (fits, page_bytes) = outcome.map_err(IndexDeltaError::Compress)?;
-        Ok(match fits {
-            true => Patched::Tried { page_bytes },
-            false => Patched::Full,
-        })
+        Ok(())
     }
+}
+
+async fn pair(
+    base: &ImageReader,
+    disk: &ImageReader,
+    region: u32,
+) -> Result<(u32, Pair), IndexDeltaError> {
+    if base.page_digest(region).await? == disk.page_digest(region).await? {
+        return Ok((region, None));
+    }
+    let pages = futures_util::try_join!(base.page(region), disk.page(region))?;
+    Ok((region, pages.0.zip(pages.1)))
 }

@@ -39,6 +39,14 @@ pub enum InsideError {
         "no kernel with modules was found in it (/boot/vmlinuz-RELEASE with /lib/modules/RELEASE): install one, or give --kernel and --modules"
     )]
     NoKernel,
+    #[error(
+        "there are kernels in it, but a file system that may have their modules cannot be looked into: give --kernel and --modules"
+    )]
+    Modules { source: Box<InsideError> },
+    #[error("its kernel `{path}` cannot be read")]
+    Kernel { path: String, source: Ext4Error },
+    #[error("its kernel `{path}` is longer than 256 MiB")]
+    LongKernel { path: String },
     #[error(transparent)]
     RootSpec(#[from] RootSpecError),
     #[error("root={asked} is no file system of the disk, which has: {found}")]
@@ -54,6 +62,9 @@ impl InsideError {
         match self {
             Self::NoFileSystem | Self::Opaque { .. } | Self::Ext4 { .. } | Self::NoKernel => true,
             Self::Read { .. }
+            | Self::Modules { .. }
+            | Self::Kernel { .. }
+            | Self::LongKernel { .. }
             | Self::RootSpec(_)
             | Self::NoSuchRoot { .. }
             | Self::Ambiguous { .. } => false,
@@ -187,6 +198,8 @@ pub struct Kernel {
     pub bytes: Vec<u8>,
     /// The root: the file system that has the modules.
     pub volume: Volume,
+    /// How many ext4 file systems could not be looked into.
+    pub passed_over: usize,
     modules: Ext4,
 }
 
@@ -243,13 +256,13 @@ pub fn find_kernel(disk: &File) -> Result<Kernel, InsideError> {
         }))
         .map_err(|source| InsideError::Ext4 { source })
     };
-    let (mut found, mut unreadable) = (Vec::<(String, String, usize)>::new(), None);
+    let (mut found, mut unreadable) = (Vec::<(String, String, usize)>::new(), Vec::new());
     for (number, volume) in ext4.iter().enumerate() {
         let inside = match open(volume) {
             Ok(inside) => inside,
             // It may hold data only.
             Err(error @ InsideError::Ext4 { .. }) => {
-                unreadable.get_or_insert(error);
+                unreadable.push(error);
                 continue;
             }
             Err(error) => return Err(error),
@@ -261,6 +274,7 @@ pub fn find_kernel(disk: &File) -> Result<Kernel, InsideError> {
         }
     }
     found.sort_by_cached_key(|(release, ..)| natural(release));
+    let has_kernels = !found.is_empty();
     for (release, path, kernel_at) in found.into_iter().rev() {
         for volume in &ext4 {
             let Ok(modules) = open(volume) else { continue };
@@ -273,19 +287,31 @@ pub fn find_kernel(disk: &File) -> Result<Kernel, InsideError> {
                 release,
                 bytes,
                 volume: volume.clone(),
+                passed_over: unreadable.len(),
                 modules,
             });
         }
     }
-    Err(unreadable.unwrap_or(InsideError::NoKernel))
+    Err(match unreadable.into_iter().next() {
+        None => InsideError::NoKernel,
+        Some(error) if has_kernels => InsideError::Modules {
+            source: Box::new(error),
+        },
+        Some(error) => error,
+    })
 }
 
 fn read_kernel(inside: &Ext4, path: &str) -> Result<Vec<u8>, InsideError> {
-    let ext4 = |source| InsideError::Ext4 { source };
-    if inside.metadata(path).map_err(ext4)?.len() > KERNEL_BYTES_MAX {
-        return Err(InsideError::NoKernel);
+    let failed = |source| InsideError::Kernel {
+        path: path.to_owned(),
+        source,
+    };
+    if inside.metadata(path).map_err(failed)?.len() > KERNEL_BYTES_MAX {
+        return Err(InsideError::LongKernel {
+            path: path.to_owned(),
+        });
     }
-    inside.read(path).map_err(ext4)
+    inside.read(path).map_err(failed)
 }
 
 /// Lists `vmlinuz-RELEASE` files of a directory; none if there is no such directory.

@@ -67,6 +67,12 @@ impl Scratch {
         fs::create_dir_all(tree.join("boot")).unwrap();
         fs::write(tree.join("boot/vmlinuz-6.1.0-1-test"), b"a kernel").unwrap();
         modules(&tree.join("lib/modules/6.1.0-1-test"));
+        self.image_of(name)
+    }
+
+    /// An ext4 of its tree, whatever is in that.
+    fn image_of(&self, name: &str) -> Vec<u8> {
+        let tree = self.path(&format!("{name}.tree"));
         let image = self.path(name);
         File::create(&image).unwrap().set_len(4 * MIB).unwrap();
         let path = format!("/usr/sbin:/sbin:{}", std::env::var("PATH").unwrap());
@@ -166,6 +172,20 @@ fn a_partition_that_cannot_be_looked_into_is_passed_over() {
     let published = scratch.publish(&["odd", "b"]);
     let reason = published["not_bootable"].as_str().unwrap();
     assert!(reason.contains("cannot look into its ext4"), "{reason}");
+    // A kernel without its modules, which may be where nobody can look.
+    fs::remove_dir_all(scratch.path("system.tree/lib")).unwrap();
+    let kernel_only = scratch.image_of("system");
+    scratch.disk("split", [&kernel_only, &odd]);
+    let message = scratch.refused(&["split", "a"]);
+    assert!(message.contains("may have their modules"), "{message}");
+    // A kernel whose link leads nowhere.
+    let kernel = scratch.path("system.tree/boot/vmlinuz-6.1.0-1-test");
+    fs::remove_file(&kernel).unwrap();
+    std::os::unix::fs::symlink("nowhere", &kernel).unwrap();
+    modules(&scratch.path("system.tree/lib/modules/6.1.0-1-test"));
+    scratch.image_of("system");
+    let message = scratch.refused(&["system", "a"]);
+    assert!(message.contains("cannot be read"), "{message}");
 }
 
 #[test]

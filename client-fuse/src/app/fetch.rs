@@ -12,7 +12,7 @@ use super::{caches, mirrors, open_documents, open_image, source};
 use crate::config::{ByteSize, Config};
 use crate::disk::Disk;
 use crate::disk::pin::PinError;
-use crate::fetch::fetcher::Fetcher;
+use crate::fetch::fetcher::{Fetcher, Whole};
 use crate::fetch::http::HttpSource;
 use crate::log;
 use crate::mount::signals::Signals;
@@ -21,6 +21,10 @@ use crate::stats::Stats;
 
 /// What was kept and is wrong is fetched so often; a disk that keeps nothing right is of no use.
 const CHECKS_MAX: u32 = 3;
+
+/// How often it is tried to keep a document, and between two tries.
+const KEEP_TRIES: u32 = 20;
+const KEEP_PAUSE: Duration = Duration::from_millis(500);
 
 /// Longest wait for what is still being written at the end.
 const SAVING_MAX: Duration = Duration::from_secs(5);
@@ -56,16 +60,17 @@ async fn fetch(config: &Config) -> anyhow::Result<()> {
         stats,
     )
     .with_documents(documents);
+    let fetcher = Arc::new(fetcher);
     let disk = Disk::new(
         &image,
-        Arc::new(fetcher),
+        Arc::clone(&fetcher),
         Arc::clone(&caches),
         &Handle::current(),
         None,
     );
     let data = image.manifest.disk.data_bytes;
     let filled = tokio::select! {
-        filled = fill(&disk, data) => filled,
+        filled = fill(&disk, data, &fetcher, &image.documents) => filled,
         signal = signals.next() => anyhow::bail!("ended by {signal}; what came stays in the cache"),
     };
     filled.with_context(|| format!("`{}` is not in the cache as a whole", image.reference))?;
@@ -80,12 +85,18 @@ async fn fetch(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Brings all of the disk into the cache, and reads it back: who fetches will have no server. What is wrong is fetched anew.
-async fn fill(disk: &Disk<HttpSource>, data: u64) -> Result<(), PinError> {
+async fn fill(
+    disk: &Disk<HttpSource>,
+    data: u64,
+    fetcher: &Fetcher<HttpSource>,
+    documents: &[Whole],
+) -> Result<(), PinError> {
     let mut unkept = 0;
     for _ in 0..CHECKS_MAX {
         let mut bar = Bar::new("fetch", data);
         disk.fill(data, |done| bar.show(done)).await?;
         bar.end();
+        keep_documents(fetcher, documents).await?;
         let mut bar = Bar::new("check", data);
         unkept = disk.check_kept(|done| bar.show(done)).await?;
         bar.end();
@@ -94,6 +105,26 @@ async fn fill(disk: &Disk<HttpSource>, data: u64) -> Result<(), PinError> {
         }
     }
     Err(PinError::Incomplete { bytes: unkept })
+}
+
+/// Sees to it that these are in the cache, though others are busy there.
+async fn keep_documents(
+    fetcher: &Fetcher<HttpSource>,
+    documents: &[Whole],
+) -> Result<(), PinError> {
+    let counter = &fetcher.stats().fetched.metadata_bytes;
+    for whole in documents {
+        let mut left = KEEP_TRIES;
+        while fetcher.recall(whole).await.is_none() {
+            left = left.checked_sub(1).ok_or(PinError::NoIndex)?;
+            let bytes = fetcher.whole(whole, counter).await;
+            let bytes = bytes.map_err(|error| PinError::Read(error.into()))?;
+            if !fetcher.keep_now(whole, bytes).await {
+                tokio::time::sleep(KEEP_PAUSE).await;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A bar on a terminal; nothing elsewhere.

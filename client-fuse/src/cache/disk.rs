@@ -280,13 +280,15 @@ impl DiskCache {
         }
     }
 
-    /// Makes what the file holds durable. Blocks on the disk.
-    pub fn sync(&self) {
-        let Some(cache) = self.file() else { return };
-        let _busy = desk::begin();
-        if let Err(error) = cache.file.sync_data() {
-            cache.switch_off("sync", &error);
-        }
+    /// Makes all that is on the file system of the cache durable, documents, too. Blocks on the disk, for as long as that
+    /// takes: no sign that it does not answer.
+    ///
+    /// # Errors
+    ///
+    /// There is no cache, or its disk failed.
+    pub fn sync(&self) -> io::Result<()> {
+        let cache = self.file().ok_or(io::ErrorKind::NotFound)?;
+        Ok(nix::unistd::syncfs(&*cache.file)?)
     }
 
     /// Does so if anything was used since. Returns whether it was.

@@ -69,14 +69,14 @@ impl<S: Source> Chunks<S> {
         looking.await.unwrap_or((places, all))
     }
 
-    /// Reads `places` back; returns how many bytes of them the cache file has not, or has wrong and forgets now.
-    pub async fn unkept(&self, places: Vec<Place>) -> u64 {
-        let all = places.iter().map(Place::plain_bytes).sum();
+    /// Reads `places` back; returns how many bytes of them the cache file has not, or has wrong and forgets now. `None`: its
+    /// disk does not answer.
+    pub async fn unkept(&self, places: Vec<Place>) -> Option<u64> {
         let look = move |caches: &Caches| {
             let wrong = places.iter().filter(|place| !caches.disk.check(place));
             wrong.map(Place::plain_bytes).sum()
         };
-        self.caches.ask_behind(look).await.unwrap_or(all)
+        self.caches.ask_behind(look).await
     }
 
     /// Fetches `places` behind whatever guests want, and waits for them.

@@ -1,6 +1,7 @@
 //! Brings all of a disk into the cache file: behind a mount that is used, or for a later one.
 
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ const BATCH_BYTES: u64 = 4 << 20;
 
 /// Read back at once: 8 MiB of chunks of the usual length.
 const CHECK_PLACES: usize = 64;
+
+/// How often it is tried to keep a page.
+const KEEP_TRIES: u32 = 20;
 
 /// Between two looks whether guests still wait.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -44,6 +48,8 @@ pub enum PinError {
         "the index of the disk is not in the cache: others are busy in it, or have filled it. Fetch again"
     )]
     NoIndex,
+    #[error("what is in the cache cannot be brought to its disk")]
+    Sync(#[source] io::Error),
     #[error(
         "{bytes} bytes of the disk are not in the cache: the file system is full, or other mounts hold the rest of the cache"
     )]
@@ -209,9 +215,7 @@ impl<S: Source> Parts<S> {
     async fn check_kept(&self, mut progress: impl FnMut(u64) + Send) -> Result<u64, PinError> {
         let (mut done, mut unkept) = (0, 0);
         for region in 0..self.pages.n_regions() {
-            if !self.pages.keep(region).await? {
-                return Err(PinError::NoIndex);
-            }
+            self.keep_page(region).await?;
             let Some(page) = self.pages.page(region).await? else {
                 continue;
             };
@@ -219,16 +223,41 @@ impl<S: Source> Parts<S> {
             let places = entries.map(|entry| Place::new(region, *entry, page.pack(entry)));
             let places: Vec<Place> = places.collect();
             for batch in places.chunks(CHECK_PLACES) {
-                unkept += self.chunks.unkept(batch.to_vec()).await;
+                unkept += self.unkept(batch).await?;
                 done += batch.iter().map(Place::plain_bytes).sum::<u64>();
                 progress(done);
             }
         }
-        let caches = self.chunks.caches();
-        caches.ask_behind(|caches| caches.disk.sync()).await;
-        match caches.disk.is_off() {
-            true => Err(PinError::NoCache),
-            false => Ok(unkept),
+        let caches = Arc::clone(self.chunks.caches());
+        let synced = tokio::task::spawn_blocking(move || caches.disk.sync()).await;
+        synced
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(PinError::Sync)?;
+        Ok(unkept)
+    }
+
+    /// Sees to it that the page of `region` is kept, though others are busy in the directory, or its disk hangs.
+    async fn keep_page(&self, region: u32) -> Result<(), PinError> {
+        for _ in 0..KEEP_TRIES {
+            desk::answered().await;
+            if self.pages.keep(region).await? {
+                return Ok(());
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+        Err(PinError::NoIndex)
+    }
+
+    /// How many bytes of `places` are not in the cache file, as soon as its disk answers.
+    async fn unkept(&self, places: &[Place]) -> Result<u64, PinError> {
+        loop {
+            desk::answered().await;
+            let silences = desk::silences();
+            match self.chunks.unkept(places.to_vec()).await {
+                Some(unkept) if !self.chunks.caches().disk.is_off() => return Ok(unkept),
+                None if silences != desk::silences() => {}
+                Some(_) | None => return Err(PinError::NoCache),
+            }
         }
     }
 

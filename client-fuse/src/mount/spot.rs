@@ -45,10 +45,9 @@ pub(crate) enum Left {
 impl Spot {
     /// What was just mounted at `path`, which is absolute.
     pub(crate) fn of(path: &Path) -> Self {
-        let mounts = fs::read_to_string(MOUNTS).unwrap_or_default();
         Self {
             path: path.to_owned(),
-            entry: topmost(&mounts, path),
+            entry: seen_at(path).ok().flatten(),
         }
     }
 
@@ -79,10 +78,14 @@ impl Spot {
         }
     }
 
+    /// Whether it is seen at its place.
+    pub(crate) fn is_there(&self) -> bool {
+        self.entry.is_some() && seen_at(&self.path).is_ok_and(|now| now == self.entry)
+    }
+
     /// Whether something else is at its place now, or nothing.
     fn is_left(&self) -> bool {
-        let now = fs::read_to_string(MOUNTS).map(|mounts| topmost(&mounts, &self.path));
-        self.entry.is_some() && now.is_ok_and(|now| now != self.entry)
+        self.entry.is_some() && seen_at(&self.path).is_ok_and(|now| now != self.entry)
     }
 
     fn unmount_with(&self, flags: MntFlags, arguments: &[&str]) -> io::Result<()> {
@@ -91,6 +94,12 @@ impl Spot {
             outcome => Ok(outcome?),
         }
     }
+}
+
+/// The mount that is seen at `path`.
+fn seen_at(path: &Path) -> io::Result<Option<Entry>> {
+    let mounts = fs::read(MOUNTS)?;
+    Ok(topmost(&String::from_utf8_lossy(&mounts), path))
 }
 
 /// Has the system's program do it, which may.
@@ -111,7 +120,7 @@ fn help(arguments: &[&str], path: &Path) -> io::Result<()> {
 
 /// The mount that is seen at `path`, of those in the text of `mountinfo` (proc_pid_mountinfo(5)): the last one there.
 fn topmost(mounts: &str, path: &Path) -> Option<Entry> {
-    let wanted = path.to_str()?;
+    let wanted = path.to_string_lossy();
     let entry = |line: &str| {
         let mut fields = line.split(' ');
         let (id, _parent, device) = (fields.next()?, fields.next()?, fields.next()?);

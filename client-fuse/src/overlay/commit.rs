@@ -89,7 +89,9 @@ impl Overlay {
         if let Some(map) = map {
             if let Some(next) = self.write_checkpoint(log, &map)? {
                 *log = next;
-                return Ok(self.landed_at(*log));
+                let discarded = self.landed_at(*log);
+                self.keep_headroom();
+                return Ok(discarded);
             }
             tracing::warn!(overlay = %self.path.display(), "no room to shorten the log of the overlay; it grows");
         }
@@ -204,6 +206,13 @@ impl Overlay {
         let extended = extend(RESERVE_BYTES).or_else(|_| extend(BLOCK));
         space.reserved = extended.map_err(|error| self.failed("extend the log of", error))?;
         Ok(())
+    }
+
+    /// Takes the room that discards may need, if it is there: others may take it before anybody writes.
+    pub(super) fn keep_headroom(&self) {
+        if let Err(error) = self.reserve(0, HEADROOM_BYTES) {
+            tracing::debug!(%error, "no room for the log of discards");
+        }
     }
 
     fn space(&self) -> MutexGuard<'_, Space> {

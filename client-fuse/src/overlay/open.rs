@@ -96,7 +96,7 @@ impl Overlay {
             });
         }
         let (ledger, log) = recover(&file, path, header.seed, &layout)?;
-        Ok(Arc::new(Self {
+        let overlay = Self {
             file,
             path: path.to_owned(),
             layout,
@@ -112,7 +112,9 @@ impl Overlay {
             landed: watch::Sender::new(()),
             broken: AtomicBool::new(false),
             stats: OverlayStats::default(),
-        }))
+        };
+        overlay.keep_headroom();
+        Ok(Arc::new(overlay))
     }
 }
 

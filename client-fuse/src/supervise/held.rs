@@ -62,7 +62,8 @@ impl Held {
 
     /// Unmounts, or detaches what is in use. Returns whether the mount is gone.
     pub(super) fn unmount(&self) -> bool {
-        self.is_over() || self.spot.unmount() == Left::Gone
+        // Where its connection was aborted, it is over, and there still.
+        (self.is_over() && !self.spot.is_there()) || self.spot.unmount() == Left::Gone
     }
 
     /// Whether the kernel is done with it.

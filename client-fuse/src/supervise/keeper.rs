@@ -147,9 +147,7 @@ impl Keeper {
         for worker in [&self.next, &self.current].into_iter().flatten() {
             worker.signal(Signal::SIGKILL);
         }
-        if let Some(held) = &self.held
-            && !held.is_over()
-        {
+        if let Some(held) = &self.held {
             held.unmount();
         }
     }

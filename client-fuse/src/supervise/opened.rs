@@ -140,6 +140,7 @@ impl Opened {
             manifest,
             table: RegionTable::decode(table)?,
             early_head: None,
+            documents: Vec::new(),
         };
         let addresses = head.addresses;
         Ok(Self { image, addresses })

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -157,6 +157,35 @@ fn what_is_mounted_in_the_place_of_a_detached_mount_stays() {
         drop(user);
         assert!(child.wait().unwrap().success());
         assert!(mounted.is_mounted(), "{extra:?}");
+    }
+}
+
+#[test]
+fn a_mount_whose_connection_is_aborted_leaves_no_dead_one() {
+    if !can_mount() {
+        return;
+    }
+    let control = Path::new("/sys/fs/fuse/connections");
+    let nothing = None::<&str>;
+    // It is mounted already where a system was started in the usual way.
+    let _ = nix::mount::mount(
+        Some("none"),
+        control,
+        Some("fusectl"),
+        MsFlags::empty(),
+        nothing,
+    );
+    let store = store();
+    let base = serve(&store, Manner::Right);
+    for extra in HELD {
+        let mounted = mount_dir(&store);
+        let _point = Point(mounted.point());
+        let mut child = mount_child(&base, &mounted, extra);
+        let device = fs::metadata(mounted.point()).unwrap().dev();
+        let number = nix::sys::stat::minor(device).to_string();
+        fs::write(control.join(number).join("abort"), "1").unwrap();
+        child.wait().unwrap();
+        assert!(!mounted.is_mounted(), "{extra:?}");
     }
 }
 

@@ -159,9 +159,12 @@ async fn a_delta_that_is_missing_or_wrong_costs_its_pages_and_nothing_else() {
     let foreign = others.publish().since(&old, |_| ()).files[&foreign].to_vec();
     Patches::decode(foreign.clone().into()).unwrap();
     // How it is, what the server does with it, and how many patches are found to be of no use.
-    let cases: [(Store, Fault, u64); 6] = [
+    let cases: [(Store, Fault, u64); 9] = [
         (right.clone(), Fault::Missing, 0),
         (right.clone(), Fault::Refuse, 0),
+        (right.clone(), Fault::Silent, 0),
+        (right.clone(), Fault::Stall, 0),
+        (right.clone(), Fault::Endless, 0),
         (right, Fault::Flip, 0),
         (new.since(&old, |bytes| bytes[0] ^= 1), Fault::None, 1),
         (new.since(&old, last), Fault::None, 1),

@@ -421,6 +421,13 @@ async fn make_bootable(
                      run e2fsck on the image and publish it again",
                 );
             }
+            if built.passed_over > 0 {
+                ui.warn(&format!(
+                    "{} ext4 file systems of the disk cannot be looked into; machines boot from another one, {}",
+                    built.passed_over,
+                    built.boot.root.as_deref().unwrap_or("the whole disk")
+                ));
+            }
             Ok((Some(built), None))
         }
         Err(BootError::Inside(error)) if !asked && error.is_of_the_image() => {

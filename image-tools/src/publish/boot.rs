@@ -96,6 +96,8 @@ pub struct BootBuilt {
     pub report: Report,
     /// The root file system has a journal that was not replayed: it was not unmounted cleanly.
     pub needs_recovery: bool,
+    /// How many ext4 file systems of the disk could not be looked into; one of them may have been meant.
+    pub passed_over: usize,
 }
 
 /// An initramfs of an earlier version that is longer is not looked at.
@@ -140,6 +142,7 @@ pub async fn build(
         boot,
         report: made.initramfs.report,
         needs_recovery: made.needs_recovery,
+        passed_over: made.passed_over,
     })
 }
 
@@ -191,6 +194,7 @@ struct Made {
     root: Option<String>,
     initramfs: initramfs::Initramfs,
     needs_recovery: bool,
+    passed_over: usize,
 }
 
 /// A kernel, wherever it came from, and the file system that is its root.
@@ -200,6 +204,7 @@ struct FoundKernel<'a> {
     modules: &'a dyn ModuleSource,
     /// Where its modules were found, if that was on the disk.
     volume: Option<Volume>,
+    passed_over: usize,
 }
 
 fn build_blocking(disk: &File, config: BootConfig, known: &[Bytes]) -> Result<Made, BootError> {
@@ -211,6 +216,7 @@ fn build_blocking(disk: &File, config: BootConfig, known: &[Bytes]) -> Result<Ma
                 release: kernel.release.clone(),
                 modules: &kernel,
                 volume: Some(kernel.volume.clone()),
+                passed_over: kernel.passed_over,
             };
             finish(disk, found, config, known)
         }
@@ -231,6 +237,7 @@ fn build_blocking(disk: &File, config: BootConfig, known: &[Bytes]) -> Result<Ma
                 release,
                 modules: &DirectoryModules::new(modules),
                 volume: None,
+                passed_over: 0,
             };
             finish(disk, found, config, known)
         }
@@ -270,6 +277,7 @@ fn finish(
         root,
         initramfs: unpacked.pack(known)?,
         needs_recovery: inside::needs_recovery(disk, &volume)?,
+        passed_over: found.passed_over,
     })
 }
 

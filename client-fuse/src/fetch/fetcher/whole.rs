@@ -1,5 +1,7 @@
 //! Fetches files as a whole: metadata, tables, index pages.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use image_format::digest::{Digest, DigestMismatch, ObjectRef};
 
@@ -9,6 +11,9 @@ use crate::fetch::lanes::{Hurry, Priority};
 use crate::fetch::mirrors::{MirrorId, Way};
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
 use crate::stats::Counter;
+
+/// How long what a reader can do without is waited for.
+const AT_BEST_MAX: Duration = Duration::from_secs(10);
 
 /// A file to fetch as a whole.
 #[derive(Clone, Debug)]
@@ -195,7 +200,8 @@ impl<S: Source> Fetcher<S> {
             .ok()
     }
 
-    /// Fetches a whole file that its reader can do without: in one attempt, of two mirrors if one lets wait.
+    /// Fetches a whole file that its reader can do without: in one attempt, of two mirrors if one lets wait, and not for
+    /// longer than [`AT_BEST_MAX`] or the deadline.
     ///
     /// # Cancel safety
     ///
@@ -204,16 +210,22 @@ impl<S: Source> Fetcher<S> {
         if let Some(kept) = self.recall(whole).await {
             return Some(kept);
         }
-        let first = self.choose(&self.attempts());
-        let (priority, hurry) = (Priority::Guest, Hurry::new());
-        let slot = self.enter(priority, whole.bytes_max(), &hurry).await;
-        let terms = whole.terms(first, true, None, &hurry);
-        let raced = self
-            .race_whole(terms, whole, whole.freshness(), counter)
-            .await;
-        drop(slot);
-        let outcome = raced.outcome;
-        outcome
+        let fetching = async {
+            let mut attempts = self.attempts();
+            let first = self.choose(&attempts);
+            let (priority, hurry) = (Priority::Guest, Hurry::new());
+            let bytes = whole.bytes_max();
+            let slot = self
+                .enter_in_time(&mut attempts, &whole.path, priority, bytes, &hurry)
+                .await?;
+            let terms = whole.terms(first, true, Some(&attempts), &hurry);
+            let raced = self.race_whole(terms, whole, whole.freshness(), counter);
+            let outcome = raced.await.outcome;
+            drop(slot);
+            outcome
+        };
+        let fetched = tokio::time::timeout(AT_BEST_MAX, fetching).await.ok()?;
+        fetched
             .inspect_err(|error| tracing::debug!(%error, "not had, and not needed"))
             .ok()
     }

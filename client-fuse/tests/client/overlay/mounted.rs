@@ -203,6 +203,7 @@ fn a_full_disk_refuses_a_write_and_loses_none() {
     let mut others = File::create(small.join("others")).unwrap();
     while others.write_all(&[1; 4096]).is_ok() {}
     place.mount();
+    while others.write_all(&[1; 4096]).is_ok() {}
     let file = place.open();
     assert!(fs::read(place.mounted.disk()).unwrap() == model);
     // Space that is given back can be written again.

@@ -231,8 +231,9 @@ fn cut_while_written(place: &Place, client: &Child, backing: &Path) -> Vec<(Path
 /// busy machine the others go on for long.
 fn wait_until_stopped(process: Pid) {
     let runs = |thread: &fs::DirEntry| {
-        let status = fs::read_to_string(thread.path().join("status")).unwrap();
-        !status.contains("\nState:\tT")
+        // One that has ended meanwhile does not run either.
+        let status = fs::read_to_string(thread.path().join("status"));
+        status.is_ok_and(|status| !status.contains("\nState:\tT"))
     };
     let threads = || fs::read_dir(format!("/proc/{process}/task")).unwrap();
     while threads().map(Result::unwrap).any(|thread| runs(&thread)) {
