@@ -42,7 +42,7 @@ pub enum InsideError {
     #[error(
         "there are kernels in it, but a file system that may have their modules cannot be looked into: give --kernel and --modules"
     )]
-    Modules { source: Box<InsideError> },
+    Modules { source: Box<Self> },
     #[error("its kernel `{path}` cannot be read")]
     Kernel { path: String, source: Ext4Error },
     #[error("its kernel `{path}` is longer than 256 MiB")]
