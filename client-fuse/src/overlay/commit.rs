@@ -188,6 +188,10 @@ impl Overlay {
     /// Makes sure that the log has its place on disk for `n_more` records beside the dirty ones, and `headroom` bytes, so
     /// that a disk which fills up refuses a write, and not the sync of one that it took.
     pub(super) fn reserve(&self, n_more: usize, headroom: u64) -> Result<(), OverlayError> {
+        self.reserve_by(RESERVE_BYTES, n_more, headroom)
+    }
+
+    fn reserve_by(&self, step: u64, n_more: usize, headroom: u64) -> Result<(), OverlayError> {
         let n_dirty = self.ledger().n_dirty();
         let mut space = self.space();
         // What is in flight moves the end when it lands; it is at most as much as may be dirty.
@@ -203,14 +207,14 @@ impl Overlay {
             allocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, &place).map(|()| until)
         };
         // Of the last megabyte that is free, no more is taken than is needed.
-        let extended = extend(RESERVE_BYTES).or_else(|_| extend(BLOCK));
+        let extended = extend(step).or_else(|_| extend(BLOCK));
         space.reserved = extended.map_err(|error| self.failed("extend the log of", error))?;
         Ok(())
     }
 
     /// Takes the room that discards may need, if it is there: others may take it before anybody writes.
     pub(super) fn keep_headroom(&self) {
-        if let Err(error) = self.reserve(0, HEADROOM_BYTES) {
+        if let Err(error) = self.reserve_by(BLOCK, 0, HEADROOM_BYTES) {
             tracing::debug!(%error, "no room for the log of discards");
         }
     }
