@@ -35,6 +35,8 @@ pub mod boot;
 mod kept;
 pub mod pin;
 
+use boot::Heads;
+
 /// A read joins this many flights that come to nothing (a task failed) before it reports an error.
 const ABANDONED_MAX: usize = 3;
 
@@ -47,8 +49,10 @@ pub struct Chunks<S> {
     /// The boot pack, once its head is here.
     boot: OnceLock<Arc<BootStream>>,
     /// How many heads of boot packs are on their way.
-    expected: watch::Sender<usize>,
+    expected: watch::Sender<Heads>,
     ledger: Ledger,
+    /// How often there was little room for what nobody has asked for.
+    sweeps: AtomicUsize,
     neighbours: Mutex<Neighbours>,
     /// Requests for guests that no frame of the boot pack carries.
     guest_requests: Arc<AtomicUsize>,
@@ -82,8 +86,9 @@ impl<S: Source> Chunks<S> {
             caches,
             flights: Flights::new(),
             boot: OnceLock::new(),
-            expected: watch::Sender::new(0),
+            expected: watch::Sender::new(Heads::default()),
             ledger: Ledger::default(),
+            sweeps: AtomicUsize::new(0),
             neighbours: Mutex::default(),
             guest_requests: Arc::default(),
             tasks: Tasks::new(runtime),
@@ -398,9 +403,14 @@ impl<S: Source> Chunks<S> {
     fn launch(&self, request: RangeRequest<Wanted>, priority: Priority, hurry: &Arc<Hurry>) {
         let fetch = Arc::clone(&self.fetcher).range(request, priority, Arc::clone(hurry));
         let guest = (priority == Priority::Guest).then(|| Counted::up(&self.guest_requests));
+        let boot = guest.is_some().then(|| self.boot.get().cloned()).flatten();
         self.tasks.spawn(async move {
             fetch.await;
             drop(guest);
+            if let Some(boot) = boot {
+                // It holds itself back while guests wait.
+                boot.call();
+            }
         });
     }
 

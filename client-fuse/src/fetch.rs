@@ -43,16 +43,37 @@ pub trait Source: Send + Sync + 'static {
     /// Dropping the future or the body ends the request; the source stays usable.
     fn open(&self, request: Request) -> impl Future<Output = Result<Body, SourceError>> + Send;
 
-    /// The same, over none of the connections that `open` uses: they may be dead.
+    /// The same, over none of the connections that `open` used during `turn`: they may be dead.
     fn open_afresh(
         &self,
         request: Request,
+        turn: Turn,
     ) -> impl Future<Output = Result<Body, SourceError>> + Send {
+        let _ = turn;
         self.open(request)
     }
 
-    /// Makes the connections of [`Self::open_afresh`] those of `open`, because the others are dead.
-    fn turn(&self) {}
+    /// Which connections `open` uses now.
+    fn turn(&self) -> Turn {
+        Turn::default()
+    }
+
+    /// Leaves the connections that were used during `turn`, because they are dead; once, however often it is said.
+    fn leave(&self, turn: Turn) {
+        let _ = turn;
+    }
+}
+
+/// How often connections were left for new ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn(u64);
+
+impl Turn {
+    /// The one after.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
 }
 
 /// The bytes of an answer.
@@ -174,7 +195,11 @@ impl SourceError {
                 status: 408 | 425 | 429 | 500..=599,
                 ..
             } => Fault::Transient,
-            Self::Missing { .. } | Self::WrongRange { .. } | Self::Encoded { .. } => Fault::Wrong,
+            // A cache on the way may have a copy that is too short for what is asked for.
+            Self::Missing { .. }
+            | Self::WrongRange { .. }
+            | Self::Encoded { .. }
+            | Self::Status { status: 416, .. } => Fault::Wrong,
             Self::Status { .. }
             | Self::NoToken { .. }
             | Self::BadToken { .. }

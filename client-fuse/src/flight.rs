@@ -59,6 +59,13 @@ impl<K: Eq + Hash + Copy, V: Clone> Flights<K, V> {
         }
     }
 
+    /// Whether `key` is on its way.
+    #[must_use]
+    pub fn is_on_its_way(&self, key: &K) -> bool {
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        map.contains_key(key)
+    }
+
     /// Joins the flight of `key`, or starts one that `hurry` will speed up.
     #[must_use]
     pub fn board(&self, key: K, hurry: &Arc<Hurry>) -> Boarding<K, V> {

@@ -18,6 +18,7 @@ use image_format::manifest::BootPack;
 use image_format::trace::Origin;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Chunks;
 use super::kept::fill_if_few;
@@ -69,6 +70,9 @@ impl Drop for Bringing {
 /// on a bad line. The head comes beside the index page that a first read needs anyway.
 const HEAD_WAIT: Duration = Duration::from_millis(500);
 
+/// How often it is asked for room before it is looked once more what of that is taken in vain.
+const SWEEP_EVERY: usize = 16;
+
 /// How long to leave a server alone that failed when frames were to be kept.
 const KEEP_AGAIN: Duration = Duration::from_secs(30);
 
@@ -77,12 +81,20 @@ const USELESS_MAX: u32 = 4;
 
 /// The head of a boot pack is on its way, until this is dropped.
 #[derive(Debug)]
-pub struct Expected(watch::Sender<usize>);
+pub struct Expected(watch::Sender<Heads>);
 
 impl Drop for Expected {
     fn drop(&mut self) {
-        self.0.send_modify(|heads| *heads -= 1);
+        self.0.send_modify(|heads| heads.coming -= 1);
     }
+}
+
+/// The heads of boot packs that are on their way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Heads {
+    coming: usize,
+    /// Since when the last of them is.
+    since: Option<Instant>,
 }
 
 impl<S: Source> Chunks<S> {
@@ -90,15 +102,22 @@ impl<S: Source> Chunks<S> {
     /// lists is not fetched from elsewhere first.
     #[must_use]
     pub fn expect_boot_pack(&self) -> Expected {
-        self.expected.send_modify(|heads| *heads += 1);
+        self.expected.send_modify(|heads| {
+            heads.coming += 1;
+            heads.since = Some(Instant::now());
+        });
         Expected(self.expected.clone())
     }
 
-    /// Waits until it is known what the boot pack brings, but not for long.
+    /// Waits until it is known what the boot pack brings, but not for long, and not again when that was in vain.
     pub async fn boot_pack_is_known(&self) {
         let mut expected = self.expected.subscribe();
+        let Some(since) = expected.borrow().since else {
+            return;
+        };
         // The sender lives as long as `self`; after the wait, packs serve.
-        let _ = tokio::time::timeout(HEAD_WAIT, expected.wait_for(|heads| *heads == 0)).await;
+        let known = expected.wait_for(|heads| heads.coming == 0);
+        let _ = tokio::time::timeout_at(since + HEAD_WAIT, known).await;
     }
 
     /// How many frames the boot pack has, and how many of them are on their way or still to come.
@@ -334,11 +353,25 @@ impl<S: Source> Chunks<S> {
     pub(super) fn pressure(&self) -> Pressure {
         // Half of the memory, so that what was read lately is not pushed out by what may be read.
         let memory = self.caches.memory.bytes_max() as u64 / 2;
+        let on_disk = self.caches.disk.room_bytes();
+        if on_disk < memory / 4 && self.ledger.unused_bytes() > memory / 4 * 3 {
+            self.forget_what_is_no_more();
+        }
         let in_memory = memory.saturating_sub(self.ledger.unused_bytes());
         Pressure {
             guest_requests: self.guest_requests.load(Ordering::Relaxed),
-            room_bytes: in_memory.max(self.caches.disk.room_bytes()),
+            room_bytes: in_memory.max(on_disk),
             frames_max: frames_max(self.fetcher.line()),
+        }
+    }
+
+    /// What came ahead in vain takes no room once memory has let go of it, nor what did not come. Looks now and then.
+    fn forget_what_is_no_more(&self) {
+        let asked = self.sweeps.fetch_add(1, Ordering::Relaxed);
+        if asked.is_multiple_of(SWEEP_EVERY) {
+            let memory = &self.caches.memory;
+            self.ledger
+                .retain(|chunk| memory.holds(chunk) || self.flights.is_on_its_way(chunk));
         }
     }
 
@@ -447,7 +480,8 @@ impl<S: Source> Chunks<S> {
             }
             Err(error) => {
                 self.stats.boot_pack.frames_by_ranges.increment();
-                if !error.is_outage() && !error.is_overdue() {
+                // A connection that broke says nothing about the pack.
+                if error.fault() != Fault::Transient {
                     self.stats.boot_pack.damaged.increment();
                     if boot.distrust() {
                         warn(&error);

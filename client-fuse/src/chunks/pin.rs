@@ -105,12 +105,13 @@ impl<S: Source> Chunks<S> {
             }
         }
         self.launch_all(wanted, Priority::Ahead, &hurry);
+        let mut outcome = Ok(());
         for seat in seats {
             // What was abandoned the next round looks for again.
-            if let Ok(delivery) = seat.wait().await {
-                drop(delivery?);
+            if let Ok(Err(error)) = seat.wait().await {
+                outcome = outcome.and(Err(error));
             }
         }
-        Ok(())
+        outcome
     }
 }

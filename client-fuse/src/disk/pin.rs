@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{Disk, Parts, ReadError};
 use crate::cache::desk;
 use crate::cache::disk::Room;
+use crate::fetch::retry::Fault;
 use crate::fetch::{FetchError, Source};
 use crate::place::Place;
 
@@ -28,6 +29,9 @@ const IDLE_ROUNDS_MAX: u32 = 5;
 
 /// so many, a minute at least, where another process was making room all the time.
 const BUSY_ROUNDS_MAX: u32 = 120;
+
+/// Before a disk is filled again whose server failed.
+const PIN_AGAIN: Duration = Duration::from_secs(30);
 
 /// Before such a round: what came late is written by then, and who looked for room has found it.
 const ROUND_PAUSE: Duration = Duration::from_millis(500);
@@ -54,6 +58,13 @@ pub enum PinError {
         "{bytes} bytes of the disk are not in the cache: the file system is full, or other mounts hold the rest of the cache"
     )]
     Incomplete { bytes: u64 },
+}
+
+impl PinError {
+    /// Whether it is a server that fails, which may be back later.
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::Read(ReadError::Fetch(error)) if error.fault() == Fault::Transient)
+    }
 }
 
 /// Fills the cache file of a disk.
@@ -125,12 +136,18 @@ impl<S: Source> Disk<S> {
     pub fn pin(&self, data: u64) {
         let parts = Arc::clone(&self.parts);
         self.tasks.spawn(async move {
-            match parts.fill(data, |_| {}).await {
-                Ok(()) => tracing::info!("all of the disk is in the cache"),
-                Err(error) => {
-                    let cause: &dyn std::error::Error = &error;
-                    tracing::warn!(error = cause, "not all of the disk is in the cache");
+            loop {
+                match parts.fill(data, |_| {}).await {
+                    Ok(()) => return tracing::info!("all of the disk is in the cache"),
+                    Err(error) => {
+                        let (cause, again): (&dyn std::error::Error, _) = (&error, error.may_pass());
+                        tracing::warn!(error = cause, again, "not all of the disk is in the cache");
+                        if !again {
+                            return;
+                        }
+                    }
                 }
+                tokio::time::sleep(PIN_AGAIN).await;
             }
         });
     }

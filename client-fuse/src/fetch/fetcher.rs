@@ -260,7 +260,13 @@ impl<S: Source> Fetcher<S> {
                 self.stats.retries.increment();
                 self.outage.began(fault, error, &self.stats.faults);
                 tracing::debug!(%error, ?wait, "trying again");
-                tokio::time::sleep(wait).await;
+                let over = self.outage.over();
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    // Others are answered, or somebody waits now; but who wants to be left alone is.
+                    () = over, if told.is_none() => {}
+                    () = attempts.called(), if told.is_none() => {}
+                }
                 !attempts.is_over()
             }
         }

@@ -12,7 +12,6 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,16 +27,18 @@ use url::Url;
 use crate::config::proxies::Proxies;
 use crate::config::{BaseUrl, NetworkConfig};
 use crate::fetch::resolve::Resolver;
-use crate::fetch::{Body, Freshness, Part, Request, Source, SourceError};
+use crate::fetch::{Body, Freshness, Part, Request, Source, SourceError, Turn};
 
 mod dial;
 pub mod identity;
+mod pools;
 mod post;
 pub mod redirect;
 mod retry_after;
 mod tls;
 
 use identity::Identity;
+use pools::Pools;
 use tls::Judge;
 
 /// An object up to this length may come whole when a part of it was asked for.
@@ -58,10 +59,7 @@ const HTTP2_CONNECTION_BYTES: u32 = 8 << 20;
 /// A store behind HTTP.
 #[derive(Clone, Debug)]
 pub struct HttpSource {
-    /// Each has connections of its own.
-    clients: [Client; 2],
-    /// Which of them is used.
-    turn: Arc<AtomicUsize>,
+    pools: Pools,
     judge: Arc<Judge>,
     base: BaseUrl,
     authorization: Option<HeaderValue>,
@@ -118,14 +116,14 @@ impl HttpSource {
             judge.prepare()?;
         }
         let tls = judge.client()?;
-        let client = || {
-            let builder = builder(network, resolver)?;
+        let (network, known) = (network.clone(), resolver.clone());
+        let make = move || {
+            let builder = builder(&network, &known)?;
             builder.tls_backend_preconfigured(tls.clone()).build()
         };
         Ok(Self {
-            clients: [client()?, client()?],
+            pools: Pools::new(Arc::new(make))?,
             judge,
-            turn: Arc::default(),
             base,
             authorization: identity.authorization(),
             resolver: resolver.clone(),
@@ -154,7 +152,7 @@ impl HttpSource {
         }
         Self {
             base,
-            turn: Arc::default(),
+            pools: self.pools.apart(),
             ..self.clone()
         }
     }
@@ -201,25 +199,23 @@ fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
 
 impl Source for HttpSource {
     async fn open(&self, request: Request) -> Result<Body, SourceError> {
-        self.ask(self.client(0), request).await
+        self.ask(&self.pools.usual(), request).await
     }
 
-    async fn open_afresh(&self, request: Request) -> Result<Body, SourceError> {
-        self.ask(self.client(1), request).await
+    async fn open_afresh(&self, request: Request, turn: Turn) -> Result<Body, SourceError> {
+        self.ask(&self.pools.other_than(turn), request).await
     }
 
-    fn turn(&self) {
-        self.turn.fetch_add(1, Ordering::Relaxed);
+    fn turn(&self) -> Turn {
+        self.pools.now_is()
+    }
+
+    fn leave(&self, turn: Turn) {
+        self.pools.leave(turn);
     }
 }
 
 impl HttpSource {
-    /// The client that is used, or the one behind it.
-    fn client(&self, behind: usize) -> &Client {
-        let turn = self.turn.load(Ordering::Relaxed).wrapping_add(behind);
-        &self.clients[turn % self.clients.len()]
-    }
-
     async fn ask(&self, client: &Client, request: Request) -> Result<Body, SourceError> {
         let url = self
             .base

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::fetch::line::{Estimate, Meter};
 use crate::fetch::retry::Blame;
-use crate::fetch::{Body, FetchError, Request, Source, SourceError};
+use crate::fetch::{Body, FetchError, Request, Source, SourceError, Turn};
 use crate::stats::mirrors::MirrorStats;
 
 pub mod ranking;
@@ -35,8 +35,8 @@ pub struct MirrorId(usize);
 pub(crate) enum Way {
     /// One that is there, if there is one.
     Usual,
-    /// None of those that are there: they may be dead.
-    Afresh,
+    /// None of those that were used during this turn: they may be dead.
+    Afresh(Turn),
 }
 
 /// One server.
@@ -266,13 +266,18 @@ impl<S: Source> Mirrors<S> {
         server.stats.requests.increment();
         match way {
             Way::Usual => server.source.open(request).await,
-            Way::Afresh => server.source.open_afresh(request).await,
+            Way::Afresh(turn) => server.source.open_afresh(request, turn).await,
         }
     }
 
-    /// Leaves the connections to a mirror that are there: another one helped.
-    pub(crate) fn turn(&self, mirror: MirrorId) {
-        self.server(mirror).source.turn();
+    /// Which connections to a mirror are used now.
+    pub(crate) fn turn(&self, mirror: MirrorId) -> Turn {
+        self.server(mirror).source.turn()
+    }
+
+    /// Leaves the connections to a mirror that were used during `turn`: another one helped.
+    pub(crate) fn leave(&self, mirror: MirrorId, turn: Turn) {
+        self.server(mirror).source.leave(turn);
     }
 }
 

@@ -42,6 +42,8 @@ struct Known {
     addresses: Vec<SocketAddr>,
     /// When it was asked for last, whatever came of it.
     asked: Instant,
+    /// Whether who asks now has heard nothing for [`PATIENCE`]: nobody else waits for that.
+    is_silent: bool,
 }
 
 impl Default for Resolver {
@@ -97,13 +99,18 @@ impl Resolver {
                 if known.len() < Self::NAMES_MAX || known.contains_key(name) {
                     let asked = Instant::now();
                     let addresses = addresses.clone();
-                    known.insert(name.to_owned(), Known { addresses, asked });
+                    let found = Known {
+                        addresses,
+                        asked,
+                        is_silent: false,
+                    };
+                    known.insert(name.to_owned(), found);
                 }
                 Ok(addresses)
             }
             found => match known.get_mut(name) {
                 Some(known) => {
-                    known.asked = Instant::now();
+                    (known.asked, known.is_silent) = (Instant::now(), false);
                     Ok(known.addresses.clone())
                 }
                 None => found,
@@ -119,6 +126,14 @@ impl Resolver {
     fn fresh(&self, name: &str) -> Option<Vec<SocketAddr>> {
         let known = self.known(name)?;
         (known.asked.elapsed() < FRESH).then_some(known.addresses)
+    }
+
+    /// Notes that whoever asks for `name` hears nothing.
+    fn note_silence(&self, name: &str) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get_mut(name) {
+            known.is_silent = true;
+        }
     }
 
     fn turn(&self, name: &str) -> Turn {
@@ -147,13 +162,19 @@ impl Resolver {
         }
         let known = self.known(&name);
         // It goes on when nobody waits any more: the next one to connect wants to know.
-        let asking = tokio::spawn(self.clone().ask(name));
+        let asking = tokio::spawn(self.clone().ask(name.clone()));
         let Some(known) = known else {
             return asking.await.map_err(io::Error::from)?;
         };
+        if known.is_silent {
+            return Ok(known.addresses);
+        }
         match tokio::time::timeout(PATIENCE, asking).await {
             Ok(asked) => asked.map_err(io::Error::from)?,
-            Err(_) => Ok(known.addresses),
+            Err(_) => {
+                self.note_silence(&name);
+                Ok(known.addresses)
+            }
         }
     }
 }
@@ -248,5 +269,32 @@ mod tests {
         tokio::time::resume();
         let addresses = resolver.addresses("boot".to_owned()).await.unwrap();
         assert_eq!(addresses, address("192.0.2.1:0"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_name_server_is_waited_for_once() {
+        use futures_util::FutureExt as _;
+
+        // It answers when the test has ended.
+        let (end, silence) = std::sync::mpsc::channel::<()>();
+        let silence = Mutex::new(silence);
+        let lookup = move |_: &str| {
+            let _ = silence.lock().unwrap().recv();
+            lost()
+        };
+        let resolver = Resolver::of(Arc::new(lookup));
+        let good = address("192.0.2.1:0");
+        resolver.remember(vec![("boot".to_owned(), good.clone())]);
+        tokio::time::advance(FRESH).await;
+        let resolving = tokio::spawn({
+            let resolver = resolver.clone();
+            async move { resolver.addresses("boot".to_owned()).await }
+        });
+        tokio::task::yield_now().await;
+        tokio::time::advance(PATIENCE).await;
+        assert_eq!(resolving.await.unwrap().unwrap(), good);
+        let again = resolver.addresses("boot".to_owned()).now_or_never();
+        assert_eq!(again.unwrap().unwrap(), good);
+        drop(end);
     }
 }

@@ -49,12 +49,25 @@ impl Ledger {
         }
     }
 
-    /// Notes that `chunk` is read, or did not come; returns what is known of it if it was unused until now.
+    /// Notes that `chunk` is read; returns what is known of it if it was unused until now.
     pub fn strike(&self, chunk: &ChunkId) -> Option<Ahead> {
         let mut unused = self.unused();
         let ahead = unused.chunks.remove(chunk)?;
         unused.bytes -= ahead.bytes;
         Some(ahead)
+    }
+
+    /// Forgets what is no more, and will not be read from here.
+    pub fn retain(&self, is_there: impl Fn(&ChunkId) -> bool) {
+        let mut unused = self.unused();
+        let Unused { chunks, bytes } = &mut *unused;
+        chunks.retain(|chunk, ahead| {
+            let is_there = is_there(chunk);
+            if !is_there {
+                *bytes -= ahead.bytes;
+            }
+            is_there
+        });
     }
 
     /// Bytes that nobody has read yet.
@@ -85,5 +98,18 @@ mod tests {
         assert_eq!(ledger.strike(&chunk), Some(ahead));
         assert_eq!(ledger.strike(&chunk), None);
         assert_eq!(ledger.unused_bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_no_more_does_not_count() {
+        let ledger = Ledger::default();
+        let chunks = [ChunkId::of(b"evicted"), ChunkId::of(b"there")];
+        for (chunk, bytes) in chunks.into_iter().zip([4096, 8192]) {
+            let reason = Reason::Neighbour;
+            ledger.bring(chunk, Ahead { bytes, reason });
+        }
+        ledger.retain(|chunk| *chunk == chunks[1]);
+        assert_eq!(ledger.unused_bytes(), 8192);
+        assert_eq!(ledger.strike(&chunks[0]), None);
     }
 }

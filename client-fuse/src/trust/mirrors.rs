@@ -6,16 +6,23 @@
 //! metadata that is out of date will do, it is taken only when no mirror has any that is not.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::expiry::Verdict;
-use super::offline::Kept;
-use super::transport::MetadataTransport;
+use super::offline::{Kept, PATIENCE};
+use super::transport::{File, MetadataTransport};
 use super::{Basis, Found, TrustError};
-use crate::fetch::Source;
 use crate::fetch::fetcher::Fetcher;
 use crate::fetch::mirrors::MirrorId;
-use crate::fetch::retry::Fault;
+use crate::fetch::retry::{Blame, Fault};
+use crate::fetch::{FetchError, Source};
+
+/// At the deadline, a server from which something came so lately is not given up.
+const LATELY: Duration = Duration::from_secs(1);
 
 /// Finds metadata that is in order; asks each mirror once before it waits and asks again.
 pub(super) async fn find<S: Source>(
@@ -25,13 +32,29 @@ pub(super) async fn find<S: Source>(
 ) -> Result<Found, TrustError> {
     let mut attempts = fetcher.attempts();
     let mut transports: BTreeMap<MirrorId, MetadataTransport<S>> = BTreeMap::new();
+    let mut patience = Duration::ZERO;
     loop {
+        // Whoever answers as slowly as that every time has his time in a later round.
+        patience += PATIENCE;
         let (mut out_of_date, mut failures) = (None, Vec::new());
         for mirror in fetcher.mirrors().order() {
             let transport = transports
                 .entry(mirror)
                 .or_insert_with(|| MetadataTransport::new(fetcher, mirror));
-            match basis.check(transport, &mut attempts).await {
+            let until = attempts.until();
+            let checking = Box::pin(basis.check(transport, &mut attempts));
+            let checked = match in_time(fetcher, checking, patience, until).await {
+                Ok(checked) => checked,
+                Err(checking) => match kept.find(fetcher, basis).await {
+                    Some(found) => return Ok(found),
+                    // There is nobody else, and he may answer yet.
+                    None if fetcher.has_one_server() && until.is_none_or(is_ahead) => {
+                        checking.await
+                    }
+                    None => Err(silent(fetcher, mirror, patience)),
+                },
+            };
+            match checked {
                 Ok(found) if matches!(found.verdict, Verdict::Expired { .. }) => {
                     out_of_date.get_or_insert(found);
                 }
@@ -68,6 +91,46 @@ pub(super) async fn find<S: Source>(
             return found.ok_or(error);
         }
     }
+}
+
+/// What `checking` comes to; itself, where nothing has come from any server for as long as `patience`, or for a while and
+/// it is `until`.
+async fn in_time<S: Source, T, F: Future<Output = T> + Unpin>(
+    fetcher: &Fetcher<S>,
+    mut checking: F,
+    patience: Duration,
+    until: Option<Instant>,
+) -> Result<T, F> {
+    let began = Instant::now();
+    loop {
+        let heard = fetcher.mirrors().last_heard().max(began);
+        let over = until.map(|until| until.max(heard + LATELY));
+        let silent = over.map_or(heard + patience, |over| over.min(heard + patience));
+        if silent <= Instant::now() {
+            return Err(checking);
+        }
+        tokio::select! {
+            biased;
+            checked = &mut checking => return Ok(checked),
+            () = tokio::time::sleep_until(silent) => {}
+        }
+    }
+}
+
+fn is_ahead(until: Instant) -> bool {
+    until > Instant::now()
+}
+
+/// Notes that a mirror said nothing.
+fn silent<S: Source>(fetcher: &Fetcher<S>, mirror: MirrorId, patience: Duration) -> TrustError {
+    let file = File::Timestamp;
+    let source = FetchError::Slow {
+        path: format!("metadata/{file}"),
+        got: 0,
+        seconds: patience.as_secs(),
+    };
+    fetcher.mirrors().failed(mirror, Blame::Unable, &source);
+    TrustError::Fetch { file, source }
 }
 
 /// One error, or all of them by mirror.

@@ -23,7 +23,7 @@ use crate::fetch::Source;
 use crate::fetch::fetcher::Fetcher;
 
 /// A server that restarts is back before this.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The files of one store: they are kept by its first root.
 pub(super) struct Kept {
@@ -45,8 +45,7 @@ impl Kept {
 
     /// Whether it is time to do without a server that cannot be reached for this reason.
     pub(super) fn is_due(&self, error: &TrustError) -> bool {
-        let refused = self.refused.load(Ordering::Relaxed);
-        !refused && error.is_outage() && self.began.elapsed() >= PATIENCE
+        error.is_outage() && self.began.elapsed() >= PATIENCE
     }
 
     /// The metadata that was kept, if it is in order.
@@ -55,6 +54,9 @@ impl Kept {
         fetcher: &Arc<Fetcher<S>>,
         basis: &Basis<'_>,
     ) -> Option<Found> {
+        if self.refused.load(Ordering::Relaxed) {
+            return None;
+        }
         let (documents, store) = (Arc::clone(fetcher.documents()), self.store.clone());
         let reading =
             move || documents.metadata(&store, super::TARGETS_BYTES_MAX.max(super::ROLE_BYTES_MAX));

@@ -29,8 +29,17 @@ async fn faulty(store: &Arc<Store>, faults: Faults) -> (MemorySource, Stack) {
 
 #[tokio::test]
 async fn every_fault_that_ends_is_survived() {
-    use Fault::{Break, Endless, Flip, Missing, Refuse, Truncate, Unavailable};
-    for fault in [Refuse, Unavailable, Missing, Break, Truncate, Flip, Endless] {
+    use Fault::{Break, Endless, Flip, Missing, Refuse, TooShort, Truncate, Unavailable};
+    for fault in [
+        Refuse,
+        Unavailable,
+        Missing,
+        TooShort,
+        Break,
+        Truncate,
+        Flip,
+        Endless,
+    ] {
         let store = store();
         // Every other request fails, beginning with the first for chunks, after that for the page.
         let (_, stack) = faulty(

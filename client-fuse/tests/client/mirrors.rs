@@ -515,3 +515,54 @@ async fn at_the_deadline_no_request_goes_on_and_all_slots_are_free() {
         began.elapsed()
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_third_server_is_asked_when_the_second_refuses_and_the_first_is_silent() {
+    let store = Arc::new(Store::of(mixed_disk(3000, 0)));
+    let dies = on_chunks(|n| if n < 40 { Fault::None } else { Fault::Silent });
+    let first = MemorySource::faulty(&store, dies).at(NEAR, FAST);
+    let refuses = MemorySource::faulty(&store, Arc::new(|_, _| Fault::Refuse));
+    let third = MemorySource::new(&store).at(NEAR, FAST);
+    let good = MemorySource::new(&store);
+    let servers = [("a", first), ("b", refuses), ("c", third)];
+    let (disk, stats) = mounted(&good, &servers).await;
+    let (mut random, mut longest) = (Random(5), Duration::ZERO);
+    for _ in 0..100 {
+        let began = Instant::now();
+        read(&disk, &store, &mut random, 1).await;
+        longest = longest.max(began.elapsed());
+    }
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    assert!(sent(&stats, "c") > sent(&stats, "a"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_to_ask_again_does_so_when_others_are_answered() {
+    let store = Arc::new(Store::of(mixed_disk(3000, 0)));
+    // Waits of up to ten minutes.
+    let slow = RetryPolicy {
+        deadline: None,
+        first: Duration::from_secs(600),
+        last: Duration::from_secs(600),
+    };
+    let faults = on_chunks(|n| match n {
+        0 => Fault::Unavailable,
+        _ => Fault::None,
+    });
+    let source = MemorySource::faulty(&store, faults).at(NEAR, FAST);
+    let good = MemorySource::new(&store);
+    let (disk, _) = mounted_with(slow, &good, &[("a", source)]).await;
+    let began = Instant::now();
+    let waits = async {
+        let bytes = disk.read(0, 4096).await.unwrap();
+        assert!(bytes == store.flat(0, 4096));
+        began.elapsed()
+    };
+    let other = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let bytes = disk.read(8 << 20, 1 << 20).await.unwrap();
+        assert!(bytes == store.flat(8 << 20, 1 << 20));
+    };
+    let (waited, ()) = tokio::join!(waits, other);
+    assert!(waited < Duration::from_secs(3), "{waited:?}");
+}

@@ -70,6 +70,18 @@ async fn with_everything_cached_no_server_is_needed() {
     assert_eq!(stack.stats.fetched.page_bytes.count(), 0);
 }
 
+/// A server that lost its power: nobody refuses.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_says_nothing_is_not_waited_for() {
+    let (store, cache) = (store(), tempfile::tempdir().unwrap());
+    let trust = MemorySource::new(&store).trust();
+    fill(&store, cache.path(), &trust).await;
+    let silent = MemorySource::faulty(&store, Arc::new(|_, _| Fault::Silent));
+    let stack = start(&silent, on_disk(cache.path())).await;
+    read_all(&stack, &store).await;
+    assert_eq!(stack.stats.chunks.count(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_answers_is_asked_first() {
     let (store, cache) = (store(), tempfile::tempdir().unwrap());

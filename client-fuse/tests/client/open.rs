@@ -1,6 +1,8 @@
 //! Opening an image: what a user is told when it does not work.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use client_fuse::cache::Caches;
 use client_fuse::fetch::fetcher::Fetcher;
@@ -99,5 +101,26 @@ async fn every_damaged_step_is_named() {
             let told = format!("cannot fetch the {what}");
             assert_eq!(error.to_string(), told, "{fault:?}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_asked_for_early_and_does_not_come_is_soon_asked_for_again() {
+    let store = store();
+    let table = store.disk_digest.object_path();
+    for part in ["targets/", &store.manifest, &table] {
+        let (part, asked) = (part.to_owned(), AtomicUsize::new(0));
+        let faults: Faults = Arc::new(move |_, request| {
+            let is_first = || asked.fetch_add(1, Ordering::Relaxed) == 0;
+            if request.path.contains(&part) && is_first() {
+                Fault::Silent
+            } else {
+                Fault::None
+            }
+        });
+        let source = MemorySource::faulty(&store, faults).at(Duration::from_millis(20), 0);
+        let began = tokio::time::Instant::now();
+        try_open(source, "lab/debian:12").await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5));
     }
 }

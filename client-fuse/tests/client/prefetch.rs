@@ -488,3 +488,44 @@ async fn a_boot_pack_with_other_bytes_harms_nobody() {
         assert!(stack.stats.boot_pack.damaged.count() > 0, "{what}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_does_not_come_is_waited_for_once() {
+    let store = store();
+    let pack = store.boot_pack.unwrap().object.digest.object_path();
+    let faults: Faults = Arc::new(move |_, request| match request.path == pack {
+        true => Fault::Unavailable,
+        false => Fault::None,
+    });
+    let source = MemorySource::faulty(&store, faults);
+    let stack = start(&source, Setup::FAR).await;
+    stack.prefetch(store.boot_pack);
+    let began = tokio::time::Instant::now();
+    boot(&stack, &store).await;
+    assert!(store.boot_set.len() > 50);
+    assert!(began.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_frame_whose_connection_breaks_says_nothing_about_the_others() {
+    let store = store();
+    let path = store.boot_pack.unwrap().object.digest.object_path();
+    let (first, frames) = {
+        let head = head(&store);
+        (head.frames()[0].stored.clone(), head.frames().len())
+    };
+    let faults: Faults = Arc::new(move |_, request| match &request.part {
+        Part::Range { range, .. } if request.path == path && range.start == first.start => {
+            Fault::Break
+        }
+        _ => Fault::None,
+    });
+    let stack = start_booting(&MemorySource::faulty(&store, faults), &store, Setup::DEFAULT).await;
+    boot(&stack, &store).await;
+    wait_for_frames(&stack, frames).await;
+    let stats = &stack.stats.boot_pack;
+    assert!(frames > 2, "{frames} frames");
+    assert_eq!(stats.frames.count(), frames as u64 - 1);
+    assert_eq!(stats.frames_by_ranges.count(), 1);
+    assert_eq!(stats.damaged.count(), 0);
+}

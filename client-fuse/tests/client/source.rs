@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use client_fuse::config::Expiry;
-use client_fuse::fetch::{Body, Part, Request, Source, SourceError};
+use client_fuse::fetch::{Body, Freshness, Part, Request, Source, SourceError, Turn};
 use client_fuse::trust::{Anchor, Trust};
 use futures_util::{StreamExt, stream};
 
@@ -25,6 +25,8 @@ pub(crate) enum Fault {
     Unavailable,
     /// No such file.
     Missing,
+    /// A cache on the way has a copy that is too short, until it is told to ask the server.
+    TooShort,
     /// The body breaks off in the middle, with an error.
     Break,
     /// The body ends in the middle, without an error.
@@ -135,7 +137,7 @@ impl MemorySource {
 }
 
 impl Source for MemorySource {
-    async fn open_afresh(&self, request: Request) -> Result<Body, SourceError> {
+    async fn open_afresh(&self, request: Request, _: Turn) -> Result<Body, SourceError> {
         self.afresh.fetch_add(1, Ordering::Relaxed);
         self.open(request).await
     }
@@ -184,6 +186,11 @@ fn refusal(fault: Fault, request: &Request) -> Option<SourceError> {
         Fault::Unavailable => busy(url, None),
         Fault::Wait(wait) => busy(url, Some(wait)),
         Fault::Missing => SourceError::Missing { url },
+        Fault::TooShort if request.freshness == Freshness::Any => SourceError::Status {
+            url,
+            status: 416,
+            retry_after: None,
+        },
         Fault::NoRanges => SourceError::NoRanges { url },
         Fault::WrongRange => SourceError::WrongRange {
             url,

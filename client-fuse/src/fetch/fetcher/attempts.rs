@@ -40,7 +40,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// When whoever waits is told that it was in vain; `None`: never.
-    pub(super) fn until(&self) -> Option<Instant> {
+    pub(crate) fn until(&self) -> Option<Instant> {
         let deadline = self.policy.deadline?;
         self.since().checked_add(deadline)
     }
@@ -61,6 +61,14 @@ impl<'a> Attempts<'a> {
         let busy = heard.saturating_duration_since(since);
         self.began += busy;
         !busy.is_zero()
+    }
+
+    /// Waits until somebody waits for it, if nobody does yet.
+    pub(super) async fn called(&self) {
+        match self.awaited {
+            Some(hurry) if !hurry.is_called() => hurry.called().await,
+            _ => std::future::pending().await,
+        }
     }
 
     /// Notes what was wrong with a round that failed.

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use crate::fetch::retry::Fault;
@@ -15,6 +17,8 @@ use crate::stats::mirrors::FaultStats;
 pub(super) struct Outage {
     step: AtomicU64,
     began: Mutex<Option<Instant>>,
+    /// Rings when one is over.
+    over: Notify,
 }
 
 /// What was known of outages when a try began.
@@ -51,6 +55,7 @@ impl Outage {
         Self {
             step: AtomicU64::new(0),
             began: Mutex::new(None),
+            over: Notify::const_new(),
         }
     }
 
@@ -98,10 +103,16 @@ impl Outage {
         }
         let lasted = began.take().map_or(Duration::ZERO, |began| began.elapsed());
         drop(began);
+        self.over.notify_waiters();
         let ms = u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX);
         stats.stalled_ms.add(ms);
         let (seconds, helped) = (lasted.as_secs_f32(), helped.as_str());
         tracing::info!(server, seconds, helped, "the server answers again");
+    }
+
+    /// Comes to an end when the next outage does that ends from now on.
+    pub(super) fn over(&self) -> Notified<'_> {
+        self.over.notified()
     }
 
     /// Begins an outage, if none is on.

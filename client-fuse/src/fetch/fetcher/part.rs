@@ -15,7 +15,6 @@ use super::Fetcher;
 use super::race::{Terms, Try};
 use crate::cache::documents::Name;
 use crate::fetch::lanes::{Hurry, Priority};
-use crate::fetch::mirrors::Way;
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
 
 /// Bytes of an object, and what they unpack to.
@@ -103,7 +102,10 @@ impl<S: Source> Fetcher<S> {
             attempts.round.add(mirror, error.clone());
             let all_asked = self.mirrors.next(&attempts.round.tried()).is_none();
             if all_asked && freshness == Freshness::Revalidate {
-                return Err(error);
+                return Err(match attempts.is_over() {
+                    true => self.overdue(&path),
+                    false => error,
+                });
             }
             self.stats.retries.increment();
             freshness = Freshness::Revalidate;
@@ -127,23 +129,26 @@ impl<S: Source> Fetcher<S> {
             range: 0..head.length,
             plain_bytes: 0,
         };
-        let mirror = self.choose(&self.attempts());
-        let _slot = self
-            .enter(Priority::Guest, head.length, &Hurry::new())
-            .await;
+        let (priority, hurry) = (Priority::Guest, Hurry::new());
+        let slot = self.enter(priority, head.length, &hurry).await;
+        let path = pack.object.digest.object_path();
+        let terms = Terms {
+            path: &path,
+            attempts: None,
+            first: self.choose(&self.attempts()),
+            elsewhere: true,
+            bytes: head.length,
+            priority,
+            hurry: &hurry,
+        };
         let decode = move |bytes: &[u8]| {
             let verified = head.verify(bytes);
             verified.map(|()| Bytes::copy_from_slice(bytes))
         };
-        self.try_part(
-            Try::begin(mirror, Way::Usual),
-            &part,
-            Freshness::Any,
-            decode,
-        )
-        .await
-        .inspect_err(|error| tracing::debug!(%error, "no head at a glance"))
-        .ok()
+        let start = |attempt| self.try_part(attempt, &part, Freshness::Any, decode);
+        let raced = self.race(terms, start).await;
+        drop(slot);
+        self.glanced(raced)
     }
 
     async fn try_part<T, E, D>(

@@ -20,7 +20,7 @@ use crate::fetch::hedge::Budget;
 use crate::fetch::lanes::{Hurry, Priority, Spare};
 use crate::fetch::mirrors::{MirrorId, Way};
 use crate::fetch::retry::Blame;
-use crate::fetch::{FetchError, Source};
+use crate::fetch::{FetchError, Source, Turn};
 
 /// One request of a race.
 #[derive(Clone, Debug)]
@@ -95,6 +95,15 @@ impl Progress {
 
     fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Why it is given up though nothing failed.
+    fn in_vain(&self, path: &str) -> FetchError {
+        FetchError::Slow {
+            path: path.to_owned(),
+            got: self.bytes(),
+            seconds: self.began.elapsed().as_secs(),
+        }
     }
 
     /// Whether anything came.
@@ -218,6 +227,7 @@ impl<S: Source> Fetcher<S> {
         Fut: Future<Output = Result<T, FetchError>>,
     {
         let seen = self.outage.seen();
+        let turn = self.mirrors.turn(terms.first);
         let first = Try::begin(terms.first, Way::Usual);
         if terms.is_waited_for() {
             lock(&self.hedges).asked();
@@ -235,13 +245,13 @@ impl<S: Source> Fetcher<S> {
             Ok(caused) => caused,
             Err(outcome) => return Raced::alone(&first, outcome, seen),
         };
-        let second = self.begin_second(cause, &first, terms.elsewhere);
+        let second = self.begin_second(cause, &first, turn, terms.elsewhere);
         let seen = self.outage.seen();
         let two = Box::pin(start(second.clone()));
         let tries = [&first, &second];
         let (second_won, outcome, before) = tokio::select! {
             biased;
-            won = faster([(one, &first.progress), (two, &second.progress)]) => won,
+            won = self.faster([(one, &first), (two, &second)], terms.path) => won,
             () = self.cut(&terms, &tries, began) => {
                 let overdue = || self.overdue(terms.path);
                 (false, Err(overdue()), Some(overdue()))
@@ -324,7 +334,7 @@ impl<S: Source> Fetcher<S> {
                 return std::future::pending().await;
             }
             let now = Instant::now();
-            let stall = self.mirrors.stalls_at(first.mirror, progress.heard());
+            let stall = self.stalls_at(first);
             if now >= stall {
                 return Cause::Stall;
             }
@@ -344,8 +354,26 @@ impl<S: Source> Fetcher<S> {
         }
     }
 
-    /// Finds where a second request goes.
-    fn begin_second(&self, cause: Cause, first: &Try, elsewhere: bool) -> Try {
+    /// From when on it is a stall that nothing more came of a request.
+    fn stalls_at(&self, attempt: &Try) -> Instant {
+        let heard = attempt.progress.heard();
+        self.mirrors.stalls_at(attempt.mirror, heard)
+    }
+
+    /// Waits until nothing has come of a request for too long.
+    async fn stalls(&self, attempt: &Try) {
+        while !attempt.progress.has_ended() {
+            let stall = self.stalls_at(attempt);
+            if stall <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(stall).await;
+        }
+        std::future::pending().await
+    }
+
+    /// Finds where a second request goes; the first was made during `turn`.
+    fn begin_second(&self, cause: Cause, first: &Try, turn: Turn, elsewhere: bool) -> Try {
         let faults = &self.stats.faults;
         let other = self.mirrors.other(first.mirror).filter(|_| elsewhere);
         match cause {
@@ -368,7 +396,7 @@ impl<S: Source> Fetcher<S> {
         tracing::debug!(?cause, ?other, "a second request");
         match other {
             Some(other) => Try::begin(other, Way::Usual),
-            None => Try::begin(first.mirror, Way::Afresh),
+            None => Try::begin(first.mirror, Way::Afresh(turn)),
         }
     }
 
@@ -401,42 +429,55 @@ impl<S: Source> Fetcher<S> {
                 score.stalled(!second_won);
             }
         });
-        if cause == Cause::Stall && second_won && second.way == Way::Afresh {
-            self.mirrors.turn(second.mirror);
+        if cause == Cause::Stall
+            && second_won
+            && let Way::Afresh(turn) = second.way
+        {
+            self.mirrors.leave(second.mirror, turn);
         }
         twice
     }
-}
 
-/// The first of two that succeeds, or the last failure: whether it is that of the second, what it is,
-/// and how the other one failed before.
-async fn faster<T, Fut>(
-    [(mut one, first), (mut two, second)]: [(Pin<Box<Fut>>, &Progress); 2],
-) -> (bool, Result<T, FetchError>, Option<FetchError>)
-where
-    Fut: Future<Output = Result<T, FetchError>>,
-{
-    let mut before = None;
-    let (mut is_one_on, mut is_two_on) = (true, true);
-    loop {
-        let (is_second, outcome) = tokio::select! {
-            biased;
-            outcome = &mut one, if is_one_on => {
-                is_one_on = false;
-                (false, outcome)
+    /// The first of two that succeeds, or the last failure: whether it is that of the second, what it is,
+    /// and how the other one failed before. When one has failed, the other one is not waited for once it lets wait
+    /// too long: there may be a third to ask, or it is time to begin again.
+    async fn faster<T, Fut>(
+        &self,
+        [(mut one, first), (mut two, second)]: [(Pin<Box<Fut>>, &Try); 2],
+        path: &str,
+    ) -> (bool, Result<T, FetchError>, Option<FetchError>)
+    where
+        Fut: Future<Output = Result<T, FetchError>>,
+    {
+        let mut before = None;
+        let (mut is_one_on, mut is_two_on) = (true, true);
+        loop {
+            let last = if is_one_on { first } else { second };
+            let (is_second, outcome) = tokio::select! {
+                biased;
+                outcome = &mut one, if is_one_on => {
+                    is_one_on = false;
+                    (false, outcome)
+                }
+                outcome = &mut two, if is_two_on => {
+                    is_two_on = false;
+                    (true, outcome)
+                }
+                () = self.stalls(last), if !(is_one_on && is_two_on) => {
+                    // How the other one failed says more.
+                    let in_vain = || last.progress.in_vain(path);
+                    let failed = before.unwrap_or_else(in_vain);
+                    return (is_one_on, Err(failed), Some(in_vain()));
+                }
+            };
+            match outcome {
+                Err(error) if is_one_on || is_two_on => {
+                    let failed = if is_second { second } else { first };
+                    failed.progress.has_failed.store(true, Ordering::Relaxed);
+                    before = Some(error);
+                }
+                outcome => return (is_second, outcome, before),
             }
-            outcome = &mut two, if is_two_on => {
-                is_two_on = false;
-                (true, outcome)
-            }
-        };
-        match outcome {
-            Err(error) if is_one_on || is_two_on => {
-                let failed = if is_second { second } else { first };
-                failed.has_failed.store(true, Ordering::Relaxed);
-                before = Some(error);
-            }
-            outcome => return (is_second, outcome, before),
         }
     }
 }

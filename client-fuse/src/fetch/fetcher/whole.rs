@@ -8,7 +8,7 @@ use image_format::digest::{Digest, DigestMismatch, ObjectRef};
 use super::race::{Raced, Terms, Try};
 use super::{Attempts, Fetcher};
 use crate::fetch::lanes::{Hurry, Priority};
-use crate::fetch::mirrors::{MirrorId, Way};
+use crate::fetch::mirrors::MirrorId;
 use crate::fetch::{FetchError, Freshness, Part, Request, Source};
 use crate::stats::Counter;
 
@@ -174,7 +174,7 @@ impl<S: Source> Fetcher<S> {
     /// Dropping the future ends the fetch.
     pub async fn glance(&self, whole: &Whole, counter: &Counter) -> Option<Bytes> {
         let mirror = self.choose(&self.attempts());
-        self.glance_at(mirror, whole, counter).await
+        self.glance_from(mirror, true, whole, counter).await
     }
 
     /// The same, of one mirror.
@@ -184,18 +184,37 @@ impl<S: Source> Fetcher<S> {
         whole: &Whole,
         counter: &Counter,
     ) -> Option<Bytes> {
+        self.glance_from(mirror, false, whole, counter).await
+    }
+
+    async fn glance_from(
+        &self,
+        mirror: MirrorId,
+        elsewhere: bool,
+        whole: &Whole,
+        counter: &Counter,
+    ) -> Option<Bytes> {
         if let Some(kept) = self.recall(whole).await {
             return Some(kept);
         }
         let hurry = Hurry::new();
-        let bytes_max = whole.bytes_max();
-        let slot = self.enter(Priority::Guest, bytes_max, &hurry).await;
-        let attempt = Try::begin(mirror, Way::Usual);
-        let tried = self
-            .try_whole(attempt, whole, whole.freshness(), counter)
+        let slot = self
+            .enter(Priority::Guest, whole.bytes_max(), &hurry)
             .await;
+        let terms = whole.terms(mirror, elsewhere, None, &hurry);
+        let start = |attempt| self.try_whole(attempt, whole, whole.freshness(), counter);
+        let raced = self.race(terms, start).await;
         drop(slot);
-        tried
+        self.glanced(raced)
+    }
+
+    /// What came of a glance. Who fails to show what may not be there at all is not to blame.
+    pub(super) fn glanced<T>(&self, raced: Raced<T>) -> Option<T> {
+        if raced.outcome.is_ok() {
+            self.note(&raced, |_| false);
+        }
+        raced
+            .outcome
             .inspect_err(|error| tracing::debug!(%error, "not there at a glance"))
             .ok()
     }

@@ -19,7 +19,7 @@ impl HttpSource {
             return;
         };
         let dial = |_| async {
-            let mut request = self.client(0).head(url.clone());
+            let mut request = self.pools.usual().head(url.clone());
             if let Some(token) = &self.authorization {
                 request = request.header(AUTHORIZATION, token.clone());
             }

@@ -17,7 +17,7 @@ impl HttpSource {
     ///
     /// Dropping the future gives the request up; it may have been taken.
     pub async fn post(&self, url: &Url, body: Vec<u8>) -> Result<(), SourceError> {
-        let mut request = self.client(0).post(url.clone()).body(body);
+        let mut request = self.pools.usual().post(url.clone()).body(body);
         request = request.header(CONTENT_TYPE, "application/octet-stream");
         if let Some(token) = &self.authorization
             && self.base.as_url().origin() == url.origin()

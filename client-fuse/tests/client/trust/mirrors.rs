@@ -143,3 +143,13 @@ async fn a_mirror_that_lies_once_in_the_middle_of_a_read_is_asked_last() {
     assert!(ranges(&good) > 2, "{}", ranges(&good));
     assert!(ranges(&liar) < 3, "{}", ranges(&liar));
 }
+
+#[tokio::test(start_paused = true)]
+async fn mirrors_that_say_nothing_are_passed_over() {
+    let (store, state) = (store(), tempfile::tempdir().unwrap());
+    let silent = || broken(&store, Fault::Silent);
+    let servers = [silent(), silent(), server(&store)];
+    let began = tokio::time::Instant::now();
+    open_at(&servers, &trust(&store, state.path())).await.unwrap();
+    assert!(began.elapsed() < std::time::Duration::from_secs(5));
+}
