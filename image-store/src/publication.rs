@@ -108,6 +108,7 @@ impl Publication {
     ) -> Result<Published, PublishError> {
         let _lock = CommitLock::acquire(store).await?;
         self.check_objects(store).await?;
+        store.sync_directories().await?;
         let current = signer.current(store).await?;
         let mut names = store.names_of(&current).await?;
         let name = &self.reference.name;

@@ -1,7 +1,8 @@
 //! Stores objects: each under the digest of its bytes, unless it is there and whole.
 
-use std::fs::File;
-use std::io::{Read, Seek};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::path::Path;
 
 use bytes::Bytes;
 use image_format::ObjectRef;
@@ -9,11 +10,33 @@ use image_format::digest::Hasher;
 use object_store::{ObjectStoreExt as _, WriteMultipart};
 
 use crate::store::{Store, StoreError, access, object_path};
+use crate::trust::{METADATA_DIRECTORY, TARGETS_DIRECTORY};
+
+/// Where objects lie, in directories by the first byte of their digests.
+const OBJECTS_DIRECTORY: &str = "objects";
 
 /// How much of a temporary file is read and written at once.
 const FILE_PART_BYTES: usize = 1024 * 1024;
 
 impl Store {
+    /// Makes the names of all objects last through a power cut. Who found a file need not have written it, and whoever
+    /// did may not have come that far. On a server it is the server that does so.
+    ///
+    /// # Errors
+    /// A directory cannot be read.
+    pub(crate) async fn sync_directories(&self) -> Result<(), StoreError> {
+        if self.staged.is_some() {
+            return Ok(());
+        }
+        let root = self.root.clone();
+        let syncing = tokio::task::spawn_blocking(move || sync_below(&root));
+        let synced = syncing.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        synced.map_err(|source| StoreError::Directory {
+            path: self.root.clone(),
+            source,
+        })
+    }
+
     /// Stores an object, unless it is there already.
     ///
     /// # Errors
@@ -78,4 +101,30 @@ impl Store {
         upload.finish().await.map_err(failed)?;
         Ok(ObjectRef { digest, length })
     }
+}
+
+/// Syncs the directories of a store: those of objects, of which there are 256, targets, metadata, and what holds them.
+fn sync_below(root: &Path) -> io::Result<()> {
+    let sync = |path: &Path| match File::open(path) {
+        Ok(directory) => directory.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    };
+    let objects = root.join(OBJECTS_DIRECTORY);
+    match fs::read_dir(&objects) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    sync(&entry.path())?;
+                }
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    sync(&objects)?;
+    sync(&root.join(TARGETS_DIRECTORY))?;
+    sync(&root.join(METADATA_DIRECTORY))?;
+    sync(root)
 }

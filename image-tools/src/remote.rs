@@ -167,7 +167,7 @@ impl RemoteStore {
         }
         if self.http.file_length(TIMESTAMP_PATH).await?.is_some() {
             bail!(
-                "the store at {} lost its root: put the root.json of its keys there as metadata/1.root.json",
+                "the store at {} lost its root: start its server again with --upload-root, or put the root.json of its keys there as metadata/1.root.json",
                 self.url()
             );
         }

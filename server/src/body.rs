@@ -23,6 +23,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::access_log::Entry;
 use crate::decide::Segment;
+use crate::listen::Busy;
 use crate::range::ByteRange;
 
 /// Most bytes read at once: enough that the hop to a blocking thread (about 20 µs) is small beside
@@ -118,6 +119,7 @@ pub(crate) struct Body {
     remaining: u64,
     entry: Entry,
     _permit: Option<OwnedSemaphorePermit>,
+    _busy: Option<Busy>,
 }
 
 impl Body {
@@ -138,6 +140,15 @@ impl Body {
             remaining,
             entry,
             _permit: permit,
+            _busy: None,
+        }
+    }
+
+    /// The same; its connection counts as in use until it is dropped.
+    pub(crate) fn during(self, busy: Busy) -> Self {
+        Self {
+            _busy: Some(busy),
+            ..self
         }
     }
 

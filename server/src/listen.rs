@@ -5,19 +5,22 @@
 //! - A permit is taken before a connection is accepted, so what is too much waits in the
 //!   kernel's listen queue.
 //! - The protocol is told by the first bytes: HTTP/1, or HTTP/2 with prior knowledge.
-//! - [`guard`] bounds how long a connection may say or take nothing; hyper bounds the head.
+//! - [`guard`] bounds how long a connection may say or take nothing; hyper bounds the head; [`idle`] ends those that
+//!   only answer pings.
 //! - Out of file descriptors, accepting pauses instead of spinning: connections that end
 //!   give some back.
 //! - At shutdown nothing new is accepted, running answers finish within the drain time, and
 //!   what is left then is dropped.
 
 mod guard;
+mod idle;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -35,10 +38,15 @@ use crate::config::Limits;
 use crate::handle::{Handler, Peer};
 use crate::tls::Tls;
 use guard::Guarded;
+pub(crate) use idle::Busy;
+use idle::Answers;
 
 /// How long accepting pauses when the machine has no more descriptors or memory: short
 /// beside a client's connect time-out, long beside a spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often it is said that no more connections are taken.
+const FULL_EVERY: Duration = Duration::from_secs(60);
 
 /// Bytes of an HTTP/2 answer that may wait for the client's window: two pieces of a file, so
 /// that the next one is read while the last one is sent.
@@ -89,7 +97,7 @@ pub(crate) async fn serve(
         limits,
     });
     let (closing, closed) = watch::channel(false);
-    let permits = Arc::new(Semaphore::new(limits.connections.get()));
+    let permits = Permits::new(limits.connections.get());
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     tokio::pin!(shutdown);
@@ -151,9 +159,48 @@ struct Accepted {
     since: Instant,
 }
 
-async fn accept(listeners: &[Listener], permits: &Arc<Semaphore>) -> io::Result<Accepted> {
-    let permit = Arc::clone(permits).acquire_owned().await;
-    let permit = permit.map_err(io::Error::other)?; // never closed
+/// The places for connections.
+struct Permits {
+    free: Arc<Semaphore>,
+    most: usize,
+    /// When it was said last that there is none.
+    told: Mutex<Option<Instant>>,
+}
+
+impl Permits {
+    fn new(most: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(most)),
+            most,
+            told: Mutex::new(None),
+        }
+    }
+
+    /// Waits for one; that it has to is said now and then.
+    async fn next(&self) -> io::Result<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
+            return Ok(permit);
+        }
+        self.tell();
+        let permit = Arc::clone(&self.free).acquire_owned().await;
+        permit.map_err(io::Error::other) // never closed
+    }
+
+    fn tell(&self) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() > FULL_EVERY) {
+            *told = Some(Instant::now());
+            let connections = self.most;
+            tracing::warn!(
+                connections,
+                "all connections are taken: more wait (see --max-connections)"
+            );
+        }
+    }
+}
+
+async fn accept(listeners: &[Listener], permits: &Permits) -> io::Result<Accepted> {
+    let permit = permits.next().await?;
     let (accepted, tls) = poll_fn(|cx| {
         for listener in listeners {
             if let Poll::Ready(accepted) = listener.socket.poll_accept(cx) {
@@ -222,7 +269,7 @@ impl Accepted {
                 scheme: "http",
             };
             let stream = Guarded::new(stream, permit, left(), shared.limits.stall_timeout);
-            return speak(stream, peer, &shared, watcher).await;
+            return speak(stream, peer, &shared, watcher, closed).await;
         };
         let handshake = async { Ok::<_, BoxError>(tls.acceptor().await?.accept(stream).await?) };
         let stream = tokio::select! {
@@ -235,7 +282,7 @@ impl Accepted {
             scheme: "https",
         };
         let stream = Guarded::new(stream, permit, left(), shared.limits.stall_timeout);
-        speak(stream, peer, &shared, watcher).await
+        speak(stream, peer, &shared, watcher, closed).await
     }
 }
 
@@ -245,19 +292,44 @@ async fn speak<S>(
     peer: Peer,
     shared: &Shared,
     watcher: Watcher,
+    mut closed: watch::Receiver<bool>,
 ) -> Result<(), BoxError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let handler = Arc::clone(&shared.handler);
-    let turns = Arc::new(handler.turns());
+    let (turns, answers) = (Arc::new(handler.turns()), Arc::new(Answers::none()));
+    let begun = Arc::clone(&answers);
     let service = service_fn(move |request| {
         let (handler, turns) = (Arc::clone(&handler), Arc::clone(&turns));
-        async move { Ok::<_, Infallible>(handler.handle(request, peer, &turns).await) }
+        let busy = begun.begin();
+        async move {
+            let answer = handler.handle(request, peer, &turns).await;
+            Ok::<_, Infallible>(answer.map(|body| body.during(busy)))
+        }
     });
     let connection = shared
         .protocol
         .serve_connection(TokioIo::new(stream), service)
         .into_owned();
-    watcher.watch(connection).await
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = left(&mut closed, &answers, shared.limits.head_timeout) => {
+            // What is under way comes to its end.
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    // Whoever shuts down waits for this.
+    drop(watcher);
+    ended
+}
+
+/// Waits until a connection is of no more use: at shutdown, or when nobody has used it for `idle`.
+async fn left(closed: &mut watch::Receiver<bool>, answers: &Answers, idle: Duration) {
+    tokio::select! {
+        _ = closed.wait_for(|closed| *closed) => {}
+        () = answers.none_for(idle) => {}
+    }
 }

@@ -94,6 +94,11 @@ impl Uploads {
                 Some(bytes.into())
             }
         };
+        if let Some(trusted) = &trusted
+            && accept::end_first_commit(&store, trusted).await?
+        {
+            tracing::warn!("the first commit to this store had not come to its end: its root is there now");
+        }
         Ok(Self {
             store,
             root,
@@ -179,6 +184,7 @@ impl Uploads {
         let question = Question::decode(&json)?;
         let root = self.root.clone();
         let look = move || {
+            // Those that are there a commit makes last.
             let lacks = |path: &Path| !root.join(path).is_file();
             let Question { objects, targets } = question;
             let objects = objects.into_iter();

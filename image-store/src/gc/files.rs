@@ -7,12 +7,19 @@ use std::io;
 use std::path::Path;
 
 use image_format::Digest;
+use image_format::boot_script::MENU_PATH;
 use image_format::catalogue::target_path;
+use image_format::marker::MARKER_PATH;
+use image_format::minimum::MINIMUM_PATH;
 
 use crate::gc::GcError;
+use crate::gc::list::LIST_PATH;
 use crate::gc::mark::Marks;
 use crate::store::Store;
-use crate::trust::{METADATA_DIRECTORY, TARGETS_DIRECTORY};
+use crate::trust::{METADATA_DIRECTORY, TARGETS_DIRECTORY, TIMESTAMP_PATH};
+
+/// Where scripts and hints lie, one of each for a tag: `NAME=TAG.ipxe`.
+const BOOT_DIRECTORY: &str = "boot";
 
 /// What `circular export` calls a file that is not complete.
 const EXPORT_PREFIX: &str = ".circular-export-";
@@ -37,9 +44,15 @@ impl FileKind {
     /// Tells what the file at `path` in a store is; `None` for what is never deleted.
     pub(super) fn of(path: &str) -> Option<Self> {
         let (directory, file) = path.rsplit_once('/').unwrap_or(("", path));
-        if is_staging(file) || directory.is_empty() && file.starts_with(EXPORT_PREFIX) {
+        if is_staging(path) || directory.is_empty() && file.starts_with(EXPORT_PREFIX) {
             return Some(Self::Staging);
         }
+        Self::of_complete(path)
+    }
+
+    /// The same of a file that is not cut short.
+    fn of_complete(path: &str) -> Option<Self> {
+        let (directory, file) = path.rsplit_once('/').unwrap_or(("", path));
         match directory {
             METADATA_DIRECTORY => is_numbered(file).then_some(Self::Metadata),
             TARGETS_DIRECTORY => {
@@ -55,10 +68,36 @@ impl FileKind {
     }
 }
 
-/// Tells whether this is `NAME#NUMBER`: how `object_store` calls a file that is not complete.
-fn is_staging(file: &str) -> bool {
-    file.rsplit_once('#')
-        .is_some_and(|(name, number)| !name.is_empty() && is_number(number))
+/// Tells whether this is `PATH#NUMBER` of a file that a store has: how `object_store` calls one that is not complete.
+fn is_staging(path: &str) -> bool {
+    path.rsplit_once('#')
+        .is_some_and(|(complete, number)| is_number(number) && is_written(complete))
+}
+
+/// Tells whether a publisher writes a file at `path`.
+fn is_written(path: &str) -> bool {
+    let (directory, file) = path.rsplit_once('/').unwrap_or(("", path));
+    let is_of_tag = || {
+        let name = file
+            .strip_suffix(".ipxe")
+            .or_else(|| file.strip_suffix(".json"));
+        directory == BOOT_DIRECTORY && name.is_some_and(|name| name.contains('='))
+    };
+    let is_root = || {
+        let number = file.strip_suffix(".root.json");
+        directory == METADATA_DIRECTORY && number.is_some_and(is_number)
+    };
+    FileKind::of_complete(path).is_some()
+        || [
+            MARKER_PATH,
+            MENU_PATH,
+            MINIMUM_PATH,
+            TIMESTAMP_PATH,
+            LIST_PATH,
+        ]
+        .contains(&path)
+        || is_root()
+        || is_of_tag()
 }
 
 /// Tells whether this is `N.snapshot.json` or `N.targets.json`.
@@ -180,6 +219,20 @@ mod tests {
             ("metadata/x.targets.json".to_owned(), None),
             ("boot/mine.ipxe".to_owned(), None),
             ("boot.ipxe#3".to_owned(), Some(FileKind::Staging)),
+            ("boot/minimum.img#3".to_owned(), Some(FileKind::Staging)),
+            (
+                "boot/lab,debian=12.json#3".to_owned(),
+                Some(FileKind::Staging),
+            ),
+            ("metadata/2.root.json#1".to_owned(), Some(FileKind::Staging)),
+            (
+                format!("targets/{hex}.lab,debian#4"),
+                Some(FileKind::Staging),
+            ),
+            ("boot/mine.ipxe#3".to_owned(), None),
+            ("mine/notes#2".to_owned(), None),
+            ("notes#2".to_owned(), None),
+            ("targets/notes#2".to_owned(), None),
             ("circular.json".to_owned(), None),
             (".lock".to_owned(), None),
             (".gc.json".to_owned(), None),

@@ -57,6 +57,31 @@ pub fn check_root(bytes: &[u8]) -> Result<(), TrustError> {
     verified.map_err(|error| TrustError::Schema(Box::new(error)))
 }
 
+/// Ends a first commit that was killed before its last file, or found the disk full there: without its first root a
+/// store can be opened by nobody. Returns whether that was so.
+///
+/// # Errors
+/// The store cannot be read or written.
+pub async fn end_first_commit(store: &Store, trusted_root: &Bytes) -> Result<bool, StoreError> {
+    let _lock = CommitLock::acquire(store).await?;
+    let there = read(store, FIRST_ROOT_PATH, ROLE_BYTES_MAX).await?;
+    let timestamp = read(store, TIMESTAMP_PATH, ROLE_BYTES_MAX).await?;
+    let is_first = || {
+        let root = serde_json::from_slice::<Signed<Root>>(trusted_root);
+        root.is_ok_and(|root| root.signed.version == NonZeroU64::MIN)
+    };
+    // What is current must be that root's; otherwise it is another one that was lost.
+    if there.is_some()
+        || timestamp.is_none()
+        || !is_first()
+        || store.current(trusted_root).await.is_err()
+    {
+        return Ok(false);
+    }
+    store.create(FIRST_ROOT_PATH, trusted_root.clone()).await?;
+    Ok(true)
+}
+
 /// Checks `proposal` against `trusted_root` and makes it current.
 ///
 /// `trusted_root` defaults to the first root of the store; a store that has none yet needs one.
@@ -121,6 +146,7 @@ pub async fn accept(
             wait_anew(store, before, after).await?;
         }
     }
+    store.sync_directories().await?;
     write(store, proposal, first_root).await?;
     let names = after.names(Vec::new()).map_err(RefusedBecause::from)?;
     let written = write_boot_files(store, &after, &names, &changed, now).await;
@@ -155,6 +181,11 @@ impl Standing {
             match read(store, &file.path(), file.bytes_max()).await? {
                 Some(there) if there == bytes => continue,
                 Some(_) if file.is_numbered() => standing.taken.push(*file),
+                // Written last: a commit that got no further was accepted.
+                None if *file == ProposedFile::Root(NonZeroU64::MIN) => {
+                    standing.new.push(*file);
+                    continue;
+                }
                 None if file.is_numbered() => standing.new.push(*file),
                 _ => {}
             }

@@ -111,7 +111,9 @@ fn place(file: NamedTempFile, length: u64, target: &Path) -> io::Result<Placed> 
     let parent = target.parent().unwrap_or(target);
     if !parent.is_dir() {
         fs::create_dir_all(parent)?;
-        sync_directory(parent.parent().unwrap_or(parent))?;
+        for made in parent.ancestors().skip(1).take(2) {
+            sync_directory(made)?;
+        }
     }
     let placed = match file.persist_noclobber(target) {
         Ok(_) => Placed::New,

@@ -223,3 +223,34 @@ async fn a_commit_that_was_killed_anywhere_can_be_sent_again() {
         std::fs::write(path(&ProposedFile::Timestamp), &old).unwrap();
     }
 }
+
+/// The first root is the last file of a first commit: without it, nobody can open the store.
+#[tokio::test]
+async fn a_first_commit_that_was_killed_before_its_root_comes_to_its_end() {
+    let pair = Pair::new().await;
+    let path = pair.store.root().join(FIRST_ROOT_PATH);
+    let first = Proposal {
+        follows: None,
+        ..pair.proposal(1, &[])
+    };
+    let mut with_root = first.clone();
+    let number = ProposedFile::Root(NonZeroU64::MIN);
+    with_root.files.insert(number, pair.root().into());
+    for proposal in [first, with_root] {
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(pair.accept(&proposal).await.unwrap().timestamp, 1);
+        assert_eq!(std::fs::read(&path).unwrap(), pair.root());
+    }
+    let (own, other) = (pair.root(), pair.other_keys());
+    signer(&other)
+        .establish(&Store::open_or_create(&pair.scratch.path().join("other")).await.unwrap())
+        .await
+        .unwrap();
+    assert!(!end_first_commit(&pair.store, &own.clone().into()).await.unwrap());
+    std::fs::remove_file(&path).unwrap();
+    let strange = other.root().unwrap();
+    assert!(!end_first_commit(&pair.store, &strange.into()).await.unwrap());
+    assert!(!path.exists(), "it is not that one that was lost");
+    assert!(end_first_commit(&pair.store, &own.clone().into()).await.unwrap());
+    assert_eq!(std::fs::read(&path).unwrap(), own);
+}
