@@ -181,14 +181,14 @@ async fn serve(
     mut stand: Stand,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let inside = inside::Inside::begin(config).await?;
     let resolver = source.resolver().clone();
-    let early = source.clone();
-    let mirrors = Arc::new(mirrors(config, source));
     let stats = Arc::new(Stats::default());
-    let documents = Arc::new(open_documents(config).await);
     let opened = open_again(&mut stand, &stats, &resolver, trace.is_some())?;
     let is_first = opened.is_none();
+    let inside = inside::Inside::begin(config, is_first).await?;
+    let early = source.clone();
+    let mirrors = Arc::new(mirrors(config, source));
+    let documents = Arc::new(open_documents(config).await);
     let mut image = match opened {
         Some(image) => image,
         None => {

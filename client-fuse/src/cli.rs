@@ -180,7 +180,7 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(64 << 20), help_heading = "Caches")]
     pub memory_cache: ByteSize,
     /// Longest boot pack to keep in memory as it came, compressed, beside the chunks that were used lately:
-    /// what a boot reads is then at hand for as long as the mount lives, without a server too; 0: none. With --all nothing is kept
+    /// what a boot reads is then at hand for as long as the mount lives, without a server too; 0: none. A tree keeps none
     #[arg(long, value_name = "BYTES", default_value_t = ByteSize(0), help_heading = "Caches")]
     pub keep_boot_pack: ByteSize,
 
@@ -331,8 +331,8 @@ impl Args {
         let supervision = supervision(self.supervise, role, self.overlay.is_some());
         let record = recording(self.record, self.record_to, self.record_quiet);
         Config {
+            mirrors: others(self.mirrors, &self.url),
             base: self.url,
-            mirrors: self.mirrors,
             identity: IdentityConfig {
                 authorities: authorities(self.ca, self.ca_only),
                 token: self.token_file,
@@ -401,6 +401,17 @@ const fn role(initramfs: bool) -> Role {
     } else {
         Role::Plain
     }
+}
+
+/// The mirrors beside `base`, each once: a server that is named twice is no second one.
+fn others(mirrors: Vec<BaseUrl>, base: &BaseUrl) -> Vec<BaseUrl> {
+    let mut others: Vec<BaseUrl> = Vec::new();
+    for mirror in mirrors {
+        if mirror != *base && !others.contains(&mirror) {
+            others.push(mirror);
+        }
+    }
+    others
 }
 
 /// A root disk outlives the process that serves it, unless it is written to.

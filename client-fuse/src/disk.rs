@@ -167,17 +167,27 @@ impl<S: Source> Disk<S> {
     ///
     /// Dropping the future stops waiting; fetches of chunks go on into the caches.
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
-        self.stats.reads.increment();
+        let outcome = self.read_part(offset, len).await;
+        self.count(&outcome);
+        outcome
+    }
+
+    /// The same for a part of what somebody reads, or for what a write needs: it does not count as a read.
+    pub(crate) async fn read_part(&self, offset: u64, len: u32) -> Result<Bytes, ReadError> {
         let end = offset.saturating_add(u64::from(len)).min(self.length);
         if offset >= end {
             return Ok(Bytes::new());
         }
-        let outcome = self.read_range(offset..end).await;
-        match &outcome {
+        self.read_range(offset..end).await
+    }
+
+    /// Counts a read that came to this.
+    pub(crate) fn count<E>(&self, outcome: &Result<Bytes, E>) {
+        self.stats.reads.increment();
+        match outcome {
             Ok(bytes) => self.stats.read_bytes.add(bytes.len() as u64),
             Err(_) => self.stats.read_errors.increment(),
         }
-        outcome
     }
 
     async fn read_range(&self, range: Range<u64>) -> Result<Bytes, ReadError> {

@@ -200,7 +200,11 @@ impl<S: Source> Tree<S> {
             (Arc::clone(&open.image), open.node, open.inner)
         };
         let (image, node, inner) = open;
-        let read = image.fs().read(node, inner, offset, len).await;
+        let reading = image.fs().watch(node, offset, len);
+        let read = reading.of(image.fs().read(node, inner, offset, len)).await;
+        if read.is_ok() {
+            reading.answered();
+        }
         read.inspect_err(|error| {
             let cause: &dyn std::error::Error = error;
             tracing::error!(image = %image.pinned(), offset, len, error = cause, "a read fails");

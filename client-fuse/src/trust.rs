@@ -174,7 +174,7 @@ pub async fn peek<S: Source>(
         seen: &seen,
         trust,
     };
-    let found = mirrors::find(fetcher, &basis, &Kept::of(&first.root)).await?;
+    let found = mirrors::find(fetcher, &basis, &Kept::unused(&first.root)).await?;
     Ok(Trusted::of(&found.repository.targets().signed))
 }
 

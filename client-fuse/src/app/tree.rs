@@ -34,7 +34,7 @@ pub(super) async fn serve(
         anyhow::bail!("a supervisor holds mounts of one image");
     };
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let inside = Inside::begin(config).await?;
+    let inside = Inside::begin(config, true).await?;
     let mirrors = Arc::new(mirrors(config, source));
     let stats = Arc::new(Stats::default());
     let documents = Arc::new(open_documents(config).await);

@@ -83,7 +83,7 @@ pub struct Verified {
 }
 
 /// What was removed.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub struct Cleared {
     /// Disks.
     pub disks: usize,

@@ -95,7 +95,11 @@ fn run(args: CacheArgs) -> anyhow::Result<ExitCode> {
                 code = ExitCode::FAILURE;
             }
             let (disks, mounted) = (cleared.disks, cleared.mounted);
-            format!("{disks} disks removed, {mounted} stay because they are mounted\n")
+            if args.json {
+                json(&cleared)?
+            } else {
+                format!("{disks} disks removed, {mounted} stay because they are mounted\n")
+            }
         }
     };
     // A reader that went away has seen enough.

@@ -1,20 +1,22 @@
-//! `circular-mount tree URL MOUNTPOINT`: the same command line, without an image.
+//! How the command line is parsed: with an image, or as `circular-mount tree URL MOUNTPOINT` without one.
 
 use std::ffi::OsString;
 
+use clap::builder::Resettable;
 use clap::error::Error;
-use clap::{CommandFactory, FromArgMatches};
+use clap::{Command, CommandFactory, FromArgMatches};
 
 use super::Args;
 
 /// Parses what was typed, with or without an image.
 pub(super) fn parse(mut typed: Vec<OsString>) -> Result<Args, Error> {
+    let command = overriding(Args::command(), &typed);
     if typed.get(1).is_none_or(|word| word != "tree") {
-        return <Args as clap::Parser>::try_parse_from(typed);
+        return Args::from_arg_matches(&command.try_get_matches_from(typed)?);
     }
     typed.remove(1);
     // Any image: nobody reads it. As an option, it takes no place among the words.
-    let command = Args::command()
+    let command = command
         .bin_name("circular-mount tree")
         .about("Mount all images of a store, as NAME/TAG/disk.raw")
         .mut_arg("image", |image| {
@@ -42,6 +44,20 @@ pub(super) fn parse(mut typed: Vec<OsString>) -> Result<Args, Error> {
     }
     args.all = true;
     Ok(args)
+}
+
+/// What is typed goes before what the environment says, also where it says that there is to be none.
+fn overriding(mut command: Command, typed: &[OsString]) -> Command {
+    for (word, argument) in [
+        ("--no-cache", "cache"),
+        ("--no-state", "state"),
+        ("--trust-on-first-use", "root"),
+    ] {
+        if typed.iter().any(|typed| typed == word) {
+            command = command.mut_arg(argument, |argument| argument.env(Resettable::Reset));
+        }
+    }
+    command
 }
 
 #[cfg(test)]

@@ -140,7 +140,8 @@ impl<S: Source> Disk<S> {
                 match parts.fill(data, |_| {}).await {
                     Ok(()) => return tracing::info!("all of the disk is in the cache"),
                     Err(error) => {
-                        let (cause, again): (&dyn std::error::Error, _) = (&error, error.may_pass());
+                        let (cause, again): (&dyn std::error::Error, _) =
+                            (&error, error.may_pass());
                         tracing::warn!(error = cause, again, "not all of the disk is in the cache");
                         if !again {
                             return;

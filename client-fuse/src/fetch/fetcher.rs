@@ -46,6 +46,9 @@ pub(crate) use range::land_all;
 pub use range::{Delivery, Wanted};
 pub use whole::{Expect, Whole};
 
+/// How long those may still wait, of all who waited, when an outage is over.
+const WOKEN_MAX: Duration = Duration::from_millis(250);
+
 /// Fetches from one store.
 #[derive(Debug)]
 pub struct Fetcher<S> {
@@ -261,10 +264,13 @@ impl<S: Source> Fetcher<S> {
                 self.outage.began(fault, error, &self.stats.faults);
                 tracing::debug!(%error, ?wait, "trying again");
                 let over = self.outage.over();
+                // Who wants to be left alone is.
+                let may_be_woken = told.is_none() && attempts.may_be_woken(fault);
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
-                    // Others are answered, or somebody waits now; but who wants to be left alone is.
-                    () = over, if told.is_none() => {}
+                    // Others are answered: not all at once, though.
+                    () = over, if may_be_woken => tokio::time::sleep(wait.min(WOKEN_MAX)).await,
+                    // Somebody waits now.
                     () = attempts.called(), if told.is_none() => {}
                 }
                 !attempts.is_over()

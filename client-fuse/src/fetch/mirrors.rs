@@ -300,7 +300,11 @@ impl Round {
 
     /// How long every server wants to be left alone, if each of them said so.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
-        let mut told = self.failures.iter().map(|(_, error)| error.retry_after());
+        let told_by = |mirror: MirrorId| {
+            let its = self.failures.iter().filter(move |(of, _)| *of == mirror);
+            its.filter_map(|(_, error)| error.retry_after()).min()
+        };
+        let mut told = self.failures.iter().map(|(mirror, _)| told_by(*mirror));
         let first = told.next()??;
         told.try_fold(first, |least, told| told.map(|told| told.min(least)))
     }
@@ -308,7 +312,8 @@ impl Round {
     /// Ends the round: the error of all of it.
     pub(crate) fn finish<S>(&mut self, mirrors: &Mirrors<S>, last: FetchError) -> FetchError {
         let failures = std::mem::take(&mut self.failures);
-        if failures.len() < 2 {
+        // One that was asked twice is one.
+        if failures.iter().all(|(mirror, _)| *mirror == failures[0].0) {
             return last;
         }
         let named = |(mirror, error): (MirrorId, FetchError)| {

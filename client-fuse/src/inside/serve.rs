@@ -91,9 +91,9 @@ pub trait Metrics: Send + Sync + 'static {
 /// A place at which nobody is answered yet.
 #[derive(Debug)]
 pub struct Bound {
-    listener: Listener,
-    /// Removed at the end.
+    /// Removed at the end, before another one can take its place.
     path: Option<SocketFile>,
+    listener: Listener,
 }
 
 #[derive(Debug)]

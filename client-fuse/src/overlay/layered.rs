@@ -104,11 +104,24 @@ impl<S: Source> Layered<S> {
         let Some(overlay) = self.overlay.as_ref().filter(|_| offset < end) else {
             return Ok(self.base.read(offset, len).await?);
         };
+        let outcome = self.read_over(overlay, offset..end).await;
+        self.base.count(&outcome);
+        outcome
+    }
+
+    /// The bytes of `range`, which is no longer than what is read at once.
+    async fn read_over(
+        &self,
+        overlay: &Arc<Overlay>,
+        range: Range<u64>,
+    ) -> Result<Bytes, LayeredError> {
+        let Range { start: offset, end } = range;
         let runs = overlay.read(offset / BLOCK..end.div_ceil(BLOCK)).await?;
         if let [(run, _)] = &runs[..]
             && run.content == Content::Base
         {
-            return Ok(self.base.read(offset, len).await?);
+            let length = u32::try_from(end - offset).unwrap_or(u32::MAX);
+            return Ok(self.base.read_part(offset, length).await?);
         }
         let parts = runs
             .into_iter()
@@ -131,7 +144,7 @@ impl<S: Source> Layered<S> {
         let length = u32::try_from(end - start).unwrap_or(u32::MAX);
         let skip = usize::try_from(start - run.blocks.start * BLOCK).unwrap_or(usize::MAX);
         Ok(match run.content {
-            Content::Base => self.base.read(start, length).await?,
+            Content::Base => self.base.read_part(start, length).await?,
             Content::Zeros => BytesMut::zeroed(length as usize).freeze(),
             Content::Data { .. } => bytes.slice(skip..skip + length as usize),
         })
@@ -160,7 +173,7 @@ impl<S: Source> Layered<S> {
         let partial: Vec<u64> = patch.partial().collect();
         for block in partial {
             if overlay.needs_base(block) {
-                let bytes = self.base.read(block * BLOCK, BLOCK_BYTES).await?;
+                let bytes = self.base.read_part(block * BLOCK, BLOCK_BYTES).await?;
                 patch.base.push((block, bytes));
             }
         }

@@ -20,7 +20,10 @@ pub fn find(mountinfo: &str) -> Vec<Found> {
         };
         if !seen.contains(&device) {
             seen.push(device);
-            found.push(mount);
+            // The numbers of a tree are in the directories of its images.
+            if is_image(&mount.source) || !is_store(&mount.source) {
+                found.push(mount);
+            }
         }
     }
     found
@@ -46,9 +49,13 @@ fn parse(line: &str) -> Option<(&str, Found)> {
 
 /// Whether a mount has a name like ours: root's mounts have no type of their own.
 fn is_image(source: &str) -> bool {
-    let web = source.starts_with("http://") || source.starts_with("https://");
     let version = source.rsplit_once('@').map(|(_, version)| version);
-    web && version.is_some_and(|version| version.parse::<u64>().is_ok())
+    is_store(source) && version.is_some_and(|version| version.parse::<u64>().is_ok())
+}
+
+/// Whether a mount has the name of a whole store.
+fn is_store(source: &str) -> bool {
+    source.starts_with("http://") || source.starts_with("https://")
 }
 
 /// Undoes what the kernel does to blanks: `\040` is a space.
@@ -87,6 +94,7 @@ mod tests {
 42 22 0:36 / /mnt/sshfs rw - fuse.sshfs host: rw
 43 22 0:37 / /mnt/root ro - fuse https://h/s/lab/debian:12@1 ro,user_id=0
 44 22 0:38 / /mnt/other ro - fuse http://h/files ro
+46 22 0:40 / /mnt/tree ro - fuse.circular http://h/ ro
 45 22 0:39 / /sys/fs/fuse/connections rw - fusectl fusectl rw
 broken
 ";

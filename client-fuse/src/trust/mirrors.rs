@@ -16,7 +16,7 @@ use super::expiry::Verdict;
 use super::offline::{Kept, PATIENCE};
 use super::transport::{File, MetadataTransport};
 use super::{Basis, Found, TrustError};
-use crate::fetch::fetcher::Fetcher;
+use crate::fetch::fetcher::{Attempts, Fetcher};
 use crate::fetch::mirrors::MirrorId;
 use crate::fetch::retry::{Blame, Fault};
 use crate::fetch::{FetchError, Source};
@@ -41,18 +41,10 @@ pub(super) async fn find<S: Source>(
             let transport = transports
                 .entry(mirror)
                 .or_insert_with(|| MetadataTransport::new(fetcher, mirror));
-            let until = attempts.until();
-            let checking = Box::pin(basis.check(transport, &mut attempts));
-            let checked = match in_time(fetcher, checking, patience, until).await {
-                Ok(checked) => checked,
-                Err(checking) => match kept.find(fetcher, basis).await {
-                    Some(found) => return Ok(found),
-                    // There is nobody else, and he may answer yet.
-                    None if fetcher.has_one_server() && until.is_none_or(is_ahead) => {
-                        checking.await
-                    }
-                    None => Err(silent(fetcher, mirror, patience)),
-                },
+            let checked = match ask(fetcher, basis, kept, transport, &mut attempts, patience).await
+            {
+                Told::Now(checked) => checked,
+                Told::Before(found) => return Ok(found),
             };
             match checked {
                 Ok(found) if matches!(found.verdict, Verdict::Expired { .. }) => {
@@ -91,6 +83,47 @@ pub(super) async fn find<S: Source>(
             return found.ok_or(error);
         }
     }
+}
+
+/// What is known of a store.
+enum Told {
+    /// What a mirror shows now.
+    Now(Result<Found, TrustError>),
+    /// What it showed before, because it says nothing.
+    Before(Found),
+}
+
+/// Asks one mirror, for as long as it is worth it.
+async fn ask<S: Source>(
+    fetcher: &Arc<Fetcher<S>>,
+    basis: &Basis<'_>,
+    kept: &Kept,
+    transport: &MetadataTransport<S>,
+    attempts: &mut Attempts<'_>,
+    patience: Duration,
+) -> Told {
+    let (until, is_only) = (attempts.until(), fetcher.has_one_server());
+    // The only one is given the time of two.
+    let patience = match is_only {
+        true => patience + PATIENCE,
+        false => patience,
+    };
+    let checking = Box::pin(basis.check(transport, attempts));
+    let checking = match in_time(fetcher, checking, patience, until).await {
+        Ok(checked) => return Told::Now(checked),
+        Err(checking) => checking,
+    };
+    // What was kept is not better than what another mirror has.
+    if is_only && let Some(found) = kept.find(fetcher, basis).await {
+        return Told::Before(found);
+    }
+    // There is nobody else, and he may answer yet.
+    if is_only && until.is_none_or(is_ahead) {
+        return Told::Now(checking.await);
+    }
+    drop(checking);
+    transport.forget_failures();
+    Told::Now(Err(silent(fetcher, transport.mirror(), patience)))
 }
 
 /// What `checking` comes to; itself, where nothing has come from any server for as long as `patience`, or for a while and

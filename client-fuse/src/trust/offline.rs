@@ -29,7 +29,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Kept {
     store: String,
     began: Instant,
-    /// Whether it was found not to be in order.
+    /// Whether it was found not to be in order, or is not to be used.
     refused: AtomicBool,
 }
 
@@ -41,6 +41,13 @@ impl Kept {
             began: Instant::now(),
             refused: AtomicBool::new(false),
         }
+    }
+
+    /// The same, of which nothing is used: it is to be learned what servers say now, and kept.
+    pub(super) fn unused(first_root: &[u8]) -> Self {
+        let kept = Self::of(first_root);
+        kept.refused.store(true, Ordering::Relaxed);
+        kept
     }
 
     /// Whether it is time to do without a server that cannot be reached for this reason.

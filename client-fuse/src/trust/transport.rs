@@ -214,6 +214,16 @@ impl<S: Source> MetadataTransport<S> {
         }
     }
 
+    /// Who is asked.
+    pub(super) const fn mirror(&self) -> MirrorId {
+        self.mirror
+    }
+
+    /// Forgets what could not be had, so that it is asked for again.
+    pub(super) fn forget_failures(&self) {
+        self.answers().known.retain(|(_, answer)| answer.is_ok());
+    }
+
     /// Forgets the timestamp, which is out of date.
     pub(super) fn doubt(&self) {
         self.answers().suspect(File::Timestamp);

@@ -308,6 +308,11 @@ fn clearing_removes_what_is_ours_and_nothing_of_others() {
             .or_else(|_| fs::remove_dir(&path))
             .unwrap();
     }
-    assert_ok(&care(&site.cache(), &["clear"]));
+    let cleared = care(&site.cache(), &["clear", "--json"]);
+    assert_ok(&cleared);
+    assert_eq!(
+        json(&cleared),
+        serde_json::json!({"disks": 1, "mounted": 0})
+    );
     assert_eq!(fs::read_dir(site.cache()).unwrap().count(), 0);
 }

@@ -359,3 +359,17 @@ fn a_pinned_image_is_mounted_and_read_without_a_server() {
     assert_ok(&mount(nobody, &mounted, &["--deadline", "1"]));
     assert!(fs::read(mounted.disk()).unwrap() == store.disk);
 }
+
+#[test]
+fn what_is_typed_wins_over_the_environment() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_circular-mount"));
+    command
+        .env("CIRCULAR_CACHE", "/somewhere")
+        .env("CIRCULAR_STATE", "/somewhere")
+        .args(["--no-cache", "--no-state", "http://127.0.0.1:9/", "debian"])
+        .arg("/nowhere");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(!said.contains("cannot be used with"), "{said}");
+}

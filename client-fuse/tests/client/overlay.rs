@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use client_fuse::overlay::layered::Layered;
 use client_fuse::overlay::{Base, Overlay, OverlayError, Patch};
+use client_fuse::stats::Stats;
 use image_format::overlay::{Layout, Side};
 
 use crate::source::MemorySource;
@@ -28,6 +29,7 @@ const CHECKPOINT_BYTES: u64 = 32 << 10;
 
 /// A disk that can be written to.
 struct Writable {
+    stats: Arc<Stats>,
     disk: Layered<MemorySource>,
     overlay: Arc<Overlay>,
 }
@@ -57,7 +59,12 @@ async fn open(store: &Arc<Store>, path: &Path) -> Result<Writable, OverlayError>
     let stack = start(&source, Setup::DEFAULT).await;
     let disk = Arc::into_inner(stack.disk).unwrap();
     let disk = Layered::writable(disk, Arc::clone(&overlay));
-    Ok(Writable { disk, overlay })
+    let stats = stack.stats;
+    Ok(Writable {
+        stats,
+        disk,
+        overlay,
+    })
 }
 
 impl Writable {
@@ -227,6 +234,32 @@ async fn a_truncated_overlay_is_refused() {
     on_file(&path).set_len(length - 1).unwrap();
     let message = refusal(&path).await;
     assert!(message.contains("shorter than it was"), "{message}");
+}
+
+#[tokio::test]
+async fn each_read_counts_once_whoever_has_its_blocks() {
+    let directory = directory();
+    let path = written(directory.path()).await;
+    let writable = open(&store(), &path).await.unwrap();
+    let counted = || {
+        let stats = &writable.stats;
+        let errors = stats.read_errors.count();
+        (stats.reads.count(), stats.read_bytes.count(), errors)
+    };
+    // What surrounds a part of a block is read for the write.
+    writable.write(80_000, b"part").await;
+    assert_eq!(counted(), (0, 0, 0));
+    // Blocks of the image, of the overlay, and of the image again.
+    writable.disk.read(36_864, 3 * 4096).await.unwrap();
+    assert_eq!(counted(), (1, 3 * 4096, 0));
+    writable.disk.read(40_960, 4096).await.unwrap();
+    writable.disk.read(0, 4096).await.unwrap();
+    writable.disk.read(LENGTH, 4096).await.unwrap();
+    assert_eq!(counted(), (4, 5 * 4096, 0));
+    let rot = Layout::of(LENGTH).place(Side::A, 10) + 99;
+    on_file(&path).write_all_at(&[6], rot).unwrap();
+    writable.disk.read(36_864, 3 * 4096).await.unwrap_err();
+    assert_eq!(counted(), (5, 5 * 4096, 1));
 }
 
 #[tokio::test]

@@ -520,7 +520,12 @@ async fn a_frame_whose_connection_breaks_says_nothing_about_the_others() {
         }
         _ => Fault::None,
     });
-    let stack = start_booting(&MemorySource::faulty(&store, faults), &store, Setup::DEFAULT).await;
+    let stack = start_booting(
+        &MemorySource::faulty(&store, faults),
+        &store,
+        Setup::DEFAULT,
+    )
+    .await;
     boot(&stack, &store).await;
     wait_for_frames(&stack, frames).await;
     let stats = &stack.stats.boot_pack;

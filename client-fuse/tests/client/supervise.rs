@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -508,6 +509,17 @@ fn a_recording_ends_with_the_worker_that_made_it() {
     image_format::trace::Trace::decode(&fs::read(trace).unwrap()).unwrap();
 }
 
+/// How often the worker was started again, as its metrics say; `None`: nobody serves them.
+fn restarts_told(socket: &Path) -> Option<u64> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.write_all(b"GET /stats.json HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    let stats: serde_json::Value = serde_json::from_str(body).ok()?;
+    stats["restarts"].as_u64()
+}
+
 /// Puts `content` where `path` is, as a package manager does.
 fn replace(path: &Path, content: &[u8]) {
     let new = path.with_extension("new");
@@ -528,7 +540,9 @@ fn a_mount_is_handed_over_to_another_program_unless_that_does_not_work() {
         replace(&binary, &content);
         let store = store(1500);
         let base = serve(&store, Manner::Right);
-        let supervised = Supervised::of(&binary, &store, &base, &[way]);
+        let socket = programs.path().join("metrics");
+        let metrics = format!("--metrics=unix:{}", socket.display());
+        let supervised = Supervised::of(&binary, &store, &base, &[way, &metrics]);
         let (stop, done) = (AtomicBool::new(false), AtomicUsize::new(0));
         let path = supervised.mounted.disk();
         std::thread::scope(|scope| {
@@ -550,9 +564,12 @@ fn a_mount_is_handed_over_to_another_program_unless_that_does_not_work() {
                 fs::metadata(format!("/proc/{worker}/exe")).unwrap().ino(),
                 new
             );
+            // The worker before had the place where metrics are served.
+            wait_for(|| restarts_told(&socket).filter(|told| *told == 1));
             // After that, the next death is followed as ever.
             supervised.kill_worker();
             supervised.wait_for_restarts(2);
+            wait_for(|| restarts_told(&socket).filter(|told| *told == 2));
             let before = done.load(Ordering::Relaxed);
             while !reader.is_finished() && done.load(Ordering::Relaxed) < before + 20 {
                 std::thread::yield_now();

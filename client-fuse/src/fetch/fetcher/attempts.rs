@@ -23,6 +23,9 @@ pub(crate) struct Attempts<'a> {
     pub(super) round: Round,
     /// What was wrong the last time.
     last: Option<FetchError>,
+    /// Whether a wait was cut short because others were answered: once is enough, or who is refused for himself would
+    /// ask all the time.
+    was_woken: bool,
 }
 
 impl<'a> Attempts<'a> {
@@ -36,6 +39,7 @@ impl<'a> Attempts<'a> {
             wrong: 0,
             round: Round::default(),
             last: None,
+            was_woken: false,
         }
     }
 
@@ -88,6 +92,14 @@ impl<'a> Attempts<'a> {
     pub(crate) const fn progressed(&mut self) {
         self.tries = 0;
         self.wrong = 0;
+        self.was_woken = false;
+    }
+
+    /// Whether a wait may be cut short, which is noted.
+    pub(super) const fn may_be_woken(&mut self, fault: Fault) -> bool {
+        let may = matches!(fault, Fault::Transient) && !self.was_woken;
+        self.was_woken = true;
+        may
     }
 
     /// What to do after a try that failed; `told`: how long the server wants to be left alone.

@@ -79,6 +79,7 @@ impl<S: Source> Fetcher<S> {
                 bytes: part.range.end - part.range.start,
                 priority,
                 hurry,
+                at_a_glance: false,
             };
             let start = |attempt| self.try_part(attempt, part, freshness, decode.clone());
             let raced = self.race(terms, start).await;
@@ -140,6 +141,7 @@ impl<S: Source> Fetcher<S> {
             bytes: head.length,
             priority,
             hurry: &hurry,
+            at_a_glance: true,
         };
         let decode = move |bytes: &[u8]| {
             let verified = head.verify(bytes);

@@ -129,6 +129,8 @@ pub(super) struct Terms<'a> {
     pub(super) priority: Priority,
     /// Who may come to wait.
     pub(super) hurry: &'a Hurry,
+    /// Whether nobody waits for it, so that silence is no outage.
+    pub(super) at_a_glance: bool,
 }
 
 impl Terms<'_> {
@@ -245,7 +247,7 @@ impl<S: Source> Fetcher<S> {
             Ok(caused) => caused,
             Err(outcome) => return Raced::alone(&first, outcome, seen),
         };
-        let second = self.begin_second(cause, &first, turn, terms.elsewhere);
+        let second = self.begin_second(cause, &first, turn, &terms);
         let seen = self.outage.seen();
         let two = Box::pin(start(second.clone()));
         let tries = [&first, &second];
@@ -369,20 +371,37 @@ impl<S: Source> Fetcher<S> {
             }
             tokio::time::sleep_until(stall).await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
+    }
+
+    /// Waits until nothing more is to be hoped for of `last`, the other one of two having failed: where there is a third
+    /// mirror to ask, a stall is enough.
+    async fn dries_up(&self, [first, second]: [&Try; 2], last: &Try) {
+        self.stalls(last).await;
+        let tried = [first.mirror, second.mirror];
+        while self.mirrors.next(&tried).is_none() {
+            let heard = last.progress.heard();
+            let dry = self.mirrors.dries_up_at(last.mirror, heard);
+            if dry <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(dry).await;
+        }
     }
 
     /// Finds where a second request goes; the first was made during `turn`.
-    fn begin_second(&self, cause: Cause, first: &Try, turn: Turn, elsewhere: bool) -> Try {
+    fn begin_second(&self, cause: Cause, first: &Try, turn: Turn, terms: &Terms<'_>) -> Try {
         let faults = &self.stats.faults;
-        let other = self.mirrors.other(first.mirror).filter(|_| elsewhere);
+        let other = self.mirrors.other(first.mirror).filter(|_| terms.elsewhere);
         match cause {
             Cause::Late => faults.hedges.increment(),
             Cause::Stall => {
                 faults.rescues.increment();
                 let silent = first.progress.heard().elapsed();
                 let name = self.mirrors.name(first.mirror);
-                self.outage.silent(name, silent, faults);
+                if !terms.at_a_glance {
+                    self.outage.silent(name, silent, faults);
+                }
                 if other.is_some() {
                     // Others shall not wait for it too.
                     let silence = Silence(silent);
@@ -463,7 +482,7 @@ impl<S: Source> Fetcher<S> {
                     is_two_on = false;
                     (true, outcome)
                 }
-                () = self.stalls(last), if !(is_one_on && is_two_on) => {
+                () = self.dries_up([first, second], last), if !(is_one_on && is_two_on) => {
                     // How the other one failed says more.
                     let in_vain = || last.progress.in_vain(path);
                     let failed = before.unwrap_or_else(in_vain);

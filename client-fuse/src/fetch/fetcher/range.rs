@@ -152,6 +152,7 @@ impl<S: Source> Fetcher<S> {
                 bytes,
                 priority,
                 hurry: &hurry,
+                at_a_glance: false,
             };
             let raced = self
                 .race(terms, |attempt| self.try_range(attempt, &job, freshness))

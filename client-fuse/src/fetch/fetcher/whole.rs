@@ -96,6 +96,7 @@ impl Whole {
             bytes: self.bytes_max(),
             priority: Priority::Guest,
             hurry,
+            at_a_glance: false,
         }
     }
 
@@ -198,10 +199,11 @@ impl<S: Source> Fetcher<S> {
             return Some(kept);
         }
         let hurry = Hurry::new();
-        let slot = self
-            .enter(Priority::Guest, whole.bytes_max(), &hurry)
-            .await;
-        let terms = whole.terms(mirror, elsewhere, None, &hurry);
+        let slot = self.enter(Priority::Guest, whole.bytes_max(), &hurry).await;
+        let terms = Terms {
+            at_a_glance: true,
+            ..whole.terms(mirror, elsewhere, None, &hurry)
+        };
         let start = |attempt| self.try_whole(attempt, whole, whole.freshness(), counter);
         let raced = self.race(terms, start).await;
         drop(slot);

@@ -1,8 +1,11 @@
 //! Several servers of one store: a bad one blocks no good one, and is asked last.
 
+use std::time::Duration;
+
 use client_fuse::disk::Disk;
 use client_fuse::fetch::Part;
 use client_fuse::fetch::mirrors::Mirrors;
+use client_fuse::fetch::retry::RetryPolicy;
 use tokio::runtime::Handle;
 
 use super::super::publisher::LATE;
@@ -10,16 +13,21 @@ use super::{
     Arc, Expiry, Fault, Faults, Fetcher, IMPATIENT, MemorySource, OpenError, OpenImage, Publisher,
     Release, Stats, Store, Trust, TrustError, open, refusal, trust,
 };
-use crate::stack::no_caches;
+use crate::stack::{PATIENT, no_caches};
 use crate::store::mixed_disk;
 
 /// A fetcher over these servers, which are called a, b, c.
 fn fetcher(sources: &[MemorySource]) -> Arc<Fetcher<MemorySource>> {
+    fetcher_with(IMPATIENT, sources)
+}
+
+/// The same, with readers that wait as `policy` says.
+fn fetcher_with(policy: RetryPolicy, sources: &[MemorySource]) -> Arc<Fetcher<MemorySource>> {
     let named = sources.iter().zip(["a", "b", "c"]);
     let mut named = named.map(|(source, name)| (name.to_owned(), source.clone()));
     let mirrors = Mirrors::of(named.next().unwrap(), named.collect());
     let stats = Arc::new(Stats::default());
-    let fetcher = Fetcher::over(Arc::new(mirrors), 8, IMPATIENT, no_caches(), stats);
+    let fetcher = Fetcher::over(Arc::new(mirrors), 8, policy, no_caches(), stats);
     Arc::new(fetcher)
 }
 
@@ -149,7 +157,32 @@ async fn mirrors_that_say_nothing_are_passed_over() {
     let (store, state) = (store(), tempfile::tempdir().unwrap());
     let silent = || broken(&store, Fault::Silent);
     let servers = [silent(), silent(), server(&store)];
+    let trust = trust(&store, state.path());
     let began = tokio::time::Instant::now();
-    open_at(&servers, &trust(&store, state.path())).await.unwrap();
-    assert!(began.elapsed() < std::time::Duration::from_secs(5));
+    open_at(&servers, &trust).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5));
+    // The same, with all the time there is.
+    let base = "http://a/".parse().unwrap();
+    let reference = "lab/debian:12".parse().unwrap();
+    let began = tokio::time::Instant::now();
+    let patient = fetcher_with(PATIENT, &servers);
+    open(&patient, &base, &reference, &trust).await.unwrap();
+    let waited = began.elapsed();
+    assert!(waited < Duration::from_secs(12), "{waited:?}");
+}
+
+/// A server that is always as slow is opened from in the end, though another one is silent.
+#[tokio::test(start_paused = true)]
+async fn a_slow_server_beside_a_silent_one_has_its_time() {
+    let (store, state) = (store(), tempfile::tempdir().unwrap());
+    let slow = || broken(&store, Fault::Late(Duration::from_secs(7)));
+    for servers in [vec![slow()], vec![broken(&store, Fault::Silent), slow()]] {
+        let base = "http://a/".parse().unwrap();
+        let reference = "lab/debian:12".parse().unwrap();
+        let trust = trust(&store, state.path());
+        let patient = fetcher_with(PATIENT, &servers);
+        let opened = open(&patient, &base, &reference, &trust);
+        let opened = tokio::time::timeout(Duration::from_secs(120), opened);
+        opened.await.expect("in time").unwrap();
+    }
 }
