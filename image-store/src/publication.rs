@@ -11,7 +11,7 @@ use std::fs::File;
 use image_format::catalogue::{self, CATALOGUE_BYTES_MAX, Catalogue, ChunkIndexList, VersionEntry};
 use image_format::chunker::ChunkerParams;
 use image_format::manifest::{Boot, BootPack, IndexDelta, Manifest};
-use image_format::{DecodeError, ImageName, ImageRef, ObjectRef, links};
+use image_format::{DecodeError, Digest, ImageName, ImageRef, ObjectRef, links};
 
 use crate::boot_files;
 use crate::catalogue_change::CatalogueChange;
@@ -108,7 +108,6 @@ impl Publication {
     ) -> Result<Published, PublishError> {
         let _lock = CommitLock::acquire(store).await?;
         self.check_objects(store).await?;
-        store.sync_directories().await?;
         let current = signer.current(store).await?;
         let mut names = store.names_of(&current).await?;
         let name = &self.reference.name;
@@ -152,7 +151,7 @@ impl Publication {
         })
     }
 
-    /// Checks that all that the disk and its boot refer to is there still: a sweep may have taken
+    /// Checks that all that the disk and its boot refer to is there still, to stay: a sweep may have taken
     /// what nothing referred to yet.
     async fn check_objects(&self, store: &Store) -> Result<(), PublishError> {
         let mut objects = self.written.known_packs.clone();
@@ -165,11 +164,12 @@ impl Publication {
         let pack = self.boot_pack.iter();
         objects.extend(pack.flat_map(|pack| [pack.object, pack.profile]));
         objects.extend(self.index_delta.iter().map(|delta| delta.object));
+        let used: Vec<Digest> = objects.iter().map(|object| object.digest).collect();
         let gone = store.lacking(objects).await?;
-        match gone.is_empty() {
-            true => Ok(()),
-            false => Err(PublishError::Gone { objects: gone }),
+        if !gone.is_empty() {
+            return Err(PublishError::Gone { objects: gone });
         }
+        Ok(store.sync_directories(used).await?)
     }
 
     /// Returns the list of chunk indexes with that of the new chunks, and without what would lead

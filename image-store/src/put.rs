@@ -1,12 +1,13 @@
 //! Stores objects: each under the digest of its bytes, unless it is there and whole.
 
-use std::fs::{self, File};
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::Path;
 
 use bytes::Bytes;
-use image_format::ObjectRef;
 use image_format::digest::Hasher;
+use image_format::{Digest, ObjectRef};
 use object_store::{ObjectStoreExt as _, WriteMultipart};
 
 use crate::store::{Store, StoreError, access, object_path};
@@ -19,18 +20,29 @@ const OBJECTS_DIRECTORY: &str = "objects";
 const FILE_PART_BYTES: usize = 1024 * 1024;
 
 impl Store {
-    /// Makes the names of all objects last through a power cut. Who found a file need not have written it, and whoever
+    /// Makes the names of these objects last through a power cut, and of all targets. Who found a file need not have written it, and whoever
     /// did may not have come that far. On a server it is the server that does so.
     ///
     /// # Errors
     /// A directory cannot be read.
-    pub(crate) async fn sync_directories(&self) -> Result<(), StoreError> {
+    pub(crate) async fn sync_directories(
+        &self,
+        objects: impl IntoIterator<Item = Digest>,
+    ) -> Result<(), StoreError> {
         if self.staged.is_some() {
             return Ok(());
         }
         let root = self.root.clone();
-        let syncing = tokio::task::spawn_blocking(move || sync_below(&root));
-        let synced = syncing.await.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        let directory = |object: Digest| {
+            let path = object.object_path();
+            path.rsplit_once('/')
+                .map(|(directory, _)| directory.to_owned())
+        };
+        let directories: BTreeSet<String> = objects.into_iter().filter_map(directory).collect();
+        let syncing = tokio::task::spawn_blocking(move || sync_below(&root, &directories));
+        let synced = syncing
+            .await
+            .unwrap_or_else(|panic| Err(io::Error::other(panic)));
         synced.map_err(|source| StoreError::Directory {
             path: self.root.clone(),
             source,
@@ -103,28 +115,18 @@ impl Store {
     }
 }
 
-/// Syncs the directories of a store: those of objects, of which there are 256, targets, metadata, and what holds them.
-fn sync_below(root: &Path) -> io::Result<()> {
+/// Syncs these directories of a store, those of targets and metadata, and what holds them.
+fn sync_below(root: &Path, directories: &BTreeSet<String>) -> io::Result<()> {
     let sync = |path: &Path| match File::open(path) {
         Ok(directory) => directory.sync_all(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     };
-    let objects = root.join(OBJECTS_DIRECTORY);
-    match fs::read_dir(&objects) {
-        Ok(entries) => {
-            for entry in entries {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    sync(&entry.path())?;
-                }
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+    for directory in directories {
+        sync(&root.join(directory))?;
     }
-    sync(&objects)?;
-    sync(&root.join(TARGETS_DIRECTORY))?;
-    sync(&root.join(METADATA_DIRECTORY))?;
+    for directory in [OBJECTS_DIRECTORY, TARGETS_DIRECTORY, METADATA_DIRECTORY] {
+        sync(&root.join(directory))?;
+    }
     sync(root)
 }

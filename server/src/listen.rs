@@ -38,8 +38,8 @@ use crate::config::Limits;
 use crate::handle::{Handler, Peer};
 use crate::tls::Tls;
 use guard::Guarded;
-pub(crate) use idle::Busy;
 use idle::Answers;
+pub(crate) use idle::Busy;
 
 /// How long accepting pauses when the machine has no more descriptors or memory: short
 /// beside a client's connect time-out, long beside a spin.
@@ -47,6 +47,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often it is said that no more connections are taken.
 const FULL_EVERY: Duration = Duration::from_secs(60);
+
+/// So many times as long as HTTP/1 a connection of HTTP/2 may sit idle: what it was sent may be on its way still, on a
+/// slow line for minutes.
+const IDLE_TIMES: u32 = 5;
 
 /// Bytes of an HTTP/2 answer that may wait for the client's window: two pieces of a file, so
 /// that the next one is read while the last one is sent.
@@ -315,7 +319,7 @@ where
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = left(&mut closed, &answers, shared.limits.head_timeout) => {
+        () = left(&mut closed, &answers, shared.limits.head_timeout * IDLE_TIMES) => {
             // What is under way comes to its end.
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -97,7 +97,9 @@ impl Uploads {
         if let Some(trusted) = &trusted
             && accept::end_first_commit(&store, trusted).await?
         {
-            tracing::warn!("the first commit to this store had not come to its end: its root is there now");
+            tracing::warn!(
+                "the first commit to this store had not come to its end: its root is there now"
+            );
         }
         Ok(Self {
             store,

@@ -63,19 +63,22 @@ pub fn check_root(bytes: &[u8]) -> Result<(), TrustError> {
 /// # Errors
 /// The store cannot be read or written.
 pub async fn end_first_commit(store: &Store, trusted_root: &Bytes) -> Result<bool, StoreError> {
+    let lacks_root = async || {
+        let root = read(store, FIRST_ROOT_PATH, ROLE_BYTES_MAX).await?;
+        let timestamp = read(store, TIMESTAMP_PATH, ROLE_BYTES_MAX).await?;
+        Ok::<_, StoreError>(root.is_none() && timestamp.is_some())
+    };
+    // Without the lock, which others may hold for long.
+    if !lacks_root().await? {
+        return Ok(false);
+    }
     let _lock = CommitLock::acquire(store).await?;
-    let there = read(store, FIRST_ROOT_PATH, ROLE_BYTES_MAX).await?;
-    let timestamp = read(store, TIMESTAMP_PATH, ROLE_BYTES_MAX).await?;
     let is_first = || {
         let root = serde_json::from_slice::<Signed<Root>>(trusted_root);
         root.is_ok_and(|root| root.signed.version == NonZeroU64::MIN)
     };
     // What is current must be that root's; otherwise it is another one that was lost.
-    if there.is_some()
-        || timestamp.is_none()
-        || !is_first()
-        || store.current(trusted_root).await.is_err()
-    {
+    if !lacks_root().await? || !is_first() || store.current(trusted_root).await.is_err() {
         return Ok(false);
     }
     store.create(FIRST_ROOT_PATH, trusted_root.clone()).await?;
@@ -127,7 +130,11 @@ pub async fn accept(
     let overlay: Overlay = Arc::new(overlay.collect());
     let after = load_over(store.backend().clone(), overlay, &trusted)
         .await
-        .map_err(RefusedBecause::from)?;
+        .map_err(|error| match error {
+            // That is nothing against the proposal.
+            error @ TrustError::Temporary(_) => StoreError::Trust(error).into(),
+            error => AcceptError::Refused(error.into()),
+        })?;
     let first_root = match first_root {
         Some(_) => None,
         None => Some(check::first_root(&trusted, proposal)?),
@@ -146,7 +153,6 @@ pub async fn accept(
             wait_anew(store, before, after).await?;
         }
     }
-    store.sync_directories().await?;
     write(store, proposal, first_root).await?;
     let names = after.names(Vec::new()).map_err(RefusedBecause::from)?;
     let written = write_boot_files(store, &after, &names, &changed, now).await;
@@ -291,6 +297,7 @@ async fn changes(
         changed.push((before, catalogue));
     }
     check_chunk_indexes(store, &mut walk, before, after, proposal).await?;
+    store.sync_directories(walk.looked_at()).await?;
     Ok(changed)
 }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use image_format::{Digest, ImageName, ObjectRef};
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt as _};
+use tough::error::Error;
 use tough::schema::Target;
 use tough::{
     ExpirationEnforcement, Limits, RepositoryLoader, Transport, TransportError, TransportErrorKind,
@@ -79,7 +80,12 @@ async fn load_with(
         .expiration_enforcement(ExpirationEnforcement::Unsafe)
         .load()
         .await
-        .map_err(|error| TrustError::Load(Box::new(error)))?;
+        .map_err(|error| match error {
+            error @ (Error::DatastoreInit { .. }
+            | Error::DatastoreCreate { .. }
+            | Error::DatastoreOpen { .. }) => TrustError::Temporary(Box::new(error)),
+            error => TrustError::Load(Box::new(error)),
+        })?;
     Ok(Current {
         root: repository.root().clone(),
         timestamp: repository.timestamp().clone(),

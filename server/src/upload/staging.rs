@@ -110,9 +110,11 @@ fn place(file: NamedTempFile, length: u64, target: &Path) -> io::Result<Placed> 
     file.as_file().sync_all()?;
     let parent = target.parent().unwrap_or(target);
     if !parent.is_dir() {
+        let missing = parent.ancestors().take_while(|path| !path.is_dir());
+        let missing: Vec<&Path> = missing.collect();
         fs::create_dir_all(parent)?;
-        for made in parent.ancestors().skip(1).take(2) {
-            sync_directory(made)?;
+        for made in missing {
+            sync_directory(made.parent().unwrap_or(made))?;
         }
     }
     let placed = match file.persist_noclobber(target) {

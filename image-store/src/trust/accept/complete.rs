@@ -64,6 +64,12 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// The objects that were looked at.
+    pub(super) fn looked_at(&self) -> impl Iterator<Item = Digest> {
+        let seen = self.seen.iter().map(|object| object.digest);
+        seen.chain(self.pages.iter().copied())
+    }
+
     /// Checks every version of `after` that `before` does not have just so.
     ///
     /// # Errors

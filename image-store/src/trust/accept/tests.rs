@@ -243,14 +243,30 @@ async fn a_first_commit_that_was_killed_before_its_root_comes_to_its_end() {
     }
     let (own, other) = (pair.root(), pair.other_keys());
     signer(&other)
-        .establish(&Store::open_or_create(&pair.scratch.path().join("other")).await.unwrap())
+        .establish(
+            &Store::open_or_create(&pair.scratch.path().join("other"))
+                .await
+                .unwrap(),
+        )
         .await
         .unwrap();
-    assert!(!end_first_commit(&pair.store, &own.clone().into()).await.unwrap());
+    assert!(
+        !end_first_commit(&pair.store, &own.clone().into())
+            .await
+            .unwrap()
+    );
     std::fs::remove_file(&path).unwrap();
     let strange = other.root().unwrap();
-    assert!(!end_first_commit(&pair.store, &strange.into()).await.unwrap());
+    assert!(
+        !end_first_commit(&pair.store, &strange.into())
+            .await
+            .unwrap()
+    );
     assert!(!path.exists(), "it is not that one that was lost");
-    assert!(end_first_commit(&pair.store, &own.clone().into()).await.unwrap());
+    assert!(
+        end_first_commit(&pair.store, &own.clone().into())
+            .await
+            .unwrap()
+    );
     assert_eq!(std::fs::read(&path).unwrap(), own);
 }
