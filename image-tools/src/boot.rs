@@ -13,6 +13,7 @@ pub mod stop;
 
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 
 /// Why a version cannot be booted here.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,8 @@ pub enum BootError {
     Stopped,
     #[error("cannot follow the machine")]
     Follow(#[source] io::Error),
+    #[error("QEMU failed ({status}); it says why above")]
+    Failed { status: ExitStatus },
     #[error("{what}; the last that the machine said:\n{said}")]
     Machine { what: String, said: String },
 }

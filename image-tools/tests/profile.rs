@@ -342,9 +342,11 @@ async fn what_is_no_trace_of_the_image_changes_nothing() {
     scratch.done(&["publish", "a.raw", "a", "--no-boot"]);
     scratch.done(&["publish", "b.raw", "b", "--no-boot"]);
     scratch.record("b", "other", &[1, 2]).await;
+    scratch.record("a", "empty", &[]).await;
     fs::write(scratch.path("garbage"), "hello\n").unwrap();
     for (trace, told) in [
         ("other", "`other` is a trace of b@1, not of `a`"),
+        ("empty", "`empty` lists nothing that was read"),
         ("garbage", "cannot use `garbage`"),
         ("missing", "cannot read `missing`"),
     ] {

@@ -28,6 +28,7 @@ fn machine_is_recorded_by_one_command_and_its_boot_explained() -> Result<()> {
     let trace = store.beside("boot.trace");
     let trace = trace.to_str().context("test paths are plain")?;
     kernel_is_verified(&store)?;
+    what_cannot_work_is_said_at_once(&store)?;
     a_signal_ends_all_of_it(&store)?;
     // When the root is mounted and its init has begun to talk: a boot to the login and its end, which
     // boot_bad_days.rs has recorded, take longer, and nothing else happens in them.
@@ -52,6 +53,28 @@ fn machine_is_recorded_by_one_command_and_its_boot_explained() -> Result<()> {
     for name in ["/usr/lib/systemd/systemd", "superblock", "directory"] {
         ensure!(names.contains(name), "no {name} in {names}");
     }
+    Ok(())
+}
+
+/// Where a trace could not be kept, nothing is booted; and a machine that does not come up is a failure.
+fn what_cannot_work_is_said_at_once(store: &TestStore) -> Result<()> {
+    let record = ["boot", "debian:12", "--record", "--accel", "tcg"];
+    let nowhere = store.beside("missing/boot.trace");
+    let nowhere = nowhere.to_str().context("test paths are plain")?;
+    let (mut keyless, mut placeless) = (store.command(&record)?, store.command(&record)?);
+    keyless.env("CIRCULAR_KEYS", store.beside("no-keys"));
+    placeless.args(["--output", nowhere]);
+    for (mut boot, told) in [(keyless, "no-keys"), (placeless, "missing/boot.trace")] {
+        let refused = boot.output()?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(refused.status.code() == Some(1), "{said}");
+        ensure!(said.contains(told) && !said.contains("Booting"), "{said}");
+    }
+    let look = ["boot", "debian:12", "--accel", "tcg", "--memory", "1"];
+    let failed = store.command(&look)?.stdin(Stdio::null()).output()?;
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    ensure!(failed.status.code() == Some(1), "{said}");
+    ensure!(said.contains("QEMU failed"), "{said}");
     Ok(())
 }
 

@@ -159,11 +159,14 @@ impl Hardware {
         command.args(["-serial", "mon:stdio"]);
         let child = command.spawn();
         let mut machine = On(child.map_err(|source| self.cannot_start(source))?);
-        while machine.0.try_wait().map_err(BootError::Follow)?.is_none() {
-            stop.check()?;
+        loop {
+            match machine.0.try_wait().map_err(BootError::Follow)? {
+                None => stop.check()?,
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(BootError::Failed { status }),
+            }
             thread::sleep(LOOK_EVERY);
         }
-        Ok(())
     }
 
     /// Boots, and records until the boot is over, or the machine is off. What it says goes to standard error

@@ -30,6 +30,8 @@ impl Server {
             .env_remove("CIRCULAR_TLS_CERT")
             .env_remove("CIRCULAR_TLS_KEY")
             .env_remove("CIRCULAR_TOKENS")
+            .env_remove("CIRCULAR_TRACES")
+            .env_remove("CIRCULAR_UPLOAD_ROOT")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());

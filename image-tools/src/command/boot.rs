@@ -1,9 +1,10 @@
 //! `circular boot`: a version in QEMU, for a look or to record what it reads.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use image_format::trace::Trace;
 use image_format::{BLOCK_BYTES, ImageRef, boot_pack};
 use image_store::Store;
@@ -120,6 +121,9 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         memory_mib: args.memory,
         cpus: args.cpus,
     };
+    if args.record {
+        check(&store, &args).await?;
+    }
     let files = BootFiles::copy(&store, boot).await?;
     let stop = Stop::listen().context("cannot catch signals")?;
     let began = Instant::now();
@@ -136,7 +140,11 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         ui.note("Ctrl-A X switches the machine off.");
         return Ok(block_in_place(|| hardware.show(&start, &stop))?);
     }
-    let (trace, switched_off) = record(&args, &hardware, &start, &stop, ui)?;
+    let (bytes, switched_off) = record(&args, &hardware, &start, &stop, ui)?;
+    let trace = Trace::decode(&bytes).context("the machine sent a trace that cannot be used")?;
+    if trace.touches.is_empty() {
+        bail!("the machine had read nothing when the recording ended");
+    }
     let mut recorded = Recorded {
         image: resolved.reference.clone(),
         seconds: began.elapsed().as_secs_f64(),
@@ -152,13 +160,44 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
     if recorded.output.is_none() {
         let traces = [trace];
         let added = add_traces(&store, &resolved, &traces, args.level, &args.keys, ui);
-        recorded.profile = tokio::select! {
-            added = added => Some(added?),
-            () = stop.asked() => return Err(BootError::Stopped.into()),
+        let added = tokio::select! {
+            added = added => added,
+            () = stop.asked() => Err(BootError::Stopped.into()),
         };
+        recorded.profile = Some(added.map_err(|error| keep(&bytes, &resolved.reference, error))?);
     }
     ui.result(&recorded, text)?;
     Ok(())
+}
+
+/// Checks before a machine is booted what would lose its trace afterwards.
+async fn check(store: &Store, args: &Args) -> anyhow::Result<()> {
+    let Some(output) = &args.output else {
+        return profile::signing(store, &args.keys).await.map(drop);
+    };
+    let is_new = !output.exists();
+    let opened = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(output);
+    opened.with_context(|| format!("cannot write `{}`", output.display()))?;
+    if is_new {
+        // Nothing is left of a boot that comes to nothing.
+        let _ = std::fs::remove_file(output);
+    }
+    Ok(())
+}
+
+/// Keeps the trace of a boot that could not be put to use, and adds to `error` where it is.
+fn keep(trace: &[u8], image: &ImageRef, error: anyhow::Error) -> anyhow::Error {
+    let path = format!("{}.trace", image.to_file_safe());
+    match std::fs::write(&path, trace) {
+        Ok(()) => error.context(format!(
+            "the boot was recorded and not put to use: it is in `{path}`, for `circular profile add {image} {path}`"
+        )),
+        Err(_) => error,
+    }
 }
 
 /// Boots and records; where a file was asked for, the trace is there, too. Tells whether the machine has
@@ -169,7 +208,7 @@ fn record(
     start: &Start<'_>,
     stop: &Stop,
     ui: &Ui,
-) -> anyhow::Result<(Trace, bool)> {
+) -> anyhow::Result<(Vec<u8>, bool)> {
     let until = match args.seconds {
         Some(seconds) => Until::Time(Duration::from_secs(seconds)),
         None => Until::Said(args.until.clone(), Duration::from_secs(args.timeout)),
@@ -189,10 +228,11 @@ fn record(
     if recording.power_off && !is_off {
         ui.note("The machine did not switch itself off; what that takes is not recorded, or not all of it.");
     }
-    let trace = read_trace(&path)
+    read_trace(&path)
         .context("the machine sent no trace: its initramfs may be of before recording; publish the version again")?;
+    let trace = std::fs::read(&path).context("cannot read the trace")?;
     if let Some(output) = &args.output {
-        std::fs::copy(&path, output)
+        std::fs::write(output, &trace)
             .with_context(|| format!("cannot write `{}`", output.display()))?;
     }
     Ok((trace, is_off))

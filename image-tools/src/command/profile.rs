@@ -12,7 +12,7 @@ use image_format::profile::{Profile, StandIns, Steadiness};
 use image_format::trace::{TRACE_BYTES_MAX, Trace};
 use image_format::{ImageRef, boot_pack};
 use image_store::store::Resolved;
-use image_store::{Revision, Store};
+use image_store::{KeyRing, Revision, Signer, Store};
 use serde::Serialize;
 
 use crate::cli::{Common, ReferenceArg};
@@ -109,6 +109,9 @@ async fn add(store: &Store, args: AddArgs, ui: &Ui) -> anyhow::Result<Summary> {
                 args.reference.name
             );
         }
+        if trace.touches.is_empty() {
+            bail!("`{}` lists nothing that was read", path.display());
+        }
         traces.push(trace);
     }
     add_traces(store, &resolved, &traces, args.level, &args.keys, ui).await
@@ -123,6 +126,8 @@ pub(super) async fn add_traces(
     keys: &KeyArgs,
     ui: &Ui,
 ) -> anyhow::Result<Summary> {
+    // Before all that takes time.
+    let ring = signing(store, keys).await?;
     let disk = resolved.manifest.disk;
     let before = match &resolved.manifest.boot_pack {
         Some(pack) => Some(store.profile(pack).await?),
@@ -142,7 +147,7 @@ pub(super) async fn add_traces(
             resolved.reference
         );
     }
-    let manifest = revise(store, keys, resolved, built.boot_pack).await?;
+    let manifest = revise(store, &keys.signer(&ring), resolved, built.boot_pack).await?;
     Ok(Summary {
         built: Some(CarriedOver::of(&built)),
         ..summary(resolved, &manifest, Some(&built.profile))
@@ -160,25 +165,29 @@ async fn show(store: &Store, reference: &ImageRef) -> anyhow::Result<Summary> {
 
 async fn remove(store: &Store, args: RemoveArgs) -> anyhow::Result<Summary> {
     let resolved = store.resolve(&args.reference).await?;
-    let manifest = revise(store, &args.keys, &resolved, None).await?;
+    let ring = signing(store, &args.keys).await?;
+    let manifest = revise(store, &args.keys.signer(&ring), &resolved, None).await?;
     Ok(summary(&resolved, &manifest, None))
+}
+
+/// The keys that sign for the store.
+pub(super) async fn signing(store: &Store, keys: &KeyArgs) -> anyhow::Result<KeyRing> {
+    let ring = keys.open(store).await?;
+    ring.with_context(|| format!("`{}` was never signed", store.root().display()))
 }
 
 async fn revise(
     store: &Store,
-    keys: &KeyArgs,
+    signer: &Signer<'_>,
     resolved: &Resolved,
     after: Option<BootPack>,
 ) -> anyhow::Result<Manifest> {
-    let Some(ring) = keys.open(store).await? else {
-        bail!("`{}` was never signed", store.root().display());
-    };
     let revision = Revision {
         reference: resolved.reference.clone(),
         before: resolved.manifest.boot_pack,
         after,
     };
-    Ok(revision.commit(store, &keys.signer(&ring)).await?)
+    Ok(revision.commit(store, signer).await?)
 }
 
 pub(super) fn read_trace(path: &Path) -> anyhow::Result<Trace> {
