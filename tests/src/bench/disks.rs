@@ -28,6 +28,8 @@ pub enum Reader {
     Packed,
     /// `circular-mount`, of an image without one.
     Plain,
+    /// `circular-mount`, of an image whose boot pack it recorded itself while a machine booted from its mount.
+    Recorded,
     /// `circular-mount`, of the version that follows the one with a boot pack.
     Updated,
     /// nbdkit's curl plugin behind nbdfuse.
@@ -47,7 +49,7 @@ impl Reader {
     /// Returns the name in a table.
     pub fn title(self) -> &'static str {
         match self {
-            Self::Packed => "Circular, boot pack",
+            Self::Packed | Self::Recorded => "Circular, boot pack",
             Self::Plain => "Circular, no boot pack",
             Self::Updated => "Circular, next version",
             Self::Nbdkit => "nbdkit curl",
@@ -60,7 +62,7 @@ impl Reader {
     /// Returns whether its programs are here.
     pub fn is_here(self) -> bool {
         let needs: &[&str] = match self {
-            Self::Packed | Self::Plain | Self::Updated => &[],
+            Self::Packed | Self::Plain | Self::Recorded | Self::Updated => &[],
             Self::Nbdkit | Self::NbdkitRetry | Self::NbdkitCache => &["nbdkit", "nbdfuse"],
             Self::Qemu => &["qemu-storage-daemon"],
         };
@@ -93,7 +95,7 @@ impl Reader {
         let raw = format!("{}{}", servers.files(), site.raw_name());
         let file = scratch.join("disk.raw");
         Ok(match self {
-            Self::Packed | Self::Plain | Self::Updated => {
+            Self::Packed | Self::Plain | Self::Recorded | Self::Updated => {
                 mount(site, servers.store(), self.reference(), scratch, cpu)?
             }
             Self::Nbdkit | Self::NbdkitRetry | Self::NbdkitCache => {
@@ -134,6 +136,7 @@ impl Reader {
     fn reference(self) -> &'static str {
         match self {
             Self::Packed => Site::PACKED,
+            Self::Recorded => Site::RECORDED,
             Self::Updated => Site::UPDATED,
             _ => Site::PLAIN,
         }

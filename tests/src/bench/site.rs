@@ -56,6 +56,9 @@ impl Site {
     /// The same disk without one.
     pub const PLAIN: &'static str = "plain:1";
 
+    /// The same with the boot pack of a machine that booted from a mount, once somebody has recorded one.
+    pub const RECORDED: &'static str = "recorded:1";
+
     /// The version that follows [`Self::PACKED`], once somebody has published it.
     pub const UPDATED: &'static str = "packed:2";
 
@@ -121,6 +124,23 @@ impl Site {
 
     /// Makes the boot pack from a mount that is read as the first boot did.
     fn learn(&self, reads: &[Read]) -> Result<()> {
+        self.record(Self::PACKED, |shown| {
+            let plan = Plan {
+                reads,
+                in_flight: 1,
+                since: Instant::now(),
+                stall: Duration::from_secs(1),
+                cpu: None,
+            };
+            replay::replay(shown.disk(), &self.image(), &plan).map(drop)
+        })
+    }
+
+    /// Makes the boot pack of `reference` of what `boot` reads of its mount.
+    ///
+    /// # Errors
+    /// It cannot be mounted, or `boot` fails.
+    pub fn record(&self, reference: &str, boot: impl FnOnce(&Shown) -> Result<()>) -> Result<()> {
         let server = Server::start(&self.store.path())?;
         let scratch = self.scratch()?;
         let (mount, trace) = (scratch.path().join("mnt"), scratch.path().join("trace"));
@@ -131,20 +151,13 @@ impl Site {
             .arg(self.store.trusted_root())
             .arg("--record")
             .arg(&trace)
-            .args([server.url(), Self::PACKED])
+            .args([server.url(), reference])
             .arg(&mount);
         let shown = Shown::start(&mut command, &mount.join("disk.raw"), self.length, None)?;
-        let plan = Plan {
-            reads,
-            in_flight: 1,
-            since: Instant::now(),
-            stall: Duration::from_secs(1),
-            cpu: None,
-        };
-        replay::replay(shown.disk(), &self.image(), &plan)?;
+        boot(&shown)?;
         drop(shown);
         let trace = trace.to_str().context("temporary files have plain names")?;
-        self.store.json(&["profile", "add", Self::PACKED, trace])?;
+        self.store.json(&["profile", "add", reference, trace])?;
         Ok(())
     }
 }
