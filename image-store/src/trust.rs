@@ -80,7 +80,9 @@ pub struct Current {
 pub enum TrustError {
     #[error("the store's metadata is not signed as the trusted root demands")]
     Load(#[source] Box<tough::error::Error>),
-    #[error("cannot write the temporary files with which metadata is checked; TMPDIR says where they lie")]
+    #[error(
+        "cannot write the temporary files with which metadata is checked; TMPDIR says where they lie"
+    )]
     Temporary(#[source] Box<tough::error::Error>),
     #[error(
         "rollback: the store shows an older state than this publisher saw. To sign on top of it would take away what was published since. Find out who put it there; if you did, remove `{}` and run this again", .path.display()
