@@ -20,8 +20,8 @@ const OBJECTS_DIRECTORY: &str = "objects";
 const FILE_PART_BYTES: usize = 1024 * 1024;
 
 impl Store {
-    /// Makes the names of these objects last through a power cut, and of all targets. Who found a file need not have written it, and whoever
-    /// did may not have come that far. On a server it is the server that does so.
+    /// Makes the names of these objects, and of all targets, last through a power cut. Who found a file need not have
+    /// written it, and whoever did may not have come that far. On a server it is the server that does so.
     ///
     /// # Errors
     /// A directory cannot be read.

@@ -304,12 +304,13 @@ impl Handler {
     }
 
     async fn home<B>(&self, request: &Request<B>, peer: Peer) -> Result<Found, StoreError> {
-        let (catalogues, n_more) = self.images.list(home::IMAGES_MAX).await?;
+        let listing = self.images.list(home::IMAGES_MAX).await?;
         let host = request.uri().authority().map(http::uri::Authority::as_str);
         let header = request.headers().get(HOST);
         let host = host.or_else(|| header.and_then(|value| value.to_str().ok()));
         let host = host.and_then(home::parse_host).unwrap_or(&self.own_address);
-        let page = home::page(peer.scheme, host, &catalogues, n_more);
+        let n_more = listing.n_names.saturating_sub(home::IMAGES_MAX);
+        let page = home::page(peer.scheme, host, &listing.catalogues, n_more);
         Ok(generated(page, ContentType::Html, Caching::Revalidate))
     }
 

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use image_format::catalogue::Catalogue;
-use image_format::{Digest, ImageRef};
+use image_format::{Digest, ImageRef, Version};
+use image_store::trust::TIMESTAMP_PATH;
 use image_store::{ImageReader, ReadError, Store};
 use lru::LruCache;
 
@@ -25,6 +26,17 @@ const DISKS_KEPT: NonZeroUsize = NonZeroUsize::new(8).expect("not zero");
 pub(crate) struct Images {
     store: Store,
     disks: Mutex<LruCache<Digest, Arc<ImageReader>>>,
+    /// What was listed last; held while it is made, which takes a large store its time.
+    listed: tokio::sync::Mutex<Option<(Digest, Arc<Listing>)>>,
+}
+
+/// What the images of a store are.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    /// The catalogues of the first names, with the versions that have tags.
+    pub(crate) catalogues: Vec<Catalogue>,
+    /// How many names there are.
+    pub(crate) n_names: usize,
 }
 
 impl Images {
@@ -36,6 +48,7 @@ impl Images {
         Ok(Self {
             store: Store::open(root).await?,
             disks: Mutex::new(LruCache::new(DISKS_KEPT)),
+            listed: tokio::sync::Mutex::new(None),
         })
     }
 
@@ -77,23 +90,47 @@ impl Images {
         Ok((disk, tag))
     }
 
-    /// Returns the catalogues of the first `max` names and how many more there are.
+    /// Returns the catalogues of the first `max` names, with the versions that have tags. Made once for each state of the store, however many ask.
     ///
     /// A catalogue that cannot be read is left out and logged: one damaged image does not hide
     /// the others.
     ///
     /// # Errors
     /// What the store offers cannot be read.
-    pub(crate) async fn list(&self, max: usize) -> Result<(Vec<Catalogue>, usize), StoreError> {
+    pub(crate) async fn list(&self, max: usize) -> Result<Arc<Listing>, StoreError> {
+        let mut listed = self.listed.lock().await;
+        let timestamp = self.store.root().join(TIMESTAMP_PATH);
+        // A store without one is empty, which is soon seen.
+        let now = Digest::of(&tokio::fs::read(timestamp).await.unwrap_or_default());
+        if let Some((_, listing)) = listed.as_ref().filter(|(then, _)| *then == now) {
+            return Ok(Arc::clone(listing));
+        }
+        let listing = Arc::new(self.list_anew(max).await?);
+        // What could not be read may be mended in the same state.
+        let is_whole = listing.catalogues.len() == listing.n_names.min(max);
+        *listed = is_whole.then(|| (now, Arc::clone(&listing)));
+        Ok(listing)
+    }
+
+    async fn list_anew(&self, max: usize) -> Result<Listing, StoreError> {
         let names = self.store.names().await.map_err(StoreError::Names)?;
         let mut catalogues = Vec::new();
         for name in names.names.keys().take(max) {
             match self.store.catalogue(&names, name).await {
-                Ok(catalogue) => catalogues.push(catalogue),
+                Ok(mut catalogue) => {
+                    let tags = &catalogue.tags;
+                    let is_tagged =
+                        |version: &Version| tags.values().any(|tagged| tagged == version);
+                    catalogue.versions.retain(|version, _| is_tagged(version));
+                    catalogues.push(catalogue);
+                }
                 Err(error) => tracing::error!("cannot list image {name}: {error}"),
             }
         }
-        Ok((catalogues, names.names.len().saturating_sub(max)))
+        Ok(Listing {
+            catalogues,
+            n_names: names.names.len(),
+        })
     }
 
     /// The lock is held for a look-up; a panic cannot leave the map half changed.

@@ -1,9 +1,9 @@
 //! The read side of a published tree in a local directory: opens a [`StorePath`], nothing else.
 //!
 //! A file is opened one directory after the other without following a symbolic link, so what
-//! is served lies beneath the root whatever stands in the tree. The root itself may be a link,
-//! and is looked up anew for each file, so that a store can be replaced by another in one
-//! rename.
+//! is served lies beneath the root whatever stands in the tree. The root itself may be a link, and so
+//! may the directories right beneath it, which only its operator can make: objects may lie on
+//! another disk. All are looked up anew for each file.
 //!
 //! The calls here block; [`crate::handle`] runs them on tokio's blocking threads.
 
@@ -112,11 +112,12 @@ impl Tree {
         let file = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let mut at = nix::fcntl::open(&*self.root, directory, Mode::empty())
             .map_err(|errno| failure(self.root.to_path_buf(), errno.into()))?;
-        let mut names = relative.iter().peekable();
-        while let Some(name) = names.next() {
-            let flags = match names.peek() {
-                Some(_) => directory | OFlag::O_NOFOLLOW,
-                None => file,
+        let mut names = relative.iter().enumerate().peekable();
+        while let Some((depth, name)) = names.next() {
+            let flags = match (names.peek(), depth) {
+                (Some(_), 0) => directory,
+                (Some(_), _) => directory | OFlag::O_NOFOLLOW,
+                (None, _) => file,
             };
             at = openat(&at, name, flags, Mode::empty()).map_err(|errno| match errno {
                 // ENXIO: a socket. ELOOP: a symbolic link.
@@ -172,6 +173,18 @@ mod tests {
                 .length,
             7
         );
+    }
+
+    #[test]
+    fn a_directory_of_the_store_may_lie_elsewhere() {
+        let (scratch, tree) = tree();
+        let store = scratch.path().join("store");
+        std::fs::rename(store.join("boot"), scratch.path().join("elsewhere")).unwrap();
+        symlink("../elsewhere", store.join("boot")).unwrap();
+        assert!(tree.open(&path("/boot/x.ipxe")).is_ok());
+        symlink("boot/x.ipxe", store.join("boot.ipxe")).unwrap();
+        let got = tree.open(&path("/boot.ipxe"));
+        assert!(matches!(got, Err(StoreError::NotFound)), "{got:?}");
     }
 
     #[test]
