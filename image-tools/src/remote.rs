@@ -205,6 +205,13 @@ impl RemoteStore {
                     return Ok((value, uploaded));
                 }
                 Err(UploadError::Http(HttpError::Conflict { .. })) if tries < COMMIT_TRIES_MAX => {}
+                Err(error @ UploadError::Http(HttpError::Refused { .. })) => {
+                    // A sweep may have taken what was there still when it was looked for: then the change
+                    // fails with that now, and can be made again as a whole.
+                    self.staged.drop_metadata().await?;
+                    change(&self.store).await?;
+                    return Err(error).with_context(|| format!("cannot publish to {}", self.url()));
+                }
                 Err(error) => {
                     return Err(error).with_context(|| format!("cannot publish to {}", self.url()));
                 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hyper::Method;
+use image_store::publication::PublishError;
 use image_tools::remote::protocol::COMMIT_PATH;
 use image_tools::remote::upload::Landed;
 
@@ -186,4 +187,34 @@ async fn what_cannot_pass_is_said_at_once() {
         assert!(tried.load(Ordering::Relaxed) <= 4, "{status}");
         assert_eq!(bench.served_bytes("targets"), 0);
     }
+}
+
+/// A sweep between the look for what the image needs and the commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_swept_before_the_commit_is_told_as_gone() {
+    let bench = Bench::new().await;
+    let image = bench.image("disk", 1, 1);
+    bench.publish("work", ONCE, &image, "debian").await.unwrap();
+    let objects = bench.path("served/objects");
+    bench.server.fail(move |_, method, path| {
+        let is_commit = *method == Method::POST && path.ends_with(COMMIT_PATH);
+        if is_commit {
+            for pack in crate::files(&objects).into_keys() {
+                std::fs::remove_file(pack).unwrap();
+            }
+        }
+        is_commit.then_some(Fault::Status(422))
+    });
+    let error = bench.publish("other", ONCE, &image, "copy").await;
+    let error = error.unwrap_err();
+    let gone = error.downcast_ref::<PublishError>();
+    assert!(matches!(gone, Some(PublishError::Gone { .. })), "{error:#}");
+    // Where nothing is gone, it is what the server said.
+    bench.server.fail(|_, method, path| {
+        let is_commit = *method == Method::POST && path.ends_with(COMMIT_PATH);
+        is_commit.then_some(Fault::Status(422))
+    });
+    let error = bench.publish("third", ONCE, &image, "copy").await;
+    let error = error.unwrap_err();
+    assert!(format!("{error:#}").contains("refuses"), "{error:#}");
 }
