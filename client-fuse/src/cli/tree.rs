@@ -15,17 +15,7 @@ pub(super) fn parse(mut typed: Vec<OsString>) -> Result<Args, Error> {
         return Args::from_arg_matches(&command.try_get_matches_from(typed)?);
     }
     typed.remove(1);
-    // Any image: nobody reads it. As an option, it takes no place among the words.
-    let command = command
-        .bin_name("circular-mount tree")
-        .about("Mount all images of a store, as NAME/TAG/disk.raw")
-        .mut_arg("image", |image| {
-            image
-                .long("image")
-                .hide(true)
-                .required(false)
-                .default_value("all")
-        });
+    let command = self::command(command);
     let mut args = Args::from_arg_matches(&command.try_get_matches_from(typed)?)?;
     let of_one = args.overlay.is_some()
         || args.nbd.is_some()
@@ -44,6 +34,21 @@ pub(super) fn parse(mut typed: Vec<OsString>) -> Result<Args, Error> {
     }
     args.all = true;
     Ok(args)
+}
+
+/// The command line of a mount, for a tree.
+pub(super) fn command(command: Command) -> Command {
+    // Any image: nobody reads it. As an option, it takes no place among the words.
+    command
+        .bin_name("circular-mount tree")
+        .about("Mount all images of a store, as NAME/TAG/disk.raw")
+        .mut_arg("image", |image| {
+            image
+                .long("image")
+                .hide(true)
+                .required(false)
+                .default_value("all")
+        })
 }
 
 /// What is typed goes before what the environment says, also where it says that there is to be none.
