@@ -118,6 +118,15 @@ fn mirrors_are_asked_in_the_order_given() {
 }
 
 #[test]
+fn a_server_that_is_named_twice_is_no_second_one() {
+    let twice = ["http://b/", "http://host:8080/", "http://b"];
+    let typed: Vec<&str> = twice.iter().flat_map(|url| ["--mirror", url]).collect();
+    let mirrors = config(&typed).mirrors;
+    let mirrors: Vec<_> = mirrors.iter().map(ToString::to_string).collect();
+    assert_eq!(mirrors, ["http://b/"]);
+}
+
+#[test]
 fn wrong_usage_is_refused() {
     let parse = |args: &[&str]| Args::try_parse_from([&["circular-mount"], args].concat()).is_err();
     assert!(parse(&["ftp://host/", "debian", "/mnt"]));
