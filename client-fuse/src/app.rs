@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use image_format::BLOCK_BYTES;
@@ -29,8 +29,7 @@ use crate::log;
 use crate::mount::Mountpoint;
 use crate::mount::signals::Signals;
 use crate::open::{OpenImage, open};
-use crate::overlay::layered::Layered;
-use crate::overlay::{self, Base, Overlay, OverlayError, keep_flushed};
+use crate::overlay::{self, Overlay};
 use crate::panics;
 use crate::passthrough::{Facts, Lender};
 use crate::process::{self, Side};
@@ -38,7 +37,7 @@ use crate::record::send::Sender;
 use crate::record::{Recorder, TraceFile};
 use crate::stats::Stats;
 use crate::supervise::opened::Opened;
-use crate::supervise::seat::Seat;
+use crate::supervise::seat::{First, Seat};
 use crate::supervise::{self, Stand};
 use crate::trust::minimum::{MINIMUM_BYTES_MAX, Minimum};
 use crate::trust::{Anchor, ROLE_BYTES_MAX, Trust, read_bounded};
@@ -48,18 +47,16 @@ mod fetch;
 mod front;
 mod inside;
 mod tree;
+mod written;
 
 use front::{Front, Shown};
+use written::Opening;
 
 /// Connections that are opened ahead. An opening asks for three files at once, then for six (see [`crate::open`]).
 const DIALED_EARLY: usize = 3;
 
 /// How long a look at the store may take: there is another one.
 const LOOK_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long an overlay is waited for that another mount has, and between two looks.
-const OVERLAY_PATIENCE: Duration = Duration::from_secs(5);
-const OVERLAY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Threads beyond those for decoding, for the cache and for overlays, for what else waits: traces, names.
 const BLOCKING_THREADS_EXTRA: usize = 2;
@@ -200,7 +197,9 @@ async fn serve(
         }
     };
     let trace = trace.filter(|_| is_first);
-    let overlay = open_overlay(config, &image).await?;
+    let overlay = Opening::begin(config, &image, &mut stand)?
+        .open_now()
+        .await?;
     let caches = Arc::new(caches(config, &image).await);
     tokio::spawn(keep_recency(Arc::downgrade(&caches)));
     let lookout = lookout(config, &image, trust, &mirrors, &stats);
@@ -218,32 +217,44 @@ async fn serve(
         disk.with_filler(|filler| lookout.run(filler));
     }
     let facts = Facts {
-        writable: overlay.is_some(),
+        writable: config.overlay.is_some(),
         recorded: recorder.is_some(),
         ..Facts::default()
     };
     let lender = lend(config, &disk, &image, front.may_lend(&stand), facts);
-    let disk = match &overlay {
-        Some(overlay) => Layered::writable(disk, Arc::clone(overlay)),
-        None => Layered::read_only(disk),
-    };
+    let disk = overlay.layer(disk);
     let fs = Arc::new(ImageFs::new(disk, &image, &config.base, stats));
     let _metrics = inside.show(&fs);
-    let keep = || Opened::keep(&image, resolver.all_known());
     let is_kept = is_first && matches!(stand, Stand::Supervised(_));
-    let first = is_kept.then(keep).transpose();
-    let first = first.context("cannot keep what was opened")?;
+    let (kept, last_step) = overlay.rest(&fs);
+    let first = is_kept.then(|| first(config, &image, &resolver, kept));
+    let first = first.transpose().context("cannot keep what was opened")?;
     let shown = Shown {
-        fs,
+        fs: Arc::clone(&fs),
         lender,
         image: &image,
         first,
+        last_step,
     };
     let served = front.serve(config, stand, shown, &mut signals).await?;
-    save(overlay, recorder, caches).await?;
+    save(fs.disk().overlay_file(), recorder, caches).await?;
     served?;
     tracing::info!("ended");
     Ok(())
+}
+
+/// What the first worker of a supervisor leaves to the others.
+fn first(
+    config: &Config,
+    image: &OpenImage,
+    resolver: &Resolver,
+    overlay: Option<overlay::Kept>,
+) -> std::io::Result<First> {
+    Ok(First {
+        name: front::name(config, image),
+        opened: Opened::keep(image, resolver.all_known())?,
+        overlay,
+    })
 }
 
 /// What fetches for readers.
@@ -320,7 +331,7 @@ fn lookout(
 /// Keeps what was written and seen in this run. Tasks that still run hold the disk and the caches, and
 /// the process does not wait for them.
 async fn save(
-    overlay: Option<Arc<Overlay>>,
+    overlay: Option<&Arc<Overlay>>,
     recorder: Option<Arc<Recorder>>,
     caches: Arc<Caches>,
 ) -> anyhow::Result<()> {
@@ -382,33 +393,6 @@ fn open_again(
         resolver.remember(opened.addresses);
         opened.image
     }))
-}
-
-/// Opens the file that keeps what is written, if the disk is to be writable.
-async fn open_overlay(config: &Config, image: &OpenImage) -> anyhow::Result<Option<Arc<Overlay>>> {
-    let Some(path) = config.overlay.clone() else {
-        return Ok(None);
-    };
-    let base = Base {
-        disk: image.disk_digest(),
-        length: image.manifest.disk.length,
-        reference: image.reference.to_string(),
-    };
-    let asked = Instant::now();
-    let opened = loop {
-        let (path, base) = (path.clone(), base.clone());
-        let opened = tokio::task::spawn_blocking(move || Overlay::open(&path, &base)).await?;
-        match opened {
-            // A mount that was ended just now still writes what it has to.
-            Err(OverlayError::Locked { .. }) if asked.elapsed() < OVERLAY_PATIENCE => {
-                tokio::time::sleep(OVERLAY_PAUSE).await;
-            }
-            opened => break opened,
-        }
-    };
-    let overlay = opened.context("the disk cannot be made writable")?;
-    tokio::spawn(keep_flushed(Arc::downgrade(&overlay)));
-    Ok(Some(overlay))
 }
 
 /// The server of the store; what it and its mirrors need of files is read here.

@@ -84,10 +84,10 @@ pub struct Args {
     /// Have a second process hold the mount, so that another one takes over when the process that serves
     /// it dies: readers wait, and see no error. On SIGUSR2 it hands the mount over to the program that
     /// lies where this one lay. `relay`: pass all requests through that process, as is done anyway where
-    /// the kernel is older than 6.9. Not for disks that are written to
-    /// [default: off; with --initramfs: auto]
+    /// the kernel is older than 6.9; a disk that is written to (--overlay) needs that kernel
+    /// [default: off; with --initramfs and without --overlay: auto]
     #[arg(long, value_name = "auto|relay|off", num_args = 0..=1, require_equals = true,
-          default_missing_value = "auto", conflicts_with = "overlay")]
+          default_missing_value = "auto")]
     pub supervise: Option<Supervision>,
     /// Without a sign of life for so many milliseconds, a worker hangs; for tests
     #[arg(long, hide = true, value_name = "MS", default_value_t = 30_000,

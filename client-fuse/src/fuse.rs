@@ -110,8 +110,15 @@ pub(crate) const fn acl(access: Access) -> SessionACL {
     }
 }
 
-/// What we want of the kernel, of what it offers.
-pub(crate) fn negotiate(config: &mut KernelConfig) {
+/// The longest write to a supervised disk, in bytes. The memory for it is touched before a worker begins, by a message on a
+/// socket, which this is short enough for.
+pub(crate) const SUPERVISED_WRITE_BYTES: u32 = 128 << 10;
+
+/// What we want of the kernel, of what it offers; writes no longer than `write_bytes`, if that is said.
+pub(crate) fn negotiate(config: &mut KernelConfig, write_bytes: Option<u32>) {
+    if let Some(Err(most)) = write_bytes.map(|bytes| config.set_max_write(bytes)) {
+        tracing::debug!(most, "the length of writes cannot be bounded");
+    }
     // Without it a loop device with direct I/O has one request in flight instead of a dozen.
     for wish in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
         if config.add_capabilities(wish).is_err() {
@@ -300,7 +307,8 @@ fn errno(error: &FsError) -> Errno {
 
 impl<S: Source> Filesystem for Adapter<S> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        negotiate(config);
+        let is_bounded = self.behind.is_some() && self.fs.is_writable(Node::Disk);
+        negotiate(config, is_bounded.then_some(SUPERVISED_WRITE_BYTES));
         self.opens.negotiate(config);
         Ok(())
     }

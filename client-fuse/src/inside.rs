@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::fetch::Source;
 use crate::overlay::layered::Layered;
-use crate::overlay::{Overlay, OverlayNow, OverlayStats};
+use crate::overlay::{OverlayNow, OverlayStats};
 use crate::panics;
 use crate::stats::Stats;
 use crate::waits::Reads;
@@ -91,7 +91,7 @@ impl<'a> Snapshot<'a> {
         Self {
             counters: stats,
             evictions: evictions(disk),
-            overlay: OverlayCounts(overlay.map(Overlay::stats)),
+            overlay: OverlayCounts(overlay.map(|overlay| overlay.stats())),
             task_panics: panics::count(),
             now: now(disk, reads, uptime),
         }
@@ -121,7 +121,7 @@ fn now<S: Source>(disk: &Layered<S>, reads: &Reads, uptime: Duration) -> Now {
     let (requests_under_way, oldest_request) = fetcher.underway().pressure();
     let line = fetcher.line();
     let (boot_pack_frames, boot_pack_frames_left) = chunks.boot_pack_frames();
-    let overlay = disk.overlay_file().map(Overlay::now);
+    let overlay = disk.overlay_file().map(|overlay| overlay.now());
     let OverlayNow {
         dirty_bytes,
         written_bytes,

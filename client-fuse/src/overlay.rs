@@ -16,6 +16,8 @@
 //! which run on threads that may block; the ledger's for a few lines. Whoever is dropped while it
 //! waits leaves the file operation to end by itself, with its lock.
 //!
+//! What is dirty is in a [`journal`], too, where the process has a supervisor: a worker after this one goes on from there.
+//!
 //! Bounds: dirty blocks, [`DIRTY_MAX`]; how long they stay so, [`FLUSH_AFTER`]; the log, twice the
 //! records that the map needs and 4 MiB; bytes in the file that nothing points to, 64 MiB and what a
 //! crash left; file operations under way, [`THREADS`]. Opening reads the log: 16 to 32 bytes for each written block.
@@ -31,7 +33,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use image_format::BLOCK_BYTES;
-use image_format::overlay::{Layout, Log, RECORDS_MAX, Side, checksum};
+use image_format::overlay::{Layout, Log, RECORDS_MAX, Record, Side, checksum};
 use nix::fcntl::Flock;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
@@ -39,6 +41,7 @@ use tokio::task::JoinHandle;
 mod commit;
 mod counters;
 mod error;
+pub mod journal;
 pub mod layered;
 pub mod ledger;
 mod open;
@@ -48,10 +51,11 @@ use commit::HEADROOM_BYTES;
 pub use commit::keep_flushed;
 pub use counters::{OverlayNow, OverlayStats};
 pub use error::OverlayError;
-pub use open::Base;
+pub use open::{Base, Kept};
 
 use crate::waits::{self, Layer};
 use error::Attempt;
+use journal::{ENTRIES_MAX, Entry, Journal};
 use ledger::{Content, Ledger, Run};
 
 /// The most dirty blocks, 256 MiB of them, before a writer has to wait for a sync: half a batch.
@@ -74,6 +78,8 @@ pub struct Overlay {
     checkpoint_bytes: u64,
     /// Held by who syncs.
     log: Arc<tokio::sync::Mutex<Log>>,
+    /// What is not on disk yet, for a process after this one, if there may be one.
+    journal: Option<Journal>,
     /// Of the log, for who makes room in it without waiting for a sync.
     space: Mutex<Space>,
     /// Shared by who reads data; exclusive to who writes it or gives it back.
@@ -224,6 +230,11 @@ impl Overlay {
         let this = Arc::clone(self);
         blocking(move || {
             this.reserve(1, 0)?;
+            let record = Record::Zeros {
+                block: blocks.start,
+                count: blocks.end - blocks.start,
+            };
+            this.note([Entry::Record(record)])?;
             this.ledger().discard(&blocks);
             drop(guard);
             Ok(())
@@ -244,7 +255,8 @@ impl Overlay {
                 let ledger = self.ledger();
                 (ledger.is_flying(&blocks), ledger.n_dirty())
             };
-            if !flying && n_dirty < DIRTY_MAX {
+            let noted = self.journal.as_ref().map_or(0, Journal::n_entries);
+            if !flying && n_dirty < DIRTY_MAX && noted < ENTRIES_MAX {
                 // What flew when it failed may be on the disk, and the log may point to it.
                 self.check_in_use()?;
                 return Ok(guard);
@@ -274,17 +286,55 @@ impl Overlay {
         let n_blocks = usize::try_from(blocks.end - blocks.start).unwrap_or(usize::MAX);
         self.reserve(n_blocks, HEADROOM_BYTES)?;
         let places = self.ledger().place(blocks.clone());
+        let sums: Vec<_> = bytes
+            .chunks_exact(BLOCK_LEN)
+            .map(|block| checksum(self.seed, block))
+            .collect();
+        self.note_patch(&places, &sums)?;
+        let mut sums = &sums[..];
         for (side, run) in places {
             let part = &bytes[within(&blocks, &run)];
+            let (of_run, rest) = sums.split_at(part.len() / BLOCK_LEN);
             let (written, outcome) = self.write_blocks(side, run.start, part);
-            let sums: Vec<_> = part[..written]
-                .chunks_exact(BLOCK_LEN)
-                .map(|block| checksum(self.seed, block))
-                .collect();
-            self.ledger().note_written(side, run.start, &sums);
-            outcome.map_err(|error| self.failed("write to", error))?;
+            let n_written = written / BLOCK_LEN;
+            self.ledger()
+                .note_written(side, run.start, &of_run[..n_written]);
+            if let Err(error) = outcome {
+                let block = run.start + n_written as u64;
+                let count = blocks.end - block;
+                self.note([Entry::Undone { block, count }])
+                    .inspect_err(|_| self.broken.store(true, Ordering::Relaxed))?;
+                return Err(self.failed("write to", error));
+            }
+            sums = rest;
         }
         Ok(())
+    }
+
+    /// Notes that blocks are about to be written to `places`, with these checksums one after another.
+    fn note_patch(&self, places: &[(Side, Range<u64>)], sums: &[u64]) -> Result<(), OverlayError> {
+        if self.journal.is_none() {
+            return Ok(());
+        }
+        let blocks = places
+            .iter()
+            .flat_map(|(side, run)| run.clone().map(|block| (*side, block)));
+        let records = blocks.zip(sums).map(|((side, block), sum)| Record::Data {
+            block,
+            side,
+            sum: *sum,
+        });
+        let entries = std::iter::once(Entry::Patch).chain(records.map(Entry::Record));
+        self.note(entries)
+    }
+
+    /// Notes what a process after this one has to know, if there may be one.
+    fn note(&self, entries: impl IntoIterator<Item = Entry>) -> Result<(), OverlayError> {
+        let Some(journal) = &self.journal else {
+            return Ok(());
+        };
+        let noted = journal.note(entries);
+        noted.map_err(|error| self.failed("keep the journal of", error))
     }
 
     /// Writes whole blocks; returns how many bytes of whole blocks were written before an error.

@@ -25,8 +25,8 @@
 //!
 //! Decisions are pure: [pace] (when the next worker starts), [watch] (whether one hangs), [ledger] (what
 //! is unanswered), [wire].
-//! Disks that are written to are not supervised: what a guest wrote and did not sync yet is known to
-//! the worker only, and a worker without it would show an older disk, as if the power had failed.
+//! What was written to a disk and not synced is in its file and in a journal that the supervisor holds, too
+//! ([`crate::overlay::journal`]): the next worker takes both over when it has the mount to itself, right before it serves.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,5 @@
 //! Where a disk appears: at a mount point, or on a socket.
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,6 +14,7 @@ use crate::nbd::{Export, Socket};
 use crate::open::OpenImage;
 use crate::passthrough::Lender;
 use crate::supervise::Stand;
+use crate::supervise::seat::{First, LastStep};
 
 /// Where it shall appear.
 pub(super) enum Front {
@@ -26,13 +26,21 @@ pub(super) enum Front {
     Socket(PathBuf),
 }
 
+/// By which a mount is found in lists of mounts.
+pub(super) fn name(config: &Config, image: &OpenImage) -> String {
+    let name = format!("{}{}", config.base, image.reference);
+    config.mount.source.clone().unwrap_or(name)
+}
+
 /// What appears.
 pub(super) struct Shown<'a> {
     pub(super) fs: Arc<ImageFs<HttpSource>>,
     pub(super) lender: Arc<Lender>,
     pub(super) image: &'a OpenImage,
     /// What the first worker of a supervisor leaves to the others.
-    pub(super) first: Option<OwnedFd>,
+    pub(super) first: Option<First>,
+    /// What a later one does right before it serves.
+    pub(super) last_step: Option<LastStep>,
 }
 
 impl Front {
@@ -70,10 +78,10 @@ impl Front {
             lender,
             image,
             first,
+            last_step,
         } = shown;
         let process = &config.process;
-        let name = format!("{}{}", config.base, image.reference);
-        let name = config.mount.source.clone().unwrap_or(name);
+        let name = name(config, image);
         let serving = || tracing::info!(image = %image.reference, disk = %image.disk_digest(), bytes = image.manifest.disk.length, "serving");
         let told = "cannot leave the terminal";
         Ok(match (self, stand) {
@@ -85,8 +93,14 @@ impl Front {
                 mount.serve(process.role, signals).await
             }
             (Self::Mount(mountpoint) | Self::Tree(mountpoint), Stand::Supervised(seat)) => {
-                let first = first.map(|kept| (name, kept));
-                let taken = seat.take(first, mountpoint, &config.mount, fs, process.style);
+                let taken = seat.take(
+                    first,
+                    mountpoint,
+                    &config.mount,
+                    fs,
+                    last_step,
+                    process.style,
+                );
                 let taken = taken.await?;
                 serving();
                 taken.serve(process.role).await

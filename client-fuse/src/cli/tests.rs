@@ -42,12 +42,14 @@ fn a_plain_mount_gives_up_in_the_end_and_a_root_disk_never() {
 }
 
 #[test]
-fn a_root_disk_is_supervised_and_one_that_is_written_to_never() {
+fn a_root_disk_is_supervised_and_one_that_is_written_to_if_asked() {
     let supervision = |extra: &[&str]| config(extra).process.supervision;
     assert_eq!(supervision(&[]), Supervision::Off);
     assert_eq!(supervision(&["--supervise"]), Supervision::Auto);
     assert_eq!(supervision(&["--supervise=relay"]), Supervision::Relay);
     assert_eq!(supervision(&["--initramfs"]), Supervision::Auto);
+    let asked = supervision(&["--supervise", "--overlay", "o"]);
+    assert_eq!(asked, Supervision::Auto);
     let off = supervision(&["--initramfs", "--supervise=off"]);
     assert_eq!(off, Supervision::Off);
     let written = supervision(&["--initramfs", "--overlay", "o"]);
@@ -138,7 +140,6 @@ fn wrong_usage_is_refused() {
     assert!(trust(&["--no-state", "--state", "/s"]));
     assert!(trust(&["--expiry", "never"]));
     assert!(trust(&["--ca-only"]));
-    assert!(trust(&["--supervise", "--overlay", "o"]));
     assert!(trust(&["--supervise=now"]));
     assert!(trust(&["--mirror", "file:///store"]));
     assert!(parse(&[

@@ -97,7 +97,7 @@ fn errno(error: &TreeError) -> Errno {
 
 impl<S: Source> Filesystem for TreeAdapter<S> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        negotiate(config);
+        negotiate(config, None);
         Ok(())
     }
 

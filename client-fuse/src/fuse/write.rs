@@ -22,7 +22,7 @@ pub(super) fn errno(error: &LayeredError) -> Errno {
     match error {
         LayeredError::Base(_) => Errno::EIO,
         LayeredError::Overlay(OverlayError::Full { .. }) => Errno::ENOSPC,
-        LayeredError::Overlay(_) => Errno::EIO,
+        LayeredError::Overlay(_) | LayeredError::NotYet => Errno::EIO,
         LayeredError::ReadOnly => Errno::EROFS,
         LayeredError::PastTheEnd => Errno::EFBIG,
     }

@@ -233,7 +233,7 @@ const fn failure(error: &LayeredError) -> Failure {
         LayeredError::Overlay(OverlayError::Full { .. }) | LayeredError::PastTheEnd => {
             Failure::NoSpace
         }
-        LayeredError::Base(_) | LayeredError::Overlay(_) => Failure::Disk,
+        LayeredError::Base(_) | LayeredError::Overlay(_) | LayeredError::NotYet => Failure::Disk,
         LayeredError::ReadOnly => Failure::Forbidden,
     }
 }

@@ -11,6 +11,7 @@ use image_format::overlay::{Batch, HEADER_BYTES, Kind, Log, RECORDS_MAX, Record}
 use nix::fcntl::{FallocateFlags, fallocate};
 use tokio::sync::OwnedRwLockReadGuard;
 
+use super::journal::{Entry, Journal};
 use super::{BLOCK, FLUSH_AFTER, Overlay, OverlayError, Space, blocking};
 
 /// Bytes that nothing points to are given back when there are as many blocks of them: 64 MiB.
@@ -18,6 +19,9 @@ const STALE_MAX: u64 = 16_384;
 
 /// Writes leave as much room in the log to discards: a disk that is full can be emptied.
 pub(super) const HEADROOM_BYTES: u64 = 64 << 10;
+
+/// So many entries of a journal are not worth a look at whether they are of use.
+const TIDY_ENTRIES: u64 = 1024;
 
 /// The log takes its place on disk in steps of this, ahead of the batches.
 const RESERVE_BYTES: u64 = 1 << 20;
@@ -56,6 +60,7 @@ impl Overlay {
                 least = 1;
             }
         }
+        self.tidy_journal().await;
         self.give_back(least).await?;
         drop(log);
         self.stats.syncs.increment();
@@ -84,12 +89,18 @@ impl Overlay {
             let map = due.then(|| ledger.checkpoint());
             (records, map)
         };
+        let noted = self.journal.as_ref();
+        let noted = noted.map(|journal| journal.begin_batch(log)).transpose();
+        let noted = noted.map_err(|error| {
+            self.ledger().revert();
+            self.failed("keep the journal of", error)
+        })?;
         drop(still);
         self.durable()?;
         if let Some(map) = map {
             if let Some(next) = self.write_checkpoint(log, &map)? {
                 *log = next;
-                let discarded = self.landed_at(*log);
+                let discarded = self.landed_at(*log, noted);
                 self.keep_headroom();
                 return Ok(discarded);
             }
@@ -118,17 +129,33 @@ impl Overlay {
         self.durable()?;
         log.sequence += 1;
         log.end += bytes.len() as u64;
-        Ok(self.landed_at(*log))
+        Ok(self.landed_at(*log, noted))
     }
 
-    fn landed_at(&self, log: Log) -> bool {
+    /// Notes that the log ends there, on disk. Returns whether something was discarded.
+    fn landed_at(&self, log: Log, noted: Option<u64>) -> bool {
         let mut space = self.space();
         if space.log.generation != log.generation {
             space.reserved = log.end;
         }
         space.log = log;
         drop(space);
+        if let (Some(journal), Some(place)) = (&self.journal, noted) {
+            journal.forget(place);
+        }
         self.ledger().finish()
+    }
+
+    /// Forgets what is noted of writes that failed, while nothing is dirty.
+    async fn tidy_journal(self: &Arc<Self>) {
+        let is_long = |journal: &&Journal| journal.n_entries() > TIDY_ENTRIES;
+        let Some(journal) = self.journal.as_ref().filter(is_long) else {
+            return;
+        };
+        let _still = Arc::clone(&self.io).read_owned().await;
+        if self.ledger().n_dirty() == 0 {
+            journal.clear();
+        }
     }
 
     /// Writes the whole map to the other log and erases this one; `None` if there was no room.
@@ -174,8 +201,10 @@ impl Overlay {
             .map_err(|error| self.break_off("sync", error))
     }
 
-    fn break_off(&self, attempt: &'static str, error: io::Error) -> OverlayError {
+    pub(super) fn break_off(&self, attempt: &'static str, error: io::Error) -> OverlayError {
         self.broken.store(true, Ordering::Relaxed);
+        // Best effort: a worker after this one that does not know it finds out itself what is on disk.
+        let _ = self.note([Entry::Broken]);
         self.ledger().revert();
         tracing::error!(overlay = %self.path.display(), %error, "cannot {attempt} the overlay; it takes no more writes, and what was not synced may be lost");
         OverlayError::Io {
@@ -258,6 +287,7 @@ impl Drop for Unwinding<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.broken.store(true, Ordering::Relaxed);
+            let _ = self.0.note([Entry::Broken]);
             self.0.ledger().revert();
             self.0.landed.send_replace(());
         }

@@ -1,7 +1,7 @@
 //! The disk that a mount shows: the image, or the image under an overlay.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
@@ -21,7 +21,8 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 #[derive(Debug)]
 pub struct Layered<S> {
     base: Disk<S>,
-    overlay: Option<Arc<Overlay>>,
+    /// Empty until it is taken over from a process before this one.
+    overlay: Option<OnceLock<Arc<Overlay>>>,
 }
 
 /// Why such a disk cannot be read or written.
@@ -36,6 +37,8 @@ pub enum LayeredError {
     ReadOnly,
     #[error("the disk ends before that")]
     PastTheEnd,
+    #[error("the overlay of the disk was not taken over yet")]
+    NotYet,
 }
 
 impl<S: Source> Layered<S> {
@@ -50,10 +53,27 @@ impl<S: Source> Layered<S> {
 
     /// The image under `overlay`.
     #[must_use]
-    pub const fn writable(base: Disk<S>, overlay: Arc<Overlay>) -> Self {
+    pub fn writable(base: Disk<S>, overlay: Arc<Overlay>) -> Self {
         Self {
             base,
-            overlay: Some(overlay),
+            overlay: Some(OnceLock::from(overlay)),
+        }
+    }
+
+    /// The image under an overlay that another process may still have: [`Self::take_over`] comes before any reader.
+    #[must_use]
+    pub const fn writable_later(base: Disk<S>) -> Self {
+        Self {
+            base,
+            overlay: Some(OnceLock::new()),
+        }
+    }
+
+    /// Puts the disk under `overlay`, once.
+    pub fn take_over(&self, overlay: Arc<Overlay>) {
+        if let Some(slot) = &self.overlay {
+            // There is one already then, of the same disk.
+            let _ = slot.set(overlay);
         }
     }
 
@@ -75,14 +95,14 @@ impl<S: Source> Layered<S> {
     }
 
     /// The overlay, if there is one.
-    pub(crate) fn overlay_file(&self) -> Option<&Overlay> {
-        self.overlay.as_deref()
+    pub(crate) fn overlay_file(&self) -> Option<&Arc<Overlay>> {
+        self.overlay.as_ref()?.get()
     }
 
     /// When it was last written to, if it can be.
     #[must_use]
     pub fn modified(&self) -> Option<SystemTime> {
-        self.overlay.as_ref().map(|overlay| overlay.modified())
+        self.overlay_file().map(|overlay| overlay.modified())
     }
 
     /// What is read, if it is at hand; see [`Disk::read_near`]. What an overlay has never is.
@@ -101,10 +121,13 @@ impl<S: Source> Layered<S> {
     /// When they cannot be had; never returns a byte that was not checked.
     pub async fn read(&self, offset: u64, len: u32) -> Result<Bytes, LayeredError> {
         let end = offset.saturating_add(u64::from(len)).min(self.length());
-        let Some(overlay) = self.overlay.as_ref().filter(|_| offset < end) else {
+        if self.overlay.is_none() || offset >= end {
             return Ok(self.base.read(offset, len).await?);
+        }
+        let outcome = match self.overlay() {
+            Ok(overlay) => self.read_over(overlay, offset..end).await,
+            Err(error) => Err(error),
         };
-        let outcome = self.read_over(overlay, offset..end).await;
         self.base.count(&outcome);
         outcome
     }
@@ -223,13 +246,14 @@ impl<S: Source> Layered<S> {
     ///
     /// When it cannot be said that it is.
     pub async fn sync(&self) -> Result<(), LayeredError> {
-        match &self.overlay {
-            Some(overlay) => Ok(overlay.sync().await?),
+        match self.overlay {
+            Some(_) => Ok(self.overlay()?.sync().await?),
             None => Ok(()),
         }
     }
 
     fn overlay(&self) -> Result<&Arc<Overlay>, LayeredError> {
-        self.overlay.as_ref().ok_or(LayeredError::ReadOnly)
+        let slot = self.overlay.as_ref().ok_or(LayeredError::ReadOnly)?;
+        slot.get().ok_or(LayeredError::NotYet)
     }
 }

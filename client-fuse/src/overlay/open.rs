@@ -3,14 +3,17 @@
 use std::fs::{File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use image_format::DecodeError;
 use image_format::digest::Digest;
-use image_format::overlay::{HEADER_BYTES, Header, Layout, Log, LogError, SECOND_HEADER, walk};
+use image_format::overlay::{
+    HEADER_BYTES, Header, Layout, Log, LogError, SECOND_HEADER, Side, checksum, walk,
+};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use nix::libc::O_CLOEXEC;
@@ -18,8 +21,9 @@ use nix::unistd::{Whence, lseek};
 use tokio::sync::{RwLock, watch};
 
 use super::commit::{checkpoint_batches, erase, punch};
+use super::journal::{Entry, Journal, replay};
 use super::ledger::Ledger;
-use super::{Overlay, OverlayError, OverlayStats, Space};
+use super::{BLOCK_LEN, Overlay, OverlayError, OverlayStats, Space};
 
 /// The log of a small overlay may get this long before a checkpoint replaces it: a thousand syncs.
 const CHECKPOINT_BYTES: u64 = 4 << 20;
@@ -59,63 +63,239 @@ impl Overlay {
         base: &Base,
         checkpoint_bytes: u64,
     ) -> Result<Arc<Self>, OverlayError> {
-        let at = |attempt| move |source| OverlayError::io(attempt, path, source);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(O_CLOEXEC)
-            .open(path)
-            .map_err(at("open"))?;
-        if !file.metadata().map_err(at("look at"))?.is_file() {
-            return Err(OverlayError::NotAFile {
-                path: path.to_owned(),
-            });
-        }
-        let file = lock(file, path)?;
-        believe_the_disk(&file).map_err(at("read what is on disk of"))?;
+        let begun = begin(path, base)?;
+        Ok(begun.overlay(path, checkpoint_bytes, None))
+    }
+
+    /// As [`Self::open`], for a process after which another one may go on ([`Self::resume`]) with what is returned beside it.
+    ///
+    /// # Errors
+    ///
+    /// The same; or when there is no memory for the journal.
+    pub fn open_to_hand_on(path: &Path, base: &Base) -> Result<(Arc<Self>, Kept), OverlayError> {
+        Self::open_to_hand_on_with(path, base, CHECKPOINT_BYTES)
+    }
+
+    /// As [`Self::open_to_hand_on`]; a log longer than `checkpoint_bytes` may be replaced.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn open_to_hand_on_with(
+        path: &Path,
+        base: &Base,
+        checkpoint_bytes: u64,
+    ) -> Result<(Arc<Self>, Kept), OverlayError> {
+        let begun = begin(path, base)?;
+        let keep = || -> io::Result<(Journal, Kept)> {
+            let journal = Journal::new()?;
+            let file = begun.file.try_clone()?.into();
+            let kept = journal.kept()?;
+            Ok((
+                journal,
+                Kept {
+                    file,
+                    journal: kept,
+                },
+            ))
+        };
+        let (journal, kept) =
+            keep().map_err(|error| OverlayError::io("keep the journal of", path, error))?;
+        let overlay = begun.overlay(path, checkpoint_bytes, Some(journal));
+        overlay.keep_locked();
+        Ok((overlay, kept))
+    }
+
+    /// Goes on where a process ended that had the overlay of `base`, at `path` then: with all that it wrote. That process
+    /// must be gone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn resume(kept: Kept, path: &Path, base: &Base) -> Result<Arc<Self>, OverlayError> {
+        Self::resume_with(kept, path, base, CHECKPOINT_BYTES)
+    }
+
+    /// As [`Self::resume`]; a log longer than `checkpoint_bytes` may be replaced.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub fn resume_with(
+        kept: Kept,
+        path: &Path,
+        base: &Base,
+        checkpoint_bytes: u64,
+    ) -> Result<Arc<Self>, OverlayError> {
+        let file = lock(File::from(kept.file), path)?;
         let layout = Layout::of(base.length);
-        if is_new(&file, &layout).map_err(at("look at"))? {
-            create(&file, path, base, &layout)?;
-        }
-        let header = read_header(&file, path)?;
-        if (header.disk, header.disk_length) != (base.disk, base.length) {
-            return Err(OverlayError::OtherBase {
+        let (journal, entries) = Journal::of(kept.journal, layout.n_blocks())
+            .map_err(|error| OverlayError::io("take over", path, error))?;
+        // What cannot be synced is lost, and noticed by its checksums. There is nothing better to show.
+        let believed = believe_the_disk(&file);
+        let mut begun = look(file, path, base, layout)?;
+        let rest = replay(&entries, &begun.log, &mut begun.ledger);
+        journal.forget_first(rest.landed);
+        let overlay = begun.overlay(path, checkpoint_bytes, Some(journal));
+        overlay.keep_locked();
+        let broken = match believed {
+            Err(error) => Some(overlay.break_off("sync", error)),
+            Ok(()) if rest.is_broken => Some(OverlayError::OutOfUse {
                 path: path.to_owned(),
-                base: header.base,
-                disk: header.disk.to_string(),
-            });
+            }),
+            Ok(()) => None,
+        };
+        overlay.broken.store(broken.is_some(), Ordering::Relaxed);
+        overlay.settle(&rest.unsure)?;
+        if let Err(error) = overlay.reserve(0, 0) {
+            let cause: &dyn std::error::Error = &error;
+            tracing::warn!(
+                error = cause,
+                "what was written before may not become durable"
+            );
         }
-        let length = file.metadata().map_err(at("look at"))?.len();
-        if length < layout.file_bytes() {
-            return Err(OverlayError::Damaged {
-                path: path.to_owned(),
-                reason: "it is shorter than it was",
-            });
+        Ok(overlay)
+    }
+
+    /// Finds out which blocks of the last write the file has.
+    fn settle(&self, unsure: &[(u64, Side, u64)]) -> Result<(), OverlayError> {
+        let mut bytes = vec![0; BLOCK_LEN];
+        for (block, side, sum) in unsure {
+            self.file
+                .read_exact_at(&mut bytes, self.layout.place(*side, *block))
+                .map_err(|error| self.failed("read", error))?;
+            if checksum(self.seed, &bytes) == *sum {
+                self.ledger().note_written(*side, *block, &[*sum]);
+            } else {
+                let (block, count) = (*block, 1);
+                self.note([Entry::Undone { block, count }])?;
+            }
         }
-        let (ledger, log) = recover(&file, path, header.seed, &layout)?;
-        let overlay = Self {
-            file,
+        Ok(())
+    }
+
+    /// The lock is that of whoever holds the mount, and outlives this process: it is not to be given back when the
+    /// last of us lets go of the file.
+    fn keep_locked(self: &Arc<Self>) {
+        std::mem::forget(Arc::clone(self));
+    }
+}
+
+/// What a process leaves to one after it, so that it goes on with an overlay.
+#[derive(Debug)]
+pub struct Kept {
+    /// The file, with its lock.
+    pub file: OwnedFd,
+    /// What is not on disk yet.
+    pub journal: OwnedFd,
+}
+
+impl Kept {
+    /// The same once more.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            journal: self.journal.try_clone()?,
+        })
+    }
+}
+
+/// A file of which it is known what it has.
+struct Begun {
+    file: Flock<File>,
+    layout: Layout,
+    seed: u64,
+    ledger: Ledger,
+    log: Log,
+}
+
+impl Begun {
+    fn overlay(self, path: &Path, checkpoint_bytes: u64, journal: Option<Journal>) -> Arc<Overlay> {
+        let log = self.log;
+        let overlay = Overlay {
+            file: self.file,
             path: path.to_owned(),
-            layout,
-            seed: header.seed,
+            layout: self.layout,
+            seed: self.seed,
             checkpoint_bytes,
+            journal,
             space: Mutex::new(Space {
                 log,
                 reserved: log.end,
             }),
             log: Arc::new(tokio::sync::Mutex::new(log)),
             io: Arc::new(RwLock::new(())),
-            ledger: Mutex::new(ledger),
+            ledger: Mutex::new(self.ledger),
             landed: watch::Sender::new(()),
             broken: AtomicBool::new(false),
             stats: OverlayStats::default(),
         };
         overlay.keep_headroom();
-        Ok(Arc::new(overlay))
+        Arc::new(overlay)
     }
+}
+
+/// Opens the file at `path`, which is made if it is missing or empty.
+fn begin(path: &Path, base: &Base) -> Result<Begun, OverlayError> {
+    let at = |attempt| move |source| OverlayError::io(attempt, path, source);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(O_CLOEXEC)
+        .open(path)
+        .map_err(at("open"))?;
+    if !file.metadata().map_err(at("look at"))?.is_file() {
+        return Err(OverlayError::NotAFile {
+            path: path.to_owned(),
+        });
+    }
+    let file = lock(file, path)?;
+    believe_the_disk(&file).map_err(at("read what is on disk of"))?;
+    let layout = Layout::of(base.length);
+    if is_new(&file, &layout).map_err(at("look at"))? {
+        create(&file, path, base, &layout)?;
+    }
+    look(file, path, base, layout)
+}
+
+/// Finds out what a file has that is an overlay.
+fn look(
+    file: Flock<File>,
+    path: &Path,
+    base: &Base,
+    layout: Layout,
+) -> Result<Begun, OverlayError> {
+    let header = read_header(&file, path)?;
+    if (header.disk, header.disk_length) != (base.disk, base.length) {
+        return Err(OverlayError::OtherBase {
+            path: path.to_owned(),
+            base: header.base,
+            disk: header.disk.to_string(),
+        });
+    }
+    let length = file.metadata();
+    let length = length.map_err(|error| OverlayError::io("look at", path, error))?;
+    if length.len() < layout.file_bytes() {
+        return Err(OverlayError::Damaged {
+            path: path.to_owned(),
+            reason: "it is shorter than it was",
+        });
+    }
+    let (ledger, log) = recover(&file, path, header.seed, &layout)?;
+    Ok(Begun {
+        file,
+        layout,
+        seed: header.seed,
+        ledger,
+        log,
+    })
 }
 
 fn lock(file: File, path: &Path) -> Result<Flock<File>, OverlayError> {

@@ -30,9 +30,14 @@ impl AsFd for Line {
     }
 }
 
+/// How long it is from one beat to the next, where silence of `limit` is too long.
+pub(super) fn pause(limit: Duration) -> Duration {
+    limit / BEATS
+}
+
 /// Beats until the supervisor is gone, to whom silence of `limit` is too long.
 pub(super) async fn beat(control: Arc<Control>, gate: Arc<Gate>, line: Line, limit: Duration) {
-    let mut ticks = tokio::time::interval(limit / BEATS);
+    let mut ticks = tokio::time::interval(pause(limit));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pulse = Pulse::default();
     loop {

@@ -25,18 +25,60 @@ use nix::sys::socket::{
 };
 
 use super::wire::Offer;
+use crate::overlay;
 
 /// Longest message: an address and a reference, to name the mount by.
 const BYTES_MAX: usize = 8192;
 
 /// Most descriptors with one message.
-const FDS_MAX: usize = 2;
+const FDS_MAX: usize = 3;
+
+/// What the first worker leaves to those after it.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// The image, as it opened it.
+    pub(super) opened: OwnedFd,
+    /// What a disk that is written to has beside that.
+    pub(super) overlay: Option<overlay::Kept>,
+}
+
+impl Kept {
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        let overlay = self.overlay.as_ref();
+        Ok(Self {
+            opened: self.opened.try_clone()?,
+            overlay: overlay.map(overlay::Kept::try_clone).transpose()?,
+        })
+    }
+
+    /// All of it, in the order of [`Self::of`].
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let overlay = self.overlay.iter();
+        let overlay = overlay.flat_map(|overlay| [overlay.file.as_fd(), overlay.journal.as_fd()]);
+        std::iter::once(self.opened.as_fd()).chain(overlay)
+    }
+
+    /// From its descriptors; `None` if they are too many or too few.
+    pub(super) fn of(descriptors: Vec<OwnedFd>) -> Option<Self> {
+        let mut descriptors = descriptors.into_iter();
+        let opened = descriptors.next()?;
+        let overlay = match (descriptors.next(), descriptors.next()) {
+            (None, _) => None,
+            (Some(file), Some(journal)) => Some(overlay::Kept { file, journal }),
+            (Some(_), None) => return None,
+        };
+        descriptors
+            .next()
+            .is_none()
+            .then_some(Self { opened, overlay })
+    }
+}
 
 /// What a worker tells.
 #[derive(Debug)]
 pub(super) enum Report {
     /// It can serve. The first worker names the mount and hands over what it opened.
-    Ready(Option<(String, OwnedFd)>),
+    Ready(Option<(String, Kept)>),
     /// It answered the kernel's offer so.
     Agreed(Vec<u8>),
     /// It serves.
@@ -89,8 +131,9 @@ impl Control {
     pub(super) fn report(&self, report: &Report) -> io::Result<()> {
         match report {
             Report::Ready(None) => self.send(b'r', &[], &[]),
-            Report::Ready(Some((name, opened))) => {
-                self.send(b'r', name.as_bytes(), &[opened.as_fd()])
+            Report::Ready(Some((name, kept))) => {
+                let fds: Vec<_> = kept.descriptors().collect();
+                self.send(b'r', name.as_bytes(), &fds)
             }
             Report::Agreed(answer) => self.send(b'a', answer, &[]),
             Report::Serving => self.send(b's', &[], &[]),
@@ -107,18 +150,19 @@ impl Control {
 
     /// The next report; `None` when the worker is gone.
     pub(super) fn reported(&self) -> io::Result<Option<Report>> {
-        let Some((kind, body, mut fds)) = self.receive()? else {
+        let Some((kind, body, fds)) = self.receive()? else {
             return Ok(None);
         };
-        Ok(Some(match (kind, fds.pop()) {
-            (b'r', None) => Report::Ready(None),
-            (b'r', Some(opened)) => {
+        Ok(Some(match kind {
+            b'r' if fds.is_empty() => Report::Ready(None),
+            b'r' => {
                 let name = String::from_utf8(body).map_err(|_| unknown())?;
-                Report::Ready(Some((name, opened)))
+                let kept = Kept::of(fds).ok_or_else(unknown)?;
+                Report::Ready(Some((name, kept)))
             }
-            (b'a', _) => Report::Agreed(body),
-            (b's', _) => Report::Serving,
-            (b'b', _) => Report::Beat,
+            b'a' => Report::Agreed(body),
+            b's' => Report::Serving,
+            b'b' => Report::Beat,
             _ => return Err(unknown()),
         }))
     }
@@ -270,10 +314,30 @@ mod tests {
             sent,
             nix::unistd::read(take.requests.unwrap(), &mut [0; 8]).unwrap()
         );
-        let opened = (String::from("name"), take.device);
-        worker.report(&Report::Ready(Some(opened))).unwrap();
-        let report = supervisor.reported().unwrap();
-        assert!(matches!(report, Some(Report::Ready(Some((name, _)))) if name == "name"));
+        let opened = take.device;
+        let kept = Kept {
+            opened: opened.try_clone().unwrap(),
+            overlay: None,
+        };
+        let ready = Report::Ready(Some((String::from("name"), kept)));
+        worker.report(&ready).unwrap();
+        let Some(Report::Ready(Some((name, kept)))) = supervisor.reported().unwrap() else {
+            panic!("it is ready");
+        };
+        assert_eq!((name.as_str(), kept.overlay.is_none()), ("name", true));
+        let kept = Kept {
+            opened: opened.try_clone().unwrap(),
+            overlay: Some(overlay::Kept {
+                file: opened.try_clone().unwrap(),
+                journal: opened,
+            }),
+        };
+        let ready = Report::Ready(Some((String::new(), kept.try_clone().unwrap())));
+        worker.report(&ready).unwrap();
+        let Some(Report::Ready(Some((_, kept)))) = supervisor.reported().unwrap() else {
+            panic!("it is ready");
+        };
+        assert_eq!(kept.descriptors().count(), 3);
         worker.report(&Report::Ready(None)).unwrap();
         let report = supervisor.reported().unwrap();
         assert!(matches!(report, Some(Report::Ready(None))));

@@ -26,18 +26,24 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Mounts.
-    pub(super) fn mount(path: &Path, access: Access, name: &str) -> Result<Self, MountError> {
+    /// Mounts, so that the disk can be written to or not.
+    pub(super) fn mount(
+        path: &Path,
+        access: Access,
+        is_written: bool,
+        name: &str,
+    ) -> Result<Self, MountError> {
         let refused = |source| MountError::Refused {
             path: path.to_owned(),
             source,
         };
         let seen = Arc::new(Mutex::new(None));
         let witness = Witness {
+            is_written,
             seen: Arc::clone(&seen),
         };
         let mut config = fuse::session_config();
-        config.mount_options = fuse::mount_options(false, name);
+        config.mount_options = fuse::mount_options(is_written, name);
         config.acl = fuse::acl(access);
         let session = Session::new(witness, path, &config).map_err(refused)?;
         let spot = Spot::of(path);
@@ -84,6 +90,7 @@ impl Held {
 /// Sees what the kernel offers, and wants of it what every worker will want.
 #[derive(Debug)]
 struct Witness {
+    is_written: bool,
     seen: Arc<Mutex<Option<Offer>>>,
 }
 
@@ -99,7 +106,8 @@ impl Filesystem for Witness {
             flags: config.capabilities().bits(),
         };
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(offer);
-        fuse::negotiate(config);
+        let bounded = self.is_written.then_some(fuse::SUPERVISED_WRITE_BYTES);
+        fuse::negotiate(config, bounded);
         Ok(())
     }
 }

@@ -4,7 +4,6 @@
 //! needs no file once the first worker serves.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 
-use super::control::{Order, Report, Take};
+use super::control::{Kept, Order, Report, Take};
 use super::held::Held;
 use super::pace::Pace;
 use super::relay::Relay;
@@ -33,6 +32,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// How long a worker may take to prepare; it waits for no server.
 const PREPARATION: Duration = Duration::from_secs(30);
 
+/// Where requests are passed on, those that write would be copied twice more.
+const RELAY_WRITES_NOT: &str = "a disk that is written to is supervised where the kernel sends again what a dead worker had taken: Linux 6.9 or later, and not --supervise=relay; leave out --supervise, or --overlay";
+
 /// Which process we are in the end.
 #[derive(Debug)]
 pub(super) enum Outcome {
@@ -48,6 +50,8 @@ pub(super) struct Keeper {
     role: Role,
     access: Access,
     always_relay: bool,
+    /// Whether the disk is written to.
+    is_written: bool,
     mountpoint: Mountpoint,
     /// Where the command line was typed, if that is known.
     directory: Option<PathBuf>,
@@ -59,7 +63,7 @@ pub(super) struct Keeper {
     readiness: Option<Readiness>,
     held: Option<Held>,
     relay: Option<Relay>,
-    kept: Option<OwnedFd>,
+    kept: Option<Kept>,
     /// What the kernel was answered when the mount began.
     agreed: Option<Vec<u8>>,
     /// The worker that has the mount.
@@ -107,6 +111,7 @@ impl Keeper {
             role: config.process.role,
             access: config.mount.access,
             always_relay: config.process.supervision == Supervision::Relay,
+            is_written: config.overlay.is_some(),
             mountpoint: mountpoint.clone(),
             directory: std::env::current_dir().ok(),
             program: std::env::current_exe().ok(),
@@ -397,16 +402,17 @@ impl Keeper {
     }
 
     /// Offers the mount to a worker that can serve it; the first one has it made.
-    fn offer(
-        &mut self,
-        worker: &mut Worker,
-        first: Option<(String, OwnedFd)>,
-    ) -> anyhow::Result<()> {
+    fn offer(&mut self, worker: &mut Worker, first: Option<(String, Kept)>) -> anyhow::Result<()> {
         if let Some((name, kept)) = first
             && self.held.is_none()
         {
-            let held = Held::mount(self.mountpoint.path(), self.access, &name)?;
+            let held = Held::mount(self.mountpoint.path(), self.access, self.is_written, &name)?;
             if self.always_relay || !held.offer().can_resend() {
+                if self.is_written {
+                    // Nobody has the mount yet.
+                    held.unmount();
+                    anyhow::bail!(RELAY_WRITES_NOT);
+                }
                 self.relay = Some(Relay::new(held.device())?);
             }
             self.held = Some(held);

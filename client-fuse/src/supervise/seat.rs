@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use fuser::Session;
 use nix::sys::socket::{MsgFlags, send};
 use tokio::sync::{mpsc, oneshot};
 
-use super::beat::{Line, beat};
-use super::control::{Control, Order, Report, Take, messages};
+use super::beat::{Line, beat, pause};
+use super::control::{Control, Kept, Order, Report, Take, messages};
 use super::gate::{Behind, Gate, replace};
 use super::opened::{Opened, OpenedError};
 use super::wire;
@@ -19,6 +20,7 @@ use crate::fetch::Source;
 use crate::fs::ImageFs;
 use crate::fuse;
 use crate::mount::{self, MountError, Mountpoint};
+use crate::overlay;
 use crate::process;
 
 /// Tells a program that it is a worker: the descriptors of the line and of what was opened, how many
@@ -37,7 +39,7 @@ const AGREED_BYTES_MAX: usize = 1024;
 pub struct Seat {
     control: Control,
     /// What the first worker opened; that one has none.
-    kept: Option<OwnedFd>,
+    kept: Option<Kept>,
     restarts: u64,
     /// Whether the disk itself is mounted, not a directory.
     is_file: bool,
@@ -45,10 +47,35 @@ pub struct Seat {
     watched: Option<Duration>,
 }
 
+/// What the first worker hands over: a name for the mount, and what others go on with.
+#[derive(Debug)]
+pub struct First {
+    /// Of the mount, for lists of mounts.
+    pub name: String,
+    /// [`Opened::keep`].
+    pub opened: OwnedFd,
+    /// Of a disk that is written to.
+    pub overlay: Option<overlay::Kept>,
+}
+
+impl First {
+    /// As it is told to the supervisor.
+    fn told(self) -> (String, Kept) {
+        let kept = Kept {
+            opened: self.opened,
+            overlay: self.overlay,
+        };
+        (self.name, kept)
+    }
+}
+
+/// What a worker does last before it serves, when no other one does any more: takes an overlay over.
+pub type LastStep = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
+
 impl Seat {
     pub(super) const fn new(
         control: Control,
-        kept: Option<OwnedFd>,
+        kept: Option<Kept>,
         restarts: u64,
         is_file: bool,
         watched: Option<Duration>,
@@ -78,10 +105,13 @@ impl Seat {
             .split(':')
             .map_while(|word| word.parse().ok())
             .collect();
-        let &[control, kept, restarts, is_file] = &numbers[..] else {
+        let &[control, opened, restarts, is_file, ref overlay @ ..] = &numbers[..] else {
             return Err(unknown());
         };
-        let [control, kept] = [inherited(control)?, inherited(kept)?];
+        let control = inherited(control)?;
+        let kept = std::iter::once(&opened).chain(overlay);
+        let kept = kept.map(|number| inherited(*number));
+        let kept = Kept::of(kept.collect::<io::Result<_>>()?).ok_or_else(unknown)?;
         let restarts = u64::try_from(restarts).map_err(|_| unknown())?;
         let control = Control::of(control);
         let watched = std::env::var(WATCHED).ok();
@@ -120,30 +150,38 @@ impl Seat {
     ///
     /// When it is of no use.
     pub fn opened(&mut self) -> Result<Option<Opened>, OpenedError> {
-        let kept = self.kept.as_ref().map(OwnedFd::try_clone).transpose();
-        kept.map_err(OpenedError::Read)?
+        let kept = self.kept.as_ref();
+        let opened = kept.map(|kept| kept.opened.try_clone()).transpose();
+        opened
+            .map_err(OpenedError::Read)?
             .map(Opened::read)
             .transpose()
     }
 
-    /// Says that `fs` can be served, gets the mount, and serves. The first worker gives the mount a
-    /// name and leaves what it opened, `first`.
+    /// What a worker before this one left of the overlay, to be taken over when it serves no more; once.
+    pub fn overlay(&mut self) -> Option<overlay::Kept> {
+        self.kept.as_mut().and_then(|kept| kept.overlay.take())
+    }
+
+    /// Says that `fs` can be served, gets the mount, takes the `last_step`, and serves. The first worker
+    /// leaves what it opened.
     ///
     /// # Errors
     ///
     /// When it gets no mount, or the mount does not answer.
     pub async fn take<S: Source>(
         self,
-        first: Option<(String, OwnedFd)>,
+        first: Option<First>,
         mountpoint: Mountpoint,
         config: &MountConfig,
         fs: Arc<ImageFs<S>>,
+        last_step: Option<LastStep>,
         style: Style,
     ) -> Result<Taken, MountError> {
         let path = mountpoint.path().to_owned();
         let length = fs.length(crate::fs::Node::Disk);
         let is_first = first.is_some();
-        let taken = self.enter(first, &mountpoint, config, fs).await;
+        let taken = self.enter(first, &mountpoint, config, fs, last_step).await;
         let (control, taken) = taken.map_err(|source| MountError::NotHandedOver {
             path: path.clone(),
             source,
@@ -159,13 +197,14 @@ impl Seat {
 
     async fn enter<S: Source>(
         self,
-        first: Option<(String, OwnedFd)>,
+        first: Option<First>,
         mountpoint: &Mountpoint,
         config: &MountConfig,
         fs: Arc<ImageFs<S>>,
+        last_step: Option<LastStep>,
     ) -> io::Result<(Arc<Control>, Taken)> {
         let control = Arc::new(self.control);
-        control.report(&Report::Ready(first))?;
+        control.report(&Report::Ready(first.map(First::told)))?;
         let order = next_order(&control).await?;
         let Some(Order::Take(Take {
             offer,
@@ -175,6 +214,7 @@ impl Seat {
         else {
             return Err(gone());
         };
+        let is_writable = fs.is_writable(crate::fs::Node::Disk);
         let gate = Arc::new(Gate::default());
         let device = Arc::new(device);
         let adapter = mount::adapter(fs, config, mountpoint).behind(Behind {
@@ -195,18 +235,13 @@ impl Seat {
         control.report(&Report::Agreed(agreed))?;
         let number = session.as_fd().as_raw_fd();
         let mut ended = mount::run(session)?;
-        for _ in 0..fuse::THREADS {
-            say(&ours, &wire::touch())?;
-        }
-        let gathered = Arc::clone(&gate);
-        let gathered = tokio::task::spawn_blocking(move || gathered.gather(fuse::THREADS));
-        tokio::select! {
-            gathered = gathered => gathered.map_err(io::Error::other)?,
-            _ = &mut ended => return Err(io::Error::other("the FUSE session did not begin")),
-        }
+        gather(&gate, &ours, is_writable, &mut ended).await?;
         let order = next_order(&control).await?;
         if !matches!(order, Some(Order::Go)) {
             return Err(gone());
+        }
+        if let Some(last_step) = last_step {
+            beating(&control, self.watched, last_step).await?;
         }
         match &requests {
             Some(requests) => replace(number, requests)?,
@@ -259,6 +294,51 @@ impl Taken {
                     return mount::outcome(&self.path, self.ended.await);
                 }
                 None => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Waits until all threads of a session are at the gate, with memory for requests that they have touched; `line` is where
+/// they read requests until then.
+async fn gather(
+    gate: &Arc<Gate>,
+    line: &OwnedFd,
+    is_writable: bool,
+    ended: &mut oneshot::Receiver<io::Result<()>>,
+) -> io::Result<()> {
+    let write_bytes = if is_writable {
+        fuse::SUPERVISED_WRITE_BYTES
+    } else {
+        0
+    };
+    let touch = wire::touch(write_bytes);
+    for _ in 0..fuse::THREADS {
+        say(line, &touch)?;
+    }
+    let gate = Arc::clone(gate);
+    let gathered = tokio::task::spawn_blocking(move || gate.gather(fuse::THREADS));
+    tokio::select! {
+        gathered = gathered => gathered.map_err(io::Error::other),
+        _ = ended => Err(io::Error::other("the FUSE session did not begin")),
+    }
+}
+
+/// Takes the last step, which may last as long as a disk takes to sync, and beats meanwhile.
+async fn beating(
+    control: &Control,
+    watched: Option<Duration>,
+    mut last_step: LastStep,
+) -> io::Result<()> {
+    let Some(limit) = watched else {
+        return last_step.await;
+    };
+    loop {
+        tokio::select! {
+            taken = &mut last_step => return taken,
+            () = tokio::time::sleep(pause(limit)) => {
+                // One that is not heard is followed by others.
+                let _ = control.beat();
             }
         }
     }

@@ -160,10 +160,14 @@ pub fn resend() -> [u8; ANSWER_HEAD_BYTES] {
     answer_head(16, NOTIFY_RESEND, 0)
 }
 
-/// A request that wants nothing and no answer.
+/// A request that wants nothing and no answer. It is as long as one of `bytes`, so that whoever reads it has touched the
+/// memory for that: a page that is not there when a process is killed while the kernel copies a request to it costs that
+/// request its answer.
 #[must_use]
-pub fn touch() -> Vec<u8> {
-    request(FORGET, NO_NODE, &1_u64.to_ne_bytes())
+pub fn touch(bytes: u32) -> Vec<u8> {
+    let mut body = vec![0; REQUEST_HEAD_BYTES + bytes as usize];
+    body[..8].copy_from_slice(&1_u64.to_ne_bytes());
+    request(FORGET, NO_NODE, &body)
 }
 
 /// Ends a thread that reads requests, as the end of a mount does.
@@ -230,7 +234,7 @@ mod tests {
         let asked = |bytes: &[u8]| Asked::of(bytes).map(|asked| asked.wants_answer);
         assert_eq!(asked(&offer.request()), Some(true));
         assert_eq!(asked(&destroy()), Some(true));
-        assert_eq!(asked(&touch()), Some(false));
+        assert_eq!(asked(&touch(4096)), Some(false));
         let head = data_head(77, 0).unwrap();
         let answered = Answered::of(&head).unwrap();
         assert_eq!((answered.unique, answered.error), (77, 0));

@@ -14,7 +14,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getppid};
 
-use super::control::Control;
+use super::control::{Control, Kept};
 use super::seat::{Seat, VARIABLE, WATCHED};
 use crate::config::Role;
 
@@ -86,7 +86,7 @@ pub(super) enum Forked {
 pub(super) struct Start<'a> {
     pub(super) code: &'a Code,
     pub(super) role: Role,
-    pub(super) kept: Option<&'a OwnedFd>,
+    pub(super) kept: Option<&'a Kept>,
     pub(super) restarts: u64,
     /// Whether the disk itself is mounted, not a directory.
     pub(super) is_file: bool,
@@ -137,7 +137,7 @@ fn begin(start: &Start<'_>, supervisor: Pid, control: Control) -> io::Result<For
         // Relative paths of the command line are meant from there. If it is gone, so are they.
         let _ = std::env::set_current_dir(directory);
     }
-    let kept = start.kept.map(OwnedFd::try_clone).transpose()?;
+    let kept = start.kept.map(Kept::try_clone).transpose()?;
     match (start.code, kept) {
         (Code::At(path), Some(kept)) => Err(become_program(path, &control, &kept, start)),
         (_, kept) => Ok(Forked::Worker(Seat::new(
@@ -151,19 +151,28 @@ fn begin(start: &Start<'_>, supervisor: Pid, control: Control) -> io::Result<For
 }
 
 /// Becomes the program at `path`, with the same command line. Returns only if it cannot.
-fn become_program(path: &Path, control: &Control, kept: &OwnedFd, start: &Start<'_>) -> io::Error {
-    for fd in [control.as_fd(), kept.as_fd()] {
+fn become_program(path: &Path, control: &Control, kept: &Kept, start: &Start<'_>) -> io::Error {
+    for fd in std::iter::once(control.as_fd()).chain(kept.descriptors()) {
         if let Err(error) = fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())) {
             return error.into();
         }
     }
-    let (control, kept) = (control.as_fd().as_raw_fd(), kept.as_raw_fd());
-    let (restarts, is_file) = (start.restarts, u8::from(start.is_file));
+    let mut numbers = kept.descriptors().map(|fd| i64::from(fd.as_raw_fd()));
+    let control = i64::from(control.as_fd().as_raw_fd());
+    let opened = numbers.next().unwrap_or(-1);
+    let restarts = i64::try_from(start.restarts).unwrap_or(i64::MAX);
+    // What an overlay has comes last: a version that knows of none does not understand it, and takes nothing over.
+    let told = [control, opened, restarts, i64::from(start.is_file)];
+    let told: Vec<_> = told
+        .into_iter()
+        .chain(numbers)
+        .map(|number| number.to_string())
+        .collect();
     let mut args = std::env::args_os();
     Command::new(path)
         .arg0(args.next().unwrap_or_default())
         .args(args)
-        .env(VARIABLE, format!("{control}:{kept}:{restarts}:{is_file}"))
+        .env(VARIABLE, told.join(":"))
         .env(WATCHED, start.silence_max.as_millis().to_string())
         .exec()
 }

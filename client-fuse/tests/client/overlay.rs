@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use client_fuse::overlay::layered::Layered;
-use client_fuse::overlay::{Base, Overlay, OverlayError, Patch};
+use client_fuse::overlay::{Base, Kept, Overlay, OverlayError, Patch};
 use client_fuse::stats::Stats;
 use image_format::overlay::{Layout, Side};
 
@@ -15,6 +15,7 @@ use crate::source::MemorySource;
 use crate::stack::{Setup, start};
 use crate::store::{Random, Store, mixed_disk};
 
+mod deaths;
 mod model;
 mod mounted;
 mod systems;
@@ -32,6 +33,8 @@ struct Writable {
     stats: Arc<Stats>,
     disk: Layered<MemorySource>,
     overlay: Arc<Overlay>,
+    /// What a process after this one may go on with.
+    kept: Option<Kept>,
 }
 
 fn store() -> Arc<Store> {
@@ -49,22 +52,28 @@ fn base_of(store: &Store) -> Base {
 }
 
 /// A directory in memory, where a sync costs nothing.
-fn directory() -> tempfile::TempDir {
+pub(crate) fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
 
 async fn open(store: &Arc<Store>, path: &Path) -> Result<Writable, OverlayError> {
     let overlay = Overlay::open_with(path, &base_of(store), CHECKPOINT_BYTES)?;
+    Ok(under(store, overlay, None).await)
+}
+
+/// The disk under `overlay`.
+async fn under(store: &Arc<Store>, overlay: Arc<Overlay>, kept: Option<Kept>) -> Writable {
     let source = MemorySource::new(store);
     let stack = start(&source, Setup::DEFAULT).await;
     let disk = Arc::into_inner(stack.disk).unwrap();
     let disk = Layered::writable(disk, Arc::clone(&overlay));
     let stats = stack.stats;
-    Ok(Writable {
+    Writable {
         stats,
         disk,
         overlay,
-    })
+        kept,
+    }
 }
 
 impl Writable {

@@ -21,6 +21,7 @@ use crate::store::{Random, Store, mixed_disk};
 
 mod fio;
 mod hang;
+mod written;
 
 /// Both ways in which requests get to the worker.
 pub(crate) const WAYS: [&str; 2] = ["--supervise", "--supervise=relay"];
@@ -580,21 +581,4 @@ fn a_mount_is_handed_over_to_another_program_unless_that_does_not_work() {
         });
         supervised.end();
     }
-}
-
-#[test]
-fn a_disk_that_is_written_to_is_not_supervised() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_circular-mount"));
-    let typed = [
-        "--supervise",
-        "--overlay",
-        "o",
-        "http://127.0.0.1:9/",
-        "debian",
-        "/mnt",
-    ];
-    let refused = command.args(typed).output().unwrap();
-    assert_eq!(refused.status.code(), Some(2));
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains("cannot be used with"), "{said}");
 }

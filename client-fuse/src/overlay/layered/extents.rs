@@ -18,9 +18,10 @@ impl<S: Source> Layered<S> {
     ///
     /// When the index of the image cannot be had.
     pub async fn extents(&self, range: Range<u64>) -> Result<Vec<Extent>, LayeredError> {
-        let Some(overlay) = &self.overlay else {
+        if self.overlay.is_none() {
             return Ok(self.base.extents(range).await?);
-        };
+        }
+        let overlay = self.overlay()?;
         let end = range.end.min(self.length());
         let range = range.start..end.min(range.start.saturating_add(BYTES_MAX));
         if range.is_empty() {

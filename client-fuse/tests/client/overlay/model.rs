@@ -14,7 +14,9 @@ use image_format::overlay::Layout;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-use super::{LENGTH, Writable, directory, open, store};
+use client_fuse::overlay::Overlay;
+
+use super::{CHECKPOINT_BYTES, LENGTH, Writable, base_of, directory, open, store, under};
 use crate::store::Random;
 
 /// What a disk writes whole.
@@ -23,40 +25,43 @@ const SECTOR: usize = 512;
 /// The sectors of a file that are not zero.
 pub(super) type Sectors = BTreeMap<u64, [u8; SECTOR]>;
 
-struct Run {
-    random: Random,
-    path: PathBuf,
-    writable: Writable,
+pub(super) struct Run {
+    pub(super) random: Random,
+    pub(super) path: PathBuf,
+    pub(super) writable: Writable,
+    /// Whether there may be a process after this one that goes on.
+    pub(super) is_handed_on: bool,
     /// What a reader has to see.
-    now: Vec<u8>,
+    pub(super) now: Vec<u8>,
     /// What is left after a crash.
-    durable: Vec<u8>,
+    pub(super) durable: Vec<u8>,
     /// The file when the last sync ended.
-    synced: Sectors,
+    pub(super) synced: Sectors,
     cuts: u32,
 }
 
 impl Run {
-    async fn begin(seed: u64, directory: &Path) -> Self {
+    pub(super) async fn begin(seed: u64, directory: &Path, is_handed_on: bool) -> Self {
         let path = directory.join("overlay");
-        let writable = open(&store(), &path).await.unwrap();
+        let writable = open_to(&path, is_handed_on).await;
         Self {
             random: Random(seed),
             synced: sectors(&path),
             path,
             writable,
+            is_handed_on,
             now: store().disk.clone(),
             durable: store().disk.clone(),
             cuts: 0,
         }
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.random.next() % bound
     }
 
     /// Some bytes of the disk: often a few, sometimes many, often on the edges of blocks.
-    fn range(&mut self) -> Range<usize> {
+    pub(super) fn range(&mut self) -> Range<usize> {
         let grain = [1, 512, 4096, 4096][usize::try_from(self.below(4)).unwrap()];
         let most = [9000, 20_000, 200_000][usize::try_from(self.below(3)).unwrap()];
         let start = self.below(LENGTH) / grain * grain;
@@ -65,15 +70,11 @@ impl Run {
         at(start)..at(start + len)
     }
 
-    async fn step(&mut self) {
+    pub(super) async fn step(&mut self) {
         match self.below(100) {
             0..40 => {
                 let range = self.range();
-                let fill = self.below(256).to_le_bytes()[0];
-                let mut bytes = vec![fill; range.len()];
-                for (number, part) in (0..=u8::MAX).cycle().zip(bytes.chunks_mut(512)) {
-                    part.fill(fill ^ number);
-                }
+                let bytes = self.bytes(range.len());
                 self.writable.write(range.start as u64, &bytes).await;
                 self.now[range].copy_from_slice(&bytes);
             }
@@ -99,7 +100,17 @@ impl Run {
         }
     }
 
-    async fn sync(&mut self) {
+    /// Something to write.
+    pub(super) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let fill = self.below(256).to_le_bytes()[0];
+        let mut bytes = vec![fill; len];
+        for (number, part) in (0..=u8::MAX).cycle().zip(bytes.chunks_mut(512)) {
+            part.fill(fill ^ number);
+        }
+        bytes
+    }
+
+    pub(super) async fn sync(&mut self) {
         self.writable.disk.sync().await.unwrap();
         self.durable = self.now.clone();
         self.synced = sectors(&self.path);
@@ -115,14 +126,18 @@ impl Run {
     }
 
     async fn reopen(&mut self, image: Option<Sectors>) {
-        // Nothing that the program might do at its end happens when it is killed.
+        self.leave(&image.unwrap_or_else(|| sectors(&self.path)));
+        self.writable = open_to(&self.path, self.is_handed_on).await;
+        self.synced = sectors(&self.path);
+    }
+
+    /// What a process leaves that is killed: this file. Nothing happens that the program might do at its end.
+    pub(super) fn leave(&mut self, image: &Sectors) {
         let next = self.path.with_extension(self.cuts.to_string());
-        write_file(&next, &image.unwrap_or_else(|| sectors(&self.path)));
+        write_file(&next, image);
         std::fs::remove_file(&self.path).unwrap();
         self.cuts += 1;
         self.path = next;
-        self.writable = open(&store(), &self.path).await.unwrap();
-        self.synced = sectors(&self.path);
     }
 
     fn cut_between_syncs(&mut self) -> Sectors {
@@ -136,13 +151,26 @@ impl Run {
         let before = sectors(&self.path);
         self.writable.disk.sync().await.unwrap();
         let after = sectors(&self.path);
+        let image = self.within_a_sync(&before, &after);
+        self.reopen(Some(image)).await;
+        let found = self.writable.read_all().await;
+        assert!(
+            found == self.durable || found == self.now,
+            "a sync happens or does not"
+        );
+        self.durable.clone_from(&found);
+        self.now = found;
+    }
+
+    /// A file that a sync is at work on.
+    pub(super) fn within_a_sync(&mut self, before: &Sectors, after: &Sectors) -> Sectors {
         let layout = Layout::of(LENGTH);
         let changed = |area: &Range<u64>| {
             let part = |sectors: &Sectors| -> Vec<_> {
                 let part = sectors.range(area.clone());
                 part.map(|(at, bytes)| (*at, *bytes)).collect()
             };
-            part(&before) != part(&after)
+            part(before) != part(after)
         };
         let logs = [layout.log(0), layout.log(1)];
         let was_empty = |area: &Range<u64>| !before.contains_key(&area.start);
@@ -165,16 +193,18 @@ impl Run {
             let new = after.iter().filter(|(at, _)| done(**at));
             image.extend(new.map(|(at, bytes)| (*at, *bytes)));
         }
-        let image = mix(&mut self.random, &image, &after, steps[cut]);
-        self.reopen(Some(image)).await;
-        let found = self.writable.read_all().await;
-        assert!(
-            found == self.durable || found == self.now,
-            "a sync happens or does not"
-        );
-        self.durable.clone_from(&found);
-        self.now = found;
+        mix(&mut self.random, &image, after, steps[cut])
     }
+}
+
+async fn open_to(path: &Path, is_handed_on: bool) -> Writable {
+    let store = store();
+    if !is_handed_on {
+        return open(&store, path).await.unwrap();
+    }
+    let opened = Overlay::open_to_hand_on_with(path, &base_of(&store), CHECKPOINT_BYTES);
+    let (overlay, kept) = opened.unwrap();
+    under(&store, overlay, Some(kept)).await
 }
 
 /// Of each sector that differs and `may` have changed, one or the other.
@@ -226,7 +256,7 @@ pub(super) fn write_file(path: &Path, sectors: &Sectors) {
     }
 }
 
-fn number(name: &str) -> Option<u64> {
+pub(super) fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
@@ -237,7 +267,7 @@ async fn a_written_disk_is_a_flat_file_through_kills_and_power_cuts() {
     for seed in seeds {
         println!("CIRCULAR_SEED={seed} CIRCULAR_OPS={ops}");
         let directory = directory();
-        let mut run = Run::begin(seed, directory.path()).await;
+        let mut run = Run::begin(seed, directory.path(), false).await;
         for _ in 0..ops {
             run.step().await;
         }
