@@ -410,7 +410,12 @@ fn source(config: &Config) -> anyhow::Result<HttpSource> {
             tracing::info!(%proxy, except = proxies.except, "going through a proxy");
         }
     }
-    let source = HttpSource::with(config.base.clone(), &config.network, &identity)?;
+    let source = HttpSource::with(config.base.clone(), &config.network, &identity);
+    let source = match config.process.role {
+        // It is said again by whoever starts this program, and read on a console.
+        Role::RootDisk => source.context("if the store is behind https: an initramfs has no certificate authorities of its own, publish the image with --guest-ca FILE"),
+        Role::Plain => source.map_err(anyhow::Error::from),
+    }?;
     if config.process.role == Role::RootDisk {
         source.load_authorities();
     }

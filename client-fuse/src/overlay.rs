@@ -70,7 +70,9 @@ const BLOCK_LEN: usize = BLOCK_BYTES as usize;
 /// An open overlay file; nobody else has it open.
 #[derive(Debug)]
 pub struct Overlay {
-    file: Flock<File>,
+    file: File,
+    /// Unless it is that of a supervisor.
+    _lock: Option<Flock<File>>,
     path: PathBuf,
     layout: Layout,
     seed: u64,

@@ -119,8 +119,9 @@ pub fn script(pinned: &ImageRef, boot: &Boot) -> String {
         "#!ipxe\n\
          # Boots {pinned}. Written by circular publish; changes here are lost with the next one.\n\
          isset ${{cwuri}} && set circular-boot ${{cwuri}} || set circular-boot ${{filename}}\n\
-         isset ${{netX/dhcp-server}} && set circular-ip dhcp || \
-         set circular-ip ${{netX/ip}}::${{netX/gateway}}:${{netX/netmask}}:::none:${{netX/dns}}\n\
+         isset ${{netX/ip}} && set circular-ip \
+         ${{netX/ip}}::${{netX/gateway}}:${{netX/netmask}}:::none:${{netX/dns}} || set circular-ip dhcp\n\
+         isset ${{netX/dhcp-server}} && set circular-ip dhcp ||\n\
          imgfree\n\
          kernel --name vmlinuz ../{kernel} {args} || goto failed\n\
          initrd --name minimum.img ../{MINIMUM_PATH} || goto failed\n\

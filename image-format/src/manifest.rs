@@ -206,13 +206,17 @@ impl Manifest {
 }
 
 /// Tells whether `text` may stand on a kernel command line in a boot script: printable ASCII, and
-/// nothing that iPXE would expand (`${…}`) or take for its own syntax (`&&`, `||`).
+/// nothing that iPXE would expand (`${…}`) or take for its own syntax (`&&`, `||`, the word `;`, and a word that begins
+/// with `#`, which ends the line).
 pub fn is_cmdline(text: &str) -> bool {
     text.len() <= CMDLINE_LEN_MAX
         && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
         && !["${", "&&", "||"]
             .iter()
             .any(|syntax| text.contains(syntax))
+        && !text
+            .split(' ')
+            .any(|word| word == ";" || word.starts_with('#'))
 }
 
 /// Tells whether boot scripts can name these mirrors: on the kernel command line, all together.

@@ -165,6 +165,16 @@ pub fn partitions<E>(
     Ok(scan.finish())
 }
 
+/// How much of a disk says how long its sectors are, in bytes.
+pub const SECTOR_HEAD_BYTES: usize = 8192;
+
+/// How long the sectors of the disk are that begins with `head`, in bytes, if its GPT counts others than those of 512: it says
+/// that by where it begins.
+pub fn unusual_sector_bytes(head: &[u8]) -> Option<u32> {
+    let is_gpt = |bytes| gpt(head, bytes).is_some();
+    (mbr::protects_a_gpt(head) && !is_gpt(512) && is_gpt(4096)).then_some(4096)
+}
+
 fn gpt(head: &[u8], sector_bytes: usize) -> Option<Gpt> {
     let header = head.get(sector_bytes..)?;
     if header.get(..8)? != b"EFI PART" {
@@ -302,6 +312,15 @@ mod tests {
         let linux_data = "0fc63daf-8483-4772-8e79-3d69d8477de4";
         assert_eq!(found[0].type_guid.as_deref(), Some(linux_data));
         assert_eq!((found[0].offset, found[0].length), (1 << 20, 1 << 20));
+    }
+
+    #[test]
+    fn a_gpt_says_how_long_sectors_are() {
+        let head = |sector| gpt_disk(sector)[..SECTOR_HEAD_BYTES].to_vec();
+        assert_eq!(unusual_sector_bytes(&head(512)), None);
+        assert_eq!(unusual_sector_bytes(&head(4096)), Some(4096));
+        assert_eq!(unusual_sector_bytes(&[0; SECTOR_HEAD_BYTES]), None);
+        assert_eq!(unusual_sector_bytes(b"short"), None);
     }
 
     #[test]

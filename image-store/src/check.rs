@@ -5,7 +5,7 @@ use image_format::digest::{Hasher, ObjectMismatch};
 use image_format::{Digest, DigestMismatch, ObjectRef};
 use object_store::ObjectStoreExt as _;
 
-use crate::store::{Store, StoreError, access, object_path};
+use crate::store::{Store, StoreError, access, object_path, unread};
 use crate::writer::WrittenDisk;
 
 /// How many objects are asked for at once, only to see whether they are there.
@@ -25,11 +25,11 @@ impl Store {
             .backend()
             .get(&object_path(&path))
             .await
-            .map_err(|source| access(&path, source))?;
+            .map_err(|source| unread(&path, source))?;
         let (mut hasher, mut length) = (Hasher::new(), 0);
         let mut parts = result.into_stream();
         while let Some(part) = parts.next().await {
-            let part = part.map_err(|source| access(&path, source))?;
+            let part = part.map_err(|source| unread(&path, source))?;
             length += part.len() as u64;
             hasher.update(&part);
         }

@@ -34,7 +34,7 @@ pub mod writer;
 pub use boot_pack::{BootPackError, BuiltBootPack};
 pub use index::{ChunkIndexes, IndexError};
 pub use index_delta::IndexDeltaError;
-pub use publication::{Publication, Published, PublishedAs};
+pub use publication::{Known, Publication, Published, PublishedAs};
 pub use reader::{ImageReader, ReadError};
 pub use retag::{Retagged, Retagging, TagChange};
 pub use revision::{ReviseError, Revision};

@@ -38,6 +38,8 @@ pub enum PublishError {
     Key(#[from] KeyError),
     #[error("cannot tell what the boot refers to")]
     Boot(#[from] DecodeError),
+    #[error("nothing was published: no reader would take the manifest")]
+    Manifest { source: DecodeError },
     #[error(
         "the catalogue of `{name}` is full: no more than {CATALOGUE_BYTES_MAX} bytes of versions and tags; nothing was published. Publish under a new name"
     )]
@@ -66,6 +68,21 @@ pub struct Publication {
     pub boot_pack: Option<BootPack>,
     /// What changed in the index since the version before; used if the disk is new to the name, too.
     pub index_delta: Option<IndexDelta>,
+    /// What becomes of a version that has the disk already.
+    pub known: Known,
+}
+
+/// What becomes of a version whose disk is published again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// It is published again: the tag goes to it, and it boots as is said now.
+    Published,
+    /// What the store has lost of it is stored again, after all of it was read. Nothing else of it changes: not where
+    /// tags lead, not when it was published, nor, unless that is said anew, how it boots.
+    Mended {
+        /// Whether it is said anew how it boots.
+        boots_anew: bool,
+    },
 }
 
 /// What a publish came to.
@@ -115,12 +132,21 @@ impl Publication {
             true => store.catalogue(&names, name).await?,
             false => Catalogue::empty(name.clone()),
         };
-        let (manifest, entry, published_as) = self.place(store, &before).await?;
+        let (manifest, mut entry, published_as) = self.place(store, &before).await?;
         let mut after = before.clone();
+        let mended = matches!(self.known, Known::Mended { .. });
+        let former = before.versions.get(&manifest.version);
+        let tag = match former.filter(|_| mended) {
+            Some(former) => {
+                entry.created = former.created;
+                None
+            }
+            None => Some(self.reference.tag_or_latest()),
+        };
         after.versions.insert(manifest.version, entry);
-        after
-            .tags
-            .insert(self.reference.tag_or_latest(), manifest.version);
+        if let Some(tag) = &tag {
+            after.tags.insert(tag.clone(), manifest.version);
+        }
         let indexes = self
             .list_indexes(store, &names.chunk_indexes, &manifest)
             .await?;
@@ -141,7 +167,7 @@ impl Publication {
                 .map_err(|source| PublishError::BootFiles { source })?;
         }
         let tagged = ImageRef {
-            tag: Some(self.reference.tag_or_latest()),
+            tag,
             ..self.reference.clone()
         };
         Ok(Published {
@@ -245,21 +271,54 @@ impl Publication {
         };
         let whole = existing.disk.regions == disk.regions
             || whole::is_whole(store, &existing, &self.written.lost_packs).await?;
-        manifest.boot = self.boot.clone().or_else(|| existing.boot.clone());
+        let (said, had) = (self.boot.clone(), existing.boot.clone());
+        manifest.boot = match self.known {
+            Known::Mended { boots_anew: false } => had.or(said),
+            Known::Mended { .. } | Known::Published => said.or(had),
+        };
         manifest.revision = existing.revision.saturating_add(1);
+        let (boot_pack, index_delta) = self.what_is_left(store, &existing).await?;
+        // Its chunks and their places are those of the disk.
+        manifest.boot_pack = boot_pack.or(self.boot_pack);
         if !whole {
             return self
                 .store_manifest(store, manifest, PublishedAs::Mended)
                 .await;
         }
-        if manifest.boot == existing.boot {
+        manifest.disk = existing.disk;
+        manifest.index_delta = index_delta;
+        let lost = (manifest.boot_pack, manifest.index_delta)
+            != (existing.boot_pack, existing.index_delta);
+        if manifest.boot == existing.boot && !lost {
             return Ok((existing, *entry, PublishedAs::Unchanged));
         }
-        manifest.disk = existing.disk;
-        manifest.boot_pack = existing.boot_pack;
-        manifest.index_delta = existing.index_delta;
-        self.store_manifest(store, manifest, PublishedAs::NewRevision)
-            .await
+        let published_as = match lost {
+            true => PublishedAs::Mended,
+            false => PublishedAs::NewRevision,
+        };
+        self.store_manifest(store, manifest, published_as).await
+    }
+
+    /// Returns the boot pack and the index delta of a version, as far as the store has them. Machines do without; but no server
+    /// takes a manifest that names what is not there.
+    async fn what_is_left(
+        &self,
+        store: &Store,
+        existing: &Manifest,
+    ) -> Result<(Option<BootPack>, Option<IndexDelta>), PublishError> {
+        let pack = existing.boot_pack;
+        let of_pack = pack.iter().flat_map(|pack| [pack.object, pack.profile]);
+        let of_delta = existing.index_delta.iter().map(|delta| delta.object);
+        let objects: Vec<_> = of_pack.chain(of_delta).collect();
+        let gone = match self.known {
+            Known::Published => store.lacking(objects).await?,
+            Known::Mended { .. } => store.damaged(objects).await?,
+        };
+        let is_there = |object: &ObjectRef| !gone.contains(object);
+        Ok((
+            pack.filter(|pack| is_there(&pack.object) && is_there(&pack.profile)),
+            existing.index_delta.filter(|delta| is_there(&delta.object)),
+        ))
     }
 
     async fn store_manifest(
@@ -268,8 +327,11 @@ impl Publication {
         manifest: Manifest,
         published_as: PublishedAs,
     ) -> Result<(Manifest, VersionEntry, PublishedAs), PublishError> {
+        let bytes = manifest.encode();
+        // What no reader takes would lead to a version that nobody can open.
+        Manifest::decode(&bytes).map_err(|source| PublishError::Manifest { source })?;
         let entry = VersionEntry {
-            manifest: store.put_object(manifest.encode().into()).await?,
+            manifest: store.put_object(bytes.into()).await?,
             revision: manifest.revision,
             created: self.created,
             disk: manifest.disk.regions.digest,
@@ -322,7 +384,7 @@ impl Store {
         for object in list {
             let path = match self.hold(object).await {
                 Ok(path) => path,
-                Err(error @ (StoreError::Missing { .. } | StoreError::Damaged { .. })) => {
+                Err(error) if error.is_damage() => {
                     tracing::warn!(%error, "chunk index left out; known chunks may be stored again");
                     continue;
                 }

@@ -73,7 +73,9 @@ impl Store {
             }
             Err(StoreError::Missing { .. }) => self.create(&path, bytes).await.map(drop),
             // The right bytes replace it: publishing an image again mends what it can.
-            Err(StoreError::Damaged { .. }) => self.replace(&path, bytes).await,
+            Err(StoreError::Damaged { .. } | StoreError::Unreadable { .. }) => {
+                self.replace(&path, bytes).await
+            }
             unreadable => unreadable,
         }
     }

@@ -147,7 +147,16 @@ impl Store {
         &self,
         objects: impl IntoIterator<Item = ObjectRef>,
     ) -> Result<Vec<ObjectRef>, StoreError> {
-        let gone = self.held().gone(objects).await?;
+        let objects: Vec<_> = objects.into_iter().collect();
+        let gone = self.held().gone(objects.iter().copied()).await?;
+        if let Some(staged) = &self.staged {
+            // What an earlier run left here may not have got to the server.
+            let absent: BTreeSet<_> = gone.iter().map(|object| object.digest).collect();
+            let held = objects.iter().map(|object| object.digest);
+            for digest in held.filter(|digest| !absent.contains(digest)) {
+                staged.note(&digest.object_path());
+            }
+        }
         let mut lacking: BTreeMap<_, _> = gone
             .into_iter()
             .map(|object| (object.digest, object))
@@ -168,7 +177,7 @@ impl Store {
     pub(crate) async fn hold(&self, object: &ObjectRef) -> Result<PathBuf, StoreError> {
         let path = object.digest.object_path();
         match (self.held().verify_object(object).await, &self.staged) {
-            (Err(StoreError::Missing { .. } | StoreError::Damaged { .. }), Some(staged)) => {
+            (Err(error), Some(staged)) if error.is_damage() => {
                 staged.bring(object, &path).await?;
             }
             (held, _) => held?,

@@ -16,7 +16,7 @@ use initramfs::init::root::{self, Candidate, RootSpec, RootSpecError};
 use initramfs::{FileSystem, ModuleSource};
 
 /// Longest kernel taken out of an image, in bytes.
-const KERNEL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+pub(crate) const KERNEL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Longest module, or list of modules, taken out of an image, in bytes.
 const MODULE_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -40,10 +40,18 @@ pub enum InsideError {
     )]
     NoKernel,
     #[error(
+        "kernels were found in it, but not their modules (/lib/modules/{release} and others), which may be where nobody looks: on LVM or LUKS, which cannot be booted, or on a file system that cannot be looked into: give --kernel and --modules, and --root"
+    )]
+    NoModules { release: String },
+    #[error(
+        "the only file system that can be its root ({root}) has no program to start (/sbin/init): if the root is on LVM or LUKS, it cannot be booted; else say where it is with --root"
+    )]
+    NoInit { root: String },
+    #[error(
         "there are kernels in it, but a file system that may have their modules cannot be looked into: give --kernel and --modules"
     )]
     Modules { source: Box<Self> },
-    #[error("its kernel `{path}` cannot be read")]
+    #[error("`{path}` of the image, where its kernel or modules are looked for, cannot be read")]
     Kernel { path: String, source: Ext4Error },
     #[error("its kernel `{path}` is longer than 256 MiB")]
     LongKernel { path: String },
@@ -60,7 +68,12 @@ impl InsideError {
     #[must_use]
     pub const fn is_of_the_image(&self) -> bool {
         match self {
-            Self::NoFileSystem | Self::Opaque { .. } | Self::Ext4 { .. } | Self::NoKernel => true,
+            Self::NoFileSystem
+            | Self::Opaque { .. }
+            | Self::Ext4 { .. }
+            | Self::NoKernel
+            | Self::NoModules { .. }
+            | Self::NoInit { .. } => true,
             Self::Read { .. }
             | Self::Modules { .. }
             | Self::Kernel { .. }
@@ -190,6 +203,39 @@ pub fn needs_recovery(disk: &File, volume: &Volume) -> Result<bool, InsideError>
     Ok(u32::from_le_bytes(field) & RECOVER != 0)
 }
 
+/// Makes sure that a root which was found by looking has a program that a machine can start; only an ext4 can be looked into.
+///
+/// # Errors
+/// It has none, or cannot be read.
+pub fn check_init(disk: &File, volume: &Volume) -> Result<(), InsideError> {
+    if volume.superblock.filesystem != FileSystem::Ext4 {
+        return Ok(());
+    }
+    let inside = open_ext4(disk, volume)?;
+    for path in INITS {
+        // A link may lead to what is there only when the machine runs.
+        match inside.symlink_metadata(path) {
+            Ok(_) => return Ok(()),
+            Err(error) if is_absence(&error) => {}
+            Err(source) => {
+                return Err(InsideError::Kernel {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        }
+    }
+    Err(InsideError::NoInit {
+        root: volume
+            .root
+            .clone()
+            .unwrap_or_else(|| "the whole disk".to_owned()),
+    })
+}
+
+/// What a machine starts first; a shell is not meant.
+const INITS: [&str; 3] = ["/sbin/init", "/etc/init", "/bin/init"];
+
 /// A kernel that was found in an image, and the file system with its modules.
 pub struct Kernel {
     /// `uname -r`.
@@ -246,16 +292,7 @@ pub fn find_kernel(disk: &File) -> Result<Kernel, InsideError> {
             filesystem: others[0].superblock.filesystem,
         });
     };
-    let open = |volume: &Volume| {
-        let file = disk
-            .try_clone()
-            .map_err(|source| InsideError::Read { source })?;
-        Ext4::load(Box::new(Part {
-            disk: file,
-            offset: volume.offset,
-        }))
-        .map_err(|source| InsideError::Ext4 { source })
-    };
+    let open = |volume: &Volume| open_ext4(disk, volume);
     let (mut found, mut unreadable) = (Vec::<(String, String, usize)>::new(), Vec::new());
     for (number, volume) in ext4.iter().enumerate() {
         let inside = match open(volume) {
@@ -268,19 +305,29 @@ pub fn find_kernel(disk: &File) -> Result<Kernel, InsideError> {
             Err(error) => return Err(error),
         };
         for directory in ["/boot", "/"] {
+            let kernels = kernels_in(&inside, directory)?;
             found.extend(
-                kernels_in(&inside, directory).map(|(release, path)| (release, path, number)),
+                kernels
+                    .into_iter()
+                    .map(|(release, path)| (release, path, number)),
             );
         }
     }
     found.sort_by_cached_key(|(release, ..)| natural(release));
-    let has_kernels = !found.is_empty();
+    let newest = found.last().map(|(release, ..)| release.clone());
     for (release, path, kernel_at) in found.into_iter().rev() {
         for volume in &ext4 {
             let Ok(modules) = open(volume) else { continue };
             let listed = format!("/lib/modules/{release}/modules.dep");
-            if !modules.exists(listed.as_str()).unwrap_or(false) {
-                continue;
+            match modules.metadata(listed.as_str()) {
+                Ok(_) => {}
+                Err(error) if is_absence(&error) => continue,
+                Err(source) => {
+                    return Err(InsideError::Kernel {
+                        path: listed,
+                        source,
+                    });
+                }
             }
             let bytes = read_kernel(&open(&ext4[kernel_at])?, &path)?;
             return Ok(Kernel {
@@ -293,11 +340,28 @@ pub fn find_kernel(disk: &File) -> Result<Kernel, InsideError> {
         }
     }
     Err(match unreadable.into_iter().next() {
-        None => InsideError::NoKernel,
-        Some(error) if has_kernels => InsideError::Modules {
+        None => newest.map_or(InsideError::NoKernel, |release| InsideError::NoModules {
+            release,
+        }),
+        Some(error) if newest.is_some() => InsideError::Modules {
             source: Box::new(error),
         },
         Some(error) => error,
+    })
+}
+
+fn open_ext4(disk: &File, volume: &Volume) -> Result<Ext4, InsideError> {
+    let file = disk.try_clone();
+    let file = file.map_err(|source| InsideError::Read { source })?;
+    let part = Part {
+        disk: file,
+        offset: volume.offset,
+    };
+    Ext4::load(Box::new(part)).map_err(|source| match source {
+        Ext4Error::Io(source) => InsideError::Read {
+            source: io::Error::other(source),
+        },
+        source => InsideError::Ext4 { source },
     })
 }
 
@@ -314,17 +378,37 @@ fn read_kernel(inside: &Ext4, path: &str) -> Result<Vec<u8>, InsideError> {
     inside.read(path).map_err(failed)
 }
 
-/// Lists `vmlinuz-RELEASE` files of a directory; none if there is no such directory.
-fn kernels_in(inside: &Ext4, directory: &str) -> impl Iterator<Item = (String, String)> {
-    let entries = inside.read_dir(directory).into_iter().flatten();
-    entries.filter_map(Result::ok).filter_map(move |entry| {
+/// Lists `vmlinuz-RELEASE` files of a directory; none if there is no such directory. One that cannot be read is no such
+/// answer: a publish that finds no kernel ends well, and what booted before does not any more.
+fn kernels_in(inside: &Ext4, directory: &str) -> Result<Vec<(String, String)>, InsideError> {
+    let failed = |source| InsideError::Kernel {
+        path: directory.to_owned(),
+        source,
+    };
+    let entries = match inside.read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if is_absence(&error) => return Ok(Vec::new()),
+        Err(source) => return Err(failed(source)),
+    };
+    let mut kernels = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
         let name = entry.file_name();
-        let release = name.as_str().ok()?.strip_prefix("vmlinuz-")?.to_owned();
-        is_release(&release).then(|| {
+        let release = name
+            .as_str()
+            .ok()
+            .and_then(|name| name.strip_prefix("vmlinuz-"));
+        if let Some(release) = release.filter(|release| is_release(release)) {
             let path = format!("{}/vmlinuz-{release}", directory.trim_end_matches('/'));
-            (release, path)
-        })
-    })
+            kernels.push((release.to_owned(), path));
+        }
+    }
+    Ok(kernels)
+}
+
+/// Whether there is nothing of that name.
+const fn is_absence(error: &Ext4Error) -> bool {
+    matches!(error, Ext4Error::NotFound | Ext4Error::NotADirectory)
 }
 
 /// A key that sorts `6.1.0-9` before `6.1.0-10`: runs of digits compare as numbers.

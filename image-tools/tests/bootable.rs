@@ -64,8 +64,11 @@ impl Scratch {
     /// An ext4 of a system with a kernel of its own.
     fn system(&self, name: &str) -> Vec<u8> {
         let tree = self.path(&format!("{name}.tree"));
-        fs::create_dir_all(tree.join("boot")).unwrap();
+        for directory in ["boot", "sbin"] {
+            fs::create_dir_all(tree.join(directory)).unwrap();
+        }
         fs::write(tree.join("boot/vmlinuz-6.1.0-1-test"), b"a kernel").unwrap();
+        fs::write(tree.join("sbin/init"), b"a program").unwrap();
         modules(&tree.join("lib/modules/6.1.0-1-test"));
         self.image_of(name)
     }

@@ -50,13 +50,14 @@ impl FileSystem {
 
     /// Returns the mount options without which a read-only disk is refused or written to.
     ///
-    /// A journal that was not replayed cannot be replayed on a disk that nobody can write;
+    /// A journal or a log that was not replayed cannot be replayed on a disk that nobody can write (btrfs: Linux 5.9);
     /// XFS besides refuses a second file system with the UUID of a local one.
     pub fn read_only_options(self) -> &'static [&'static str] {
         match self {
             Self::Ext4 => &["noload"],
             Self::Xfs => &["norecovery", "nouuid"],
-            Self::Btrfs | Self::Erofs | Self::Squashfs => &[],
+            Self::Btrfs => &["rescue=nologreplay"],
+            Self::Erofs | Self::Squashfs => &[],
         }
     }
 }

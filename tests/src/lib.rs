@@ -31,4 +31,5 @@ pub mod served;
 pub mod server;
 pub mod squid;
 pub mod store;
+pub mod tls;
 pub mod torture;

@@ -13,7 +13,7 @@ use circular_tests::proxy::Proxy;
 use circular_tests::require::{self, Need};
 use circular_tests::server::Server;
 use circular_tests::store::TestStore;
-use circular_tests::{binaries, images};
+use circular_tests::{binaries, images, tls};
 use sha2::{Digest as _, Sha256};
 
 /// A boot under emulation takes half a minute on two idle cores; a hang takes for ever.
@@ -27,6 +27,9 @@ const NEEDS: &[Need] = &[Need::Qemu, Need::Debian, Need::Guest];
 
 /// Lets whoever has it read a private store; as long as those that `circular-server token` makes.
 const TOKEN: &str = "circular_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/// How a machine in QEMU sees the one that it is in.
+const MACHINES_SEE: &str = "10.0.2.2";
 
 /// Of all that was fetched and is on the disk, a boot may take this part at most.
 const FETCHED_PART_MAX: u64 = 8;
@@ -53,7 +56,29 @@ fn machine_boots_the_whole_disk_image() -> Result<()> {
     let image = images::debian("debian.raw")?;
     store.publish_bootable(&image, "debian:12")?;
     let server = Server::start(&store.path())?;
-    boots(server.url(), "boot/debian=12.ipxe", &image, "boot-debian")
+    // Firmware and iPXE fetch over http, the machine over https: it knows the authority, because the publisher said it.
+    let authority = tls::certify(&store, MACHINES_SEE)?;
+    let [cert, key, authority] = [&authority.certificate, &authority.key, &authority.authority];
+    let arguments = [
+        "--tls-cert".as_ref(),
+        cert.as_os_str(),
+        "--tls-key".as_ref(),
+        key.as_os_str(),
+    ];
+    let secret = Server::start_with(&store.path(), &arguments)?;
+    let base = secret.url().replace("127.0.0.1", MACHINES_SEE);
+    let [image_path, authority] = [&image, authority].map(|path| path.to_str());
+    let path = image_path.context("test paths are plain")?;
+    let authority = authority.context("test paths are plain")?;
+    let console = ["--cmdline", "console=ttyS0"];
+    let to = ["--base-url", &base, "--guest-ca", authority];
+    store.json(&[&["publish", path, "debian:12"], &console[..], &to].concat())?;
+    let said = boots(server.url(), "boot/debian=12.ipxe", &image, "boot-debian")?;
+    ensure!(
+        said.contains(&format!("booting debian:12@1 from {base}")),
+        "it asks {base}"
+    );
+    Ok(())
 }
 
 #[test]
@@ -125,7 +150,7 @@ fn machine_refuses_a_private_store_that_is_older_than_it_was_told() -> Result<()
     let console = &mut machine.console;
     console.wait_for("booting debian:12@1 from http://10.0.2.2:", BOOT)?;
     let clock = format!(
-        "the clock was never set: set to {} s since 1970",
+        "the clock is wrong: set to {} s since 1970",
         written(&store)?
     );
     console.wait_for(&clock, BOOT)?;
@@ -155,7 +180,8 @@ fn machine_boots_the_partitioned_image_from_nginx_through_the_menu() -> Result<(
     }
     ensure!(store.path().join("metadata/3.root.json").is_file());
     let nginx = Nginx::start(&store.path())?;
-    boots(nginx.url(), "boot.ipxe", &image, "boot-debian-gpt")
+    boots(nginx.url(), "boot.ipxe", &image, "boot-debian-gpt")?;
+    Ok(())
 }
 
 /// Kills the process that serves the root disk, again and again from the moment at which the root is
@@ -207,7 +233,7 @@ fn machine_outlives_the_deaths_of_the_process_that_serves_its_root() -> Result<(
 }
 
 /// Boots from the server at `url`, looks around, writes, and switches off.
-fn boots(url: &str, script: &str, image: &Path, name: &str) -> Result<()> {
+fn boots(url: &str, script: &str, image: &Path, name: &str) -> Result<String> {
     let proxy = Proxy::start(url)?;
     let mut machine = Machine::boot(proxy.url(), script, &Options::named(name))?;
     let console = &mut machine.console;
@@ -240,7 +266,7 @@ fn boots(url: &str, script: &str, image: &Path, name: &str) -> Result<()> {
         fetched < whole / FETCHED_PART_MAX,
         "the boot fetched {fetched} bytes of a disk of {whole}"
     );
-    Ok(())
+    Ok(text.to_owned())
 }
 
 /// The console logs root in; all that is left is to wait for the prompt and quieten the kernel.

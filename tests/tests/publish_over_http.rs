@@ -13,7 +13,7 @@ use circular_tests::mount::{Mount, Options};
 use circular_tests::require::{self, Need};
 use circular_tests::server::Server;
 use circular_tests::store::TestStore;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use circular_tests::tls;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -146,35 +146,20 @@ fn what_is_published_over_http_is_the_same_disk() -> Result<()> {
     Ok(())
 }
 
-/// Writes a certificate for this machine, its key, and the authority that signed it.
-fn certify(store: &TestStore) -> Result<()> {
-    let mut authority = CertificateParams::default();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate()?;
-    let certificate = authority.self_signed(&key)?;
-    fs::write(store.beside("ca.pem"), certificate.pem())?;
-    let issuer = Issuer::new(authority, key);
-    let key = KeyPair::generate()?;
-    let server = CertificateParams::new(["127.0.0.1".to_owned()])?.signed_by(&key, &issuer)?;
-    fs::write(store.beside("server.pem"), server.pem())?;
-    fs::write(store.beside("server.key"), key.serialize_pem())?;
-    Ok(())
-}
-
 #[test]
 fn a_private_store_is_published_to_and_mounted_over_tls() -> Result<()> {
     if require::missing(&[Need::Fuse])? {
         return Ok(());
     }
     let store = TestStore::new()?;
-    certify(&store)?;
-    let (cert, key) = (store.beside("server.pem"), store.beside("server.key"));
+    let certified = tls::certify(&store, "127.0.0.1")?;
+    let (cert, key) = (&certified.certificate, &certified.key);
     let tls = [
         "--private",
         "--tls-cert",
-        path(&cert),
+        path(cert),
         "--tls-key",
-        path(&key),
+        path(key),
     ];
     let mut bench = Bench::start_on(store, &tls)?;
     assert!(bench.server.url().starts_with("https://"));

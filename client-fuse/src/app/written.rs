@@ -1,5 +1,6 @@
 //! The overlay of a disk that is written to: opened, or taken over from a worker before this one.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,10 @@ use crate::supervise::seat::LastStep;
 /// How long an overlay is waited for that another mount has, and between two looks.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How often it is tried to take an overlay over, and how long it is from one try to the next.
+const TRIES: u32 = 3;
+const TRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// What becomes of an overlay when a disk is opened.
 pub(super) enum Opening {
@@ -115,20 +120,51 @@ impl Opening {
             Self::None | Self::Now { .. } => (None, None),
             Self::Opened(_, kept) => (kept, None),
             Self::Later { path, base, kept } => {
-                let fs = Arc::clone(fs);
-                let take_over = async move {
-                    let resume = move || Overlay::resume(kept, &path, &base);
-                    let resumed = tokio::task::spawn_blocking(resume).await;
-                    let overlay = resumed.map_err(std::io::Error::other)?;
-                    let overlay = overlay.map_err(std::io::Error::other)?;
-                    tokio::spawn(keep_flushed(Arc::downgrade(&overlay)));
-                    fs.disk().take_over(overlay);
-                    Ok(())
-                };
+                let take_over = take_over(Arc::clone(fs), path, base, kept);
                 (None, Some(Box::pin(take_over)))
             }
         }
     }
+}
+
+/// Takes the overlay over. If that does not work, who reads or writes gets an error: to wait for what may never be there would
+/// hang all of them.
+async fn take_over(
+    fs: Arc<ImageFs<HttpSource>>,
+    path: PathBuf,
+    base: Base,
+    kept: Kept,
+) -> io::Result<()> {
+    for left in (0..TRIES).rev() {
+        let (path, base, kept) = (path.clone(), base.clone(), kept.try_clone()?);
+        let resume = move || Overlay::resume(kept, &path, &base);
+        match tokio::task::spawn_blocking(resume).await {
+            Ok(Ok(overlay)) => {
+                tokio::spawn(keep_flushed(Arc::downgrade(&overlay)));
+                fs.disk().take_over(overlay);
+                return Ok(());
+            }
+            Ok(Err(error)) => {
+                let cause: &dyn std::error::Error = &error;
+                tracing::error!(
+                    error = cause,
+                    left,
+                    "cannot take the overlay over from the worker before"
+                );
+            }
+            Err(error) => {
+                tracing::error!(%error, left, "cannot take the overlay over from the worker before");
+            }
+        }
+        if left > 0 {
+            tokio::time::sleep(TRY_PAUSE).await;
+        }
+    }
+    tracing::error!(
+        "the disk gives errors from now on: unmount it, and mount again with --overlay {}",
+        path.display()
+    );
+    Ok(())
 }
 
 fn open(

@@ -15,6 +15,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -65,6 +66,8 @@ pub enum Entry {
     },
     /// Nobody can say what is on disk.
     Broken,
+    /// Another process takes over, and syncs the file first.
+    Taking,
 }
 
 impl Entry {
@@ -82,6 +85,7 @@ impl Entry {
                 sequence,
             } => (5, generation, sequence),
             Self::Broken => (6, 0, 0),
+            Self::Taking => (7, 0, 0),
         };
         let words = u128::from(first | kind << KIND_SHIFT) | u128::from(second) << 64;
         words.to_le_bytes()
@@ -116,6 +120,7 @@ impl Entry {
                 });
             }
             6 => return Some(Self::Broken),
+            7 => return Some(Self::Taking),
             _ => return None,
         };
         let inside = first.checked_add(count).is_some_and(|end| end <= n_blocks);
@@ -130,22 +135,34 @@ pub struct Rest {
     pub landed: usize,
     /// Blocks of the write that came last: which of them were written, their bytes say.
     pub unsure: Vec<(u64, Side, u64)>,
-    /// Nobody can say what is on disk.
+    /// Nobody can say what is on disk: that was noted, or the log has less than was on disk before.
     pub is_broken: bool,
+    /// A sync was under way when a process died: if it failed, only the bytes can tell.
+    pub was_syncing: bool,
 }
 
 /// Takes over into `ledger`, which is that of `log`, what `entries` have beside the log.
 pub fn replay(entries: &[Entry], log: &Log, ledger: &mut Ledger) -> Rest {
-    let is_broken = entries.contains(&Entry::Broken);
-    let batch = entries.iter().rposition(|entry| match *entry {
-        Entry::Batch {
-            generation,
-            sequence,
-        } => (generation, sequence) != (log.generation, log.sequence),
-        _ => false,
-    });
+    let ends_at = (log.generation, log.sequence);
+    let batches = || {
+        entries
+            .iter()
+            .enumerate()
+            .filter_map(|(at, entry)| match *entry {
+                Entry::Batch {
+                    generation,
+                    sequence,
+                } => Some((at, (generation, sequence))),
+                _ => None,
+            })
+    };
     // Behind a batch that is on disk, there may be others that are not, which say where the log ends now.
-    let landed = batch.map_or(0, |at| at + 1);
+    let landed = batches().rev().find(|(_, noted)| *noted < ends_at);
+    let landed = landed.map_or(0, |(at, _)| at + 1);
+    let is_behind = batches().any(|(_, noted)| noted > ends_at);
+    let is_broken = is_behind || entries.contains(&Entry::Broken);
+    let was_syncing =
+        batches().any(|(at, _)| at >= landed) || entries.last() == Some(&Entry::Taking);
     let mut unsure = Vec::new();
     for entry in &entries[landed..] {
         match *entry {
@@ -158,13 +175,16 @@ pub fn replay(entries: &[Entry], log: &Log, ledger: &mut Ledger) -> Rest {
                 settle(&mut unsure, ledger);
                 ledger.discard(&(block..block + count));
             }
-            Entry::Patch | Entry::Batch { .. } | Entry::Broken => settle(&mut unsure, ledger),
+            Entry::Patch | Entry::Batch { .. } => settle(&mut unsure, ledger),
+            // A write may be under way beside a sync that fails, or have been when a process died.
+            Entry::Broken | Entry::Taking => {}
         }
     }
     Rest {
         landed,
         unsure,
         is_broken,
+        was_syncing,
     }
 }
 
@@ -236,8 +256,13 @@ impl Journal {
         let (entries, _) = bytes.as_chunks();
         let entries = entries.iter().map(|bytes| Entry::decode(*bytes, n_blocks));
         let entries = entries.collect::<Option<Vec<_>>>().ok_or_else(garbled)?;
-        let ends = Ends::of(start, end);
-        Ok((Self { file, ends }, entries))
+        let journal = Self {
+            file,
+            ends: Ends::of(start, end),
+        };
+        // The process before may have died right before it did that.
+        journal.give_back(ENTRIES_AT..start);
+        Ok((journal, entries))
     }
 
     /// The memory, to hand it on.
@@ -285,9 +310,15 @@ impl Journal {
         if self.file.write_all_at(&place.to_le_bytes(), 8).is_err() {
             return;
         }
-        let first = ends.start / ENTRIES_AT * ENTRIES_AT;
-        ends.start = place;
-        let unused = first.max(ENTRIES_AT)..place / ENTRIES_AT * ENTRIES_AT;
+        let first = std::mem::replace(&mut ends.start, place);
+        drop(ends);
+        self.give_back(first..place);
+    }
+
+    /// Gives the memory of these entries back, as far as no others share it.
+    fn give_back(&self, entries: Range<u64>) {
+        let page = |place: u64| place / ENTRIES_AT * ENTRIES_AT;
+        let unused = page(entries.start).max(ENTRIES_AT)..page(entries.end);
         if !unused.is_empty() {
             // Costs memory, nothing else.
             let _ = punch(&self.file, &unused);

@@ -207,6 +207,20 @@ impl Ledger {
         self.n_dirty
     }
 
+    /// Blocks that were written since the last batch began: where they are, and their checksums.
+    #[must_use]
+    pub fn dirty_blocks(&self) -> Vec<(u64, Side, u64)> {
+        let mut records = Vec::new();
+        for (number, leaf) in &self.leaves {
+            leaf.records(*number, leaf.dirty, &mut records);
+        }
+        let data = |record| match record {
+            Record::Data { block, side, sum } => Some((block, side, sum)),
+            Record::Zeros { .. } => None,
+        };
+        records.into_iter().filter_map(data).collect()
+    }
+
     /// Written blocks of the disk.
     #[must_use]
     pub const fn n_written(&self) -> u64 {

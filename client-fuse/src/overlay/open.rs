@@ -101,9 +101,10 @@ impl Overlay {
         };
         let (journal, kept) =
             keep().map_err(|error| OverlayError::io("keep the journal of", path, error))?;
-        let overlay = begun.overlay(path, checkpoint_bytes, Some(journal));
-        overlay.keep_locked();
-        Ok((overlay, kept))
+        let mut overlay = begun;
+        // The lock is that of whoever holds the mount, and outlives this process.
+        std::mem::forget(overlay.lock.take());
+        Ok((overlay.overlay(path, checkpoint_bytes, Some(journal)), kept))
     }
 
     /// Goes on where a process ended that had the overlay of `base`, at `path` then: with all that it wrote. That process
@@ -127,26 +128,37 @@ impl Overlay {
         base: &Base,
         checkpoint_bytes: u64,
     ) -> Result<Arc<Self>, OverlayError> {
-        let file = lock(File::from(kept.file), path)?;
+        let at = |attempt| move |source| OverlayError::io(attempt, path, source);
+        let file = File::from(kept.file);
+        // It is that of all descriptors of the mount: a take-over that fails must not give it back.
+        std::mem::forget(lock(file.try_clone().map_err(at("lock"))?, path)?);
         let layout = Layout::of(base.length);
-        let (journal, entries) = Journal::of(kept.journal, layout.n_blocks())
-            .map_err(|error| OverlayError::io("take over", path, error))?;
+        let (journal, entries) =
+            Journal::of(kept.journal, layout.n_blocks()).map_err(at("take over"))?;
+        if entries.last() != Some(&Entry::Taking) {
+            journal.note([Entry::Taking]).map_err(at("take over"))?;
+        }
         // What cannot be synced is lost, and noticed by its checksums. There is nothing better to show.
         let believed = believe_the_disk(&file);
         let mut begun = look(file, path, base, layout)?;
+        let cut = cut_off(&begun.file, &begun.layout, &begun.log);
         let rest = replay(&entries, &begun.log, &mut begun.ledger);
-        journal.forget_first(rest.landed);
+        let is_safe = believed.is_ok() && cut.is_ok() && !rest.is_broken;
+        if is_safe {
+            journal.forget_first(rest.landed);
+        }
         let overlay = begun.overlay(path, checkpoint_bytes, Some(journal));
-        overlay.keep_locked();
-        let broken = match believed {
-            Err(error) => Some(overlay.break_off("sync", error)),
-            Ok(()) if rest.is_broken => Some(OverlayError::OutOfUse {
-                path: path.to_owned(),
-            }),
-            Ok(()) => None,
-        };
-        overlay.broken.store(broken.is_some(), Ordering::Relaxed);
         overlay.settle(&rest.unsure)?;
+        let lost = rest.was_syncing && !overlay.all_dirty_is_there();
+        match believed.and(cut) {
+            Err(error) => drop(overlay.break_off("sync", error)),
+            Ok(()) if lost => {
+                let error =
+                    io::Error::other("what a sync should have brought to disk is not there");
+                drop(overlay.break_off("go on with", error));
+            }
+            Ok(()) => overlay.broken.store(!is_safe, Ordering::Relaxed),
+        }
         if let Err(error) = overlay.reserve(0, 0) {
             let cause: &dyn std::error::Error = &error;
             tracing::warn!(
@@ -157,14 +169,14 @@ impl Overlay {
         Ok(overlay)
     }
 
-    /// Finds out which blocks of the last write the file has.
+    /// Finds out which blocks of the last write the file has. One that cannot be read cannot be read later either, whatever it
+    /// is taken for.
     fn settle(&self, unsure: &[(u64, Side, u64)]) -> Result<(), OverlayError> {
         let mut bytes = vec![0; BLOCK_LEN];
         for (block, side, sum) in unsure {
-            self.file
-                .read_exact_at(&mut bytes, self.layout.place(*side, *block))
-                .map_err(|error| self.failed("read", error))?;
-            if checksum(self.seed, &bytes) == *sum {
+            let place = self.layout.place(*side, *block);
+            let read = self.file.read_exact_at(&mut bytes, place);
+            if read.is_err() || checksum(self.seed, &bytes) == *sum {
                 self.ledger().note_written(*side, *block, &[*sum]);
             } else {
                 let (block, count) = (*block, 1);
@@ -174,10 +186,16 @@ impl Overlay {
         Ok(())
     }
 
-    /// The lock is that of whoever holds the mount, and outlives this process: it is not to be given back when the
-    /// last of us lets go of the file.
-    fn keep_locked(self: &Arc<Self>) {
-        std::mem::forget(Arc::clone(self));
+    /// Whether all blocks that are dirty can be read and match their checksums: a process that dies while a sync fails takes the
+    /// error with it, which the kernel tells once.
+    fn all_dirty_is_there(&self) -> bool {
+        let dirty = self.ledger().dirty_blocks();
+        let mut bytes = vec![0; BLOCK_LEN];
+        dirty.into_iter().all(|(block, side, sum)| {
+            let place = self.layout.place(side, block);
+            let read = self.file.read_exact_at(&mut bytes, place);
+            read.is_ok() && checksum(self.seed, &bytes) == sum
+        })
     }
 }
 
@@ -206,7 +224,9 @@ impl Kept {
 
 /// A file of which it is known what it has.
 struct Begun {
-    file: Flock<File>,
+    file: File,
+    /// Given back when it is dropped.
+    lock: Option<Flock<File>>,
     layout: Layout,
     seed: u64,
     ledger: Ledger,
@@ -218,6 +238,7 @@ impl Begun {
         let log = self.log;
         let overlay = Overlay {
             file: self.file,
+            _lock: self.lock,
             path: path.to_owned(),
             layout: self.layout,
             seed: self.seed,
@@ -256,22 +277,20 @@ fn begin(path: &Path, base: &Base) -> Result<Begun, OverlayError> {
             path: path.to_owned(),
         });
     }
-    let file = lock(file, path)?;
+    let locked = lock(file.try_clone().map_err(at("lock"))?, path)?;
     believe_the_disk(&file).map_err(at("read what is on disk of"))?;
     let layout = Layout::of(base.length);
     if is_new(&file, &layout).map_err(at("look at"))? {
         create(&file, path, base, &layout)?;
     }
-    look(file, path, base, layout)
+    let mut begun = look(file, path, base, layout)?;
+    begun.lock = Some(locked);
+    clean_up(&begun.file, &begun.layout, &begun.log).map_err(at("clean up"))?;
+    Ok(begun)
 }
 
 /// Finds out what a file has that is an overlay.
-fn look(
-    file: Flock<File>,
-    path: &Path,
-    base: &Base,
-    layout: Layout,
-) -> Result<Begun, OverlayError> {
+fn look(file: File, path: &Path, base: &Base, layout: Layout) -> Result<Begun, OverlayError> {
     let header = read_header(&file, path)?;
     if (header.disk, header.disk_length) != (base.disk, base.length) {
         return Err(OverlayError::OtherBase {
@@ -291,6 +310,7 @@ fn look(
     let (ledger, log) = recover(&file, path, header.seed, &layout)?;
     Ok(Begun {
         file,
+        lock: None,
         layout,
         seed: header.seed,
         ledger,
@@ -311,9 +331,9 @@ fn lock(file: File, path: &Path) -> Result<Flock<File>, OverlayError> {
 /// failed, the kernel takes what it could not write for written, and shows it for as long as it has it in memory: a log that
 /// is continued behind such a batch would have a gap.
 fn believe_the_disk(file: &File) -> io::Result<()> {
-    file.sync_all()?;
+    let synced = file.sync_all();
     posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-    Ok(())
+    synced
 }
 
 /// Whether nothing was ever kept in the file: it is empty, or whoever made it did not get as far as
@@ -422,7 +442,7 @@ fn read_header(file: &File, path: &Path) -> Result<Header, OverlayError> {
     Ok(header)
 }
 
-/// Reads the newer of the logs, and makes sure that it is the only one.
+/// Reads the newer of the logs.
 fn recover(
     file: &File,
     path: &Path,
@@ -459,15 +479,35 @@ fn recover(
             reason: "neither of its logs begins as one",
         });
     };
-    clean_up(file, layout, &log).map_err(|error| OverlayError::io("clean up", path, error))?;
     Ok((ledger, log))
 }
 
-/// Removes what a crash may have left: the log before this one, and a batch that was cut.
+/// Removes what a crash may have left: a batch that was cut, and the log before this one.
 fn clean_up(file: &File, layout: &Layout, log: &Log) -> io::Result<()> {
-    let (area, old) = (layout.log(log.generation), layout.log(log.generation + 1));
+    let area = layout.log(log.generation);
     // The tail first: where a batch was cut, none may seem to follow it. And a file system that is full has room then.
     punch(file, &(area.start + log.end..area.end))?;
+    erase_old(file, layout, log)
+}
+
+/// Removes what the death of a process may have left: as [`clean_up`], but the log keeps the room on disk that it had, on
+/// which writes rely that were taken. A batch that was cut has its start, and nothing behind the cut.
+fn cut_off(file: &File, layout: &Layout, log: &Log) -> io::Result<()> {
+    let area = layout.log(log.generation);
+    let mut start = [0; HEADER_BYTES];
+    let at = area.start + log.end;
+    if at + HEADER_BYTES as u64 <= area.end {
+        file.read_exact_at(&mut start, at)?;
+        if start != [0; HEADER_BYTES] {
+            erase(file, at)?;
+        }
+    }
+    erase_old(file, layout, log)
+}
+
+/// Removes the log before this one.
+fn erase_old(file: &File, layout: &Layout, log: &Log) -> io::Result<()> {
+    let old = layout.log(log.generation + 1);
     let mut start = [0; HEADER_BYTES];
     file.read_exact_at(&mut start, old.start)?;
     // Mostly it is a hole already, and to write there needs room.

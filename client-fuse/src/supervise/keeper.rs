@@ -29,6 +29,9 @@ mod wait;
 /// How long a worker that another one replaces may take to keep what it has to keep.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How often a worker is started only to bring to disk what was written, when the mount is gone or given up.
+const LAST_TRIES: u32 = 5;
+
 /// How long a worker may take to prepare; it waits for no server.
 const PREPARATION: Duration = Duration::from_secs(30);
 
@@ -82,6 +85,8 @@ pub(super) struct Keeper {
     /// When a worker that prepares is given up.
     limit: Option<Instant>,
     restarts: u64,
+    /// How often a worker may still be started to bring to disk what was written.
+    last_tries: u32,
     /// Whether the mount was detached; the next signal ends all.
     detached: bool,
     ending: bool,
@@ -132,6 +137,7 @@ impl Keeper {
             farewell: None,
             limit: None,
             restarts: 0,
+            last_tries: LAST_TRIES,
             detached: false,
             ending: false,
         })
@@ -302,9 +308,12 @@ impl Keeper {
     /// Tells the worker that has the mount to end.
     fn dismiss(&mut self) {
         if let Some(current) = &self.current {
-            // One that does not hear it is ended when the time is over.
+            // One that does not hear it is ended when the time is over; unless what was written would be lost.
             let _ = current.control.order(&Order::End);
-            self.farewell = Some(Instant::now() + FAREWELL);
+            let is_followed = self.next.is_some() && !self.ending;
+            if is_followed || !self.is_written {
+                self.farewell = Some(Instant::now() + FAREWELL);
+            }
         }
     }
 
@@ -322,39 +331,14 @@ impl Keeper {
                 } else {
                     tracing::info!(worker = pid, restarts, "serving again");
                 }
+                if self.ending {
+                    self.dismiss();
+                }
             }
             Ok(Some(Report::Beat)) => self.watch.heard(self.began.elapsed()),
             Ok(None) => current.fall_silent(),
             Ok(Some(_)) | Err(_) => current.signal(Signal::SIGKILL),
         }
-    }
-
-    /// Ends the worker that has the mount if it hangs.
-    fn look(&mut self) {
-        let now = self.began.elapsed();
-        if self.watch.due().is_none_or(|due| due > now) {
-            return;
-        }
-        let (Some(silent), Some(current)) = (self.watch.look(now), &self.current) else {
-            return;
-        };
-        let worker = current.pid();
-        if current.is_traced() {
-            tracing::warn!(
-                worker,
-                ?silent,
-                "the worker hangs in a debugger; leaving it"
-            );
-            self.watch.heard(now);
-            return;
-        }
-        tracing::error!(
-            worker,
-            ?silent,
-            "the worker hangs: it gives no sign of life; killing it"
-        );
-        current.signal(Signal::SIGKILL);
-        self.watch.end();
     }
 
     fn hear_next(&mut self) -> anyhow::Result<()> {
@@ -499,8 +483,23 @@ impl Keeper {
             return Ok(Some(code));
         }
         let idle = self.current.is_none() && self.next.is_none();
-        let over = self.held.as_ref().is_some_and(Held::is_over);
-        Ok((idle && (over || self.ending)).then_some(0))
+        let last_one_comes = self.is_written && self.due.is_some();
+        let over = self.held.as_ref().is_some_and(Held::is_over) || self.ending;
+        // Of a disk that is written to, the last worker says itself that all of it is on disk.
+        Ok((idle && over && !last_one_comes).then_some(u8::from(self.is_written)))
+    }
+
+    /// Whether another worker is started though nobody needs the mount any more: what the last one took is not on disk
+    /// yet.
+    fn owes(&mut self, worker: i32, end: End) -> bool {
+        let owes = self.is_written && end != End::Exited(0) && self.last_tries > 0;
+        if owes {
+            self.last_tries -= 1;
+            self.restarts += 1;
+            self.due = Some(Instant::now());
+            tracing::error!(worker, %end, "the worker ended before what was written was on disk; starting another for that");
+        }
+        owes
     }
 
     /// One that was to take over has ended before it did.
@@ -509,7 +508,8 @@ impl Keeper {
             tracing::error!(worker = next.pid(), %end, "no hand-over; the mount stays with the worker that has it");
             return;
         }
-        if self.held.as_ref().is_some_and(Held::is_over) {
+        if self.held.as_ref().is_some_and(Held::is_over) || self.ending {
+            self.owes(next.pid(), end);
             return;
         }
         let after = self.pause();
@@ -536,9 +536,12 @@ impl Keeper {
             return first_ended(end).map(Some);
         }
         if held.is_over() || self.ending {
+            if self.owes(current.pid(), end) {
+                return Ok(None);
+            }
             return Ok(Some(match end {
                 End::Exited(code) => code,
-                End::Killed(_) => 0,
+                End::Killed(_) => u8::from(self.is_written),
             }));
         }
         self.restarts += 1;

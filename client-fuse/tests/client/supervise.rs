@@ -112,8 +112,13 @@ impl Supervised {
     }
 
     /// Unmounts; all processes are gone then, and nobody complains.
-    pub(crate) fn end(mut self) -> String {
+    pub(crate) fn end(self) -> String {
         umount(&self.mounted.point()).unwrap();
+        self.ended()
+    }
+
+    /// Waits until all processes of a mount are gone that was unmounted.
+    fn ended(mut self) -> String {
         assert_eq!(self.child.wait().unwrap().code(), Some(0), "{}", self.log());
         self.log()
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use image_format::manifest::Manifest;
-use image_format::{Digest, ObjectRef};
+use image_format::{DecodeError, Digest, ObjectRef};
 
 use super::PublishError;
 use crate::reader::{ImageReader, ReadError};
@@ -19,6 +19,13 @@ pub(super) async fn is_whole(
     let packs = match packs(store, manifest).await {
         Ok(packs) => packs,
         Err(ReadError::Store(error)) if !error.is_damage() => return Err(error.into()),
+        // A newer version of this program wrote it, and reads it: nothing to replace by what this one knows.
+        Err(ReadError::Table { source } | ReadError::Index { source, .. })
+            if matches!(source, DecodeError::Version { .. }) =>
+        {
+            let path = manifest.disk.regions.digest.object_path();
+            return Err(StoreError::Decode { path, source }.into());
+        }
         Err(_) => return Ok(false),
     };
     if packs.iter().any(|pack| lost.contains(&pack.digest)) {

@@ -365,6 +365,7 @@ fn incomplete(name: &str, source: StoreError) -> AcceptError {
     match source {
         StoreError::Missing { .. }
         | StoreError::Damaged { .. }
+        | StoreError::Unreadable { .. }
         | StoreError::Decode { .. }
         | StoreError::OtherManifest { .. } => RefusedBecause::Incomplete {
             name: name.to_owned(),

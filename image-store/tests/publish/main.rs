@@ -27,8 +27,8 @@ use image_format::{BLOCK_BYTES, ChunkId, Digest, ImageRef, ObjectRef};
 use image_store::publication::PublishError;
 use image_store::writer::WriteError;
 use image_store::{
-    ImageReader, ImageWriter, KeyRing, Lifetimes, Prepared, Publication, Published, Signer, Store,
-    WriteStats, WrittenDisk,
+    ImageReader, ImageWriter, KeyRing, Known, Lifetimes, Prepared, Publication, Published, Signer,
+    Store, WriteStats, WrittenDisk,
 };
 use tempfile::TempDir;
 
@@ -178,6 +178,7 @@ pub(crate) fn publication(reference: &str, written: WrittenDisk) -> Publication 
         boot: None,
         boot_pack: None,
         index_delta: None,
+        known: Known::Published,
     }
 }
 

@@ -15,13 +15,13 @@ use image_format::manifest::{Boot, Disk};
 use image_format::{Digest, ImageRef, ObjectRef, Version};
 use image_store::publication::PublishError;
 use image_store::{
-    KeyRing, Publication, Published, PublishedAs, Signer, Store, WriteStats, WrittenDisk,
+    KeyRing, Known, Publication, Published, PublishedAs, Signer, Store, WriteStats, WrittenDisk,
 };
 use serde::Serialize;
 
 use crate::cli::Common;
 use crate::keys::{self, KeyArgs};
-use crate::publish::boot::{self, BootBuilt, BootConfig, BootError, KernelSource, ProgramPaths};
+use crate::publish::boot::{self, BootBuilt, BootConfig, KernelSource, ProgramPaths};
 use crate::publish::carry::CarriedOver;
 use crate::publish::prepare::{self, PrepareConfig};
 use crate::publish::source::{Probe, Source};
@@ -57,7 +57,8 @@ pub struct Args {
     /// Take the file's bytes as the disk, even if they look like another image format
     #[arg(long)]
     raw: bool,
-    /// Read all that the store has of this image before relying on it; store again what is damaged
+    /// Read all that the store has of this image before relying on it; store again what is damaged. A version that has
+    /// the image stays what it is: its tags, its time and, unless options say otherwise, how it boots
     #[arg(long, conflicts_with = "to")]
     mend: bool,
     #[command(flatten)]
@@ -98,6 +99,10 @@ struct BootArgs {
     /// something wrong; may be given several times. None of them is trusted
     #[arg(long = "mirror-url", value_name = "URL")]
     mirror_urls: Vec<String>,
+    /// Certificate authorities, in PEM, that booted machines believe: needed where they fetch over https, for their
+    /// initramfs has no others
+    #[arg(long, value_name = "FILE", env = "CIRCULAR_GUEST_CA")]
+    guest_ca: Option<PathBuf>,
     /// Static circular-mount for the initramfs
     #[arg(long, value_name = "FILE", env = "CIRCULAR_GUEST_CLIENT")]
     guest_client: Option<PathBuf>,
@@ -107,6 +112,24 @@ struct BootArgs {
     /// Static busybox for the initramfs
     #[arg(long, value_name = "FILE", env = "CIRCULAR_BUSYBOX")]
     busybox: Option<PathBuf>,
+}
+
+impl BootArgs {
+    /// Whether the disk is to boot, come what may.
+    fn asks_for_boot(&self) -> bool {
+        self.kernel.is_some()
+            || self.root.is_some()
+            || !self.cmdline.is_empty()
+            || !self.drivers.is_empty()
+    }
+
+    /// Whether anything was said about how it boots.
+    fn is_said(&self) -> bool {
+        self.asks_for_boot()
+            || self.base_url.is_some()
+            || !self.mirror_urls.is_empty()
+            || self.guest_ca.is_some()
+    }
 }
 
 /// What a publish came to, for scripts.
@@ -274,6 +297,12 @@ async fn publish(
             boot: built.as_ref().map(|built| built.boot.clone()),
             boot_pack: carried.as_ref().and_then(|built| built.boot_pack),
             index_delta,
+            known: match args.mend {
+                true => Known::Mended {
+                    boots_anew: args.boot.is_said(),
+                },
+                false => Known::Published,
+            },
         };
         left -= 1;
         let outcome = match target.remote {
@@ -382,10 +411,15 @@ async fn make_bootable(
     if args.no_boot {
         return Ok((None, None));
     }
-    let asked = args.kernel.is_some()
-        || args.root.is_some()
-        || !args.cmdline.is_empty()
-        || !args.drivers.is_empty();
+    let asked = args.asks_for_boot();
+    let mut addresses = args.base_url.iter().chain(&args.mirror_urls);
+    if args.guest_ca.is_none()
+        && let Some(address) = addresses.find(|address| address.starts_with("https:"))
+    {
+        ui.warn(&format!(
+            "booted machines are to fetch from {address}, and believe no certificate: give --guest-ca FILE"
+        ));
+    }
     let paths = ProgramPaths {
         client: args.guest_client.clone(),
         init: args.guest_init.clone(),
@@ -407,6 +441,7 @@ async fn make_bootable(
             drivers: args.drivers.clone(),
             programs: paths,
             trusted_root: root,
+            authorities: args.guest_ca.clone(),
         };
         boot::build(store, reference, source, config).await
     };
@@ -430,7 +465,7 @@ async fn make_bootable(
             }
             Ok((Some(built), None))
         }
-        Err(BootError::Inside(error)) if !asked && error.is_of_the_image() => {
+        Err(error) if !asked && error.is_of_the_image() => {
             Ok((None, Some(format!("{:#}", anyhow::Error::from(error)))))
         }
         Err(error) => {

@@ -1,18 +1,18 @@
 //! Makes a disk bootable: kernel and modules out of the image, an initramfs around our client.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use image_format::ImageRef;
 use image_format::manifest::{self, Boot};
 use image_store::{Store, StoreError};
-use initramfs::layout::TRUSTED_ROOT;
+use initramfs::layout::{AUTHORITIES, TRUSTED_ROOT};
 use initramfs::{BuildError, DirectoryModules, ExtraFile, ModuleSource, Report, Spec};
 
 use super::source::Source;
-use crate::inside::{self, InsideError, Volume};
+use crate::inside::{self, InsideError, KERNEL_BYTES_MAX, Volume};
 
 /// The programs that go into an initramfs; all of them static.
 #[derive(Clone, Debug)]
@@ -58,6 +58,8 @@ pub struct BootConfig {
     pub programs: ProgramPaths,
     /// The root that the machine shall trust.
     pub trusted_root: Vec<u8>,
+    /// File with the certificate authorities, in PEM, that the machine shall believe: its initramfs has no others.
+    pub authorities: Option<PathBuf>,
 }
 
 /// Why a disk could not be made bootable.
@@ -72,10 +74,20 @@ pub enum BootError {
     Store(#[from] StoreError),
     #[error("cannot read the kernel `{}`", .path.display())]
     Kernel { path: PathBuf, source: io::Error },
+    #[error("the kernel `{}` is longer than 256 MiB: is it one that a boot loader takes?", .path.display())]
+    LongKernel { path: PathBuf },
+    #[error(
+        "kernel {release} cannot boot it: Linux 5.9 or newer is needed (for an initramfs that zstd packed, and for loop devices); give one with --kernel and --modules"
+    )]
+    OldKernel { release: String },
+    #[error("cannot read the certificate authorities `{}`", .path.display())]
+    Authorities { path: PathBuf, source: io::Error },
+    #[error("`{}` has no certificate in PEM, or more than 1 MiB of them", .path.display())]
+    NoAuthorities { path: PathBuf },
     #[error("`{}` is no directory /lib/modules/RELEASE", .path.display())]
     Modules { path: PathBuf },
     #[error(
-        "the kernel command line is longer than 1024 characters, is not plain ASCII, or has iPXE syntax (${{…}}, &&, ||) in it"
+        "the kernel command line is longer than 1024 characters, is not plain ASCII, or has iPXE syntax (${{…}}, &&, ||, the word ;, a word that begins with #) in it"
     )]
     Cmdline,
     #[error("{program} is missing: run `make guest`, or say where it is with {option}")]
@@ -85,6 +97,18 @@ pub enum BootError {
     },
     #[error("the initramfs builder died")]
     Died,
+}
+
+impl BootError {
+    /// As [`InsideError::is_of_the_image`].
+    #[must_use]
+    pub const fn is_of_the_image(&self) -> bool {
+        match self {
+            Self::Inside(error) => error.is_of_the_image(),
+            Self::OldKernel { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// What was made bootable, and what it weighs.
@@ -221,10 +245,7 @@ fn build_blocking(disk: &File, config: BootConfig, known: &[Bytes]) -> Result<Ma
             finish(disk, found, config, known)
         }
         KernelSource::Files { kernel, modules } => {
-            let bytes = std::fs::read(&kernel).map_err(|source| BootError::Kernel {
-                path: kernel,
-                source,
-            })?;
+            let bytes = read_kernel(&kernel)?;
             let release = modules
                 .file_name()
                 .map(|name| name.to_string_lossy().into_owned())
@@ -250,11 +271,35 @@ fn finish(
     config: BootConfig,
     known: &[Bytes],
 ) -> Result<Made, BootError> {
+    if is_too_old(&found.release) {
+        return Err(BootError::OldKernel {
+            release: found.release,
+        });
+    }
     let programs = config.programs.find()?;
+    let mut extra_files = vec![ExtraFile {
+        path: TRUSTED_ROOT.to_owned(),
+        bytes: config.trusted_root,
+        mode: 0o644,
+    }];
+    if let Some(path) = &config.authorities {
+        extra_files.push(ExtraFile {
+            path: AUTHORITIES.to_owned(),
+            bytes: read_authorities(path)?,
+            mode: 0o644,
+        });
+    }
     let volume = match (&config.root, found.volume) {
         (None, Some(volume)) => volume,
         (asked, _) => inside::root_volume(disk, asked.as_deref())?,
     };
+    let names_init = config
+        .cmdline
+        .split(' ')
+        .any(|word| word.starts_with("init="));
+    if config.root.is_none() && !names_init {
+        inside::check_init(disk, &volume)?;
+    }
     let root = config.root.or_else(|| volume.root.clone());
     let unpacked = initramfs::unpacked(&Spec {
         kernel_release: found.release.clone(),
@@ -265,11 +310,7 @@ fn finish(
         init: programs.init,
         busybox: programs.busybox,
         extra_modules: config.drivers,
-        extra_files: vec![ExtraFile {
-            path: TRUSTED_ROOT.to_owned(),
-            bytes: config.trusted_root,
-            mode: 0o644,
-        }],
+        extra_files,
     })?;
     Ok(Made {
         kernel: Bytes::from(found.bytes),
@@ -279,6 +320,50 @@ fn finish(
         needs_recovery: inside::needs_recovery(disk, &volume)?,
         passed_over: found.passed_over,
     })
+}
+
+/// Reads a file that is no longer than `most` bytes; `None` if it is.
+fn read_bounded(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= most).then_some(bytes))
+}
+
+fn read_kernel(path: &Path) -> Result<Vec<u8>, BootError> {
+    let path = path.to_owned();
+    match read_bounded(&path, KERNEL_BYTES_MAX) {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err(BootError::LongKernel { path }),
+        Err(source) => Err(BootError::Kernel { path, source }),
+    }
+}
+
+/// Longest list of certificate authorities, in bytes: all that a distribution has are 230 KB.
+const AUTHORITIES_BYTES_MAX: u64 = 1 << 20;
+
+fn read_authorities(path: &Path) -> Result<Vec<u8>, BootError> {
+    let path = path.to_owned();
+    let is_pem = |bytes: &Vec<u8>| {
+        let begin = b"-----BEGIN CERTIFICATE-----";
+        bytes.windows(begin.len()).any(|window| window == begin)
+    };
+    match read_bounded(&path, AUTHORITIES_BYTES_MAX) {
+        Ok(bytes) => bytes
+            .filter(is_pem)
+            .ok_or(BootError::NoAuthorities { path }),
+        Err(source) => Err(BootError::Authorities { path, source }),
+    }
+}
+
+/// Tells whether a kernel is older than Linux 5.9. What cannot be understood is let through.
+fn is_too_old(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|digits| digits.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) => (major, minor) < (5, 9),
+        _ => false,
+    }
 }
 
 /// What the publisher said about where programs are.

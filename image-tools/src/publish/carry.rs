@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashSet};
 use image_format::catalogue::Catalogue;
 use image_format::manifest::{BootPack, Disk, Manifest};
 use image_format::profile::{Carried, Profile, StandIns, Steadiness, Touched};
-use image_format::{ChunkId, ImageName, ImageRef, REGION_BLOCKS, Version, boot_pack};
+use image_format::{ChunkId, Digest, ImageName, ImageRef, REGION_BLOCKS, Version, boot_pack};
 use image_store::{BootPackError, BuiltBootPack, ImageReader, Store};
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -37,8 +37,8 @@ pub struct CarriedOver {
     pub carried: Carried,
 }
 
-/// Builds the boot pack of `disk`, the next version of `reference`, from the profile of the version
-/// that the tag points to, or else of the newest that has one. `None`: no version has a profile, or
+/// Builds the boot pack of `disk`, the next version of `reference`, from the profile of a version with the same content,
+/// of the one that the tag points to, or else of the newest that has one. `None`: no version has a profile, or
 /// one has this very disk already. `files`: whether to follow files by their paths, for which much of both disks is
 /// read.
 ///
@@ -60,7 +60,7 @@ pub async fn carry_over(
     if catalogue.versions.values().any(known) {
         return Ok(None);
     }
-    let Some(before) = newest(store, &catalogue, reference).await? else {
+    let Some(before) = newest(store, &catalogue, reference, disk.content).await? else {
         return Ok(None);
     };
     let profile = store.profile(&before.pack).await?;
@@ -139,13 +139,16 @@ async fn newest(
     store: &Store,
     catalogue: &Catalogue,
     reference: &ImageRef,
+    content: Digest,
 ) -> Result<Option<Before>, BootPackError> {
     let tagged = catalogue
         .tags
         .get(&reference.tag_or_latest())
         .and_then(|version| catalogue.versions.get(version));
-    let all = catalogue.versions.values().rev();
-    for entry in tagged.into_iter().chain(all).take(VERSIONS_MAX) {
+    let all = || catalogue.versions.values().rev();
+    let same = all().filter(|entry| entry.content == content);
+    let from = same.chain(tagged).chain(all());
+    for entry in from.take(VERSIONS_MAX) {
         let Manifest {
             disk, boot_pack, ..
         } = store.manifest(&entry.manifest).await?;

@@ -9,7 +9,7 @@ use image_tools::remote::protocol::COMMIT_PATH;
 use image_tools::remote::upload::Landed;
 
 use crate::server::Fault;
-use crate::{AT_ONCE, Bench, ONCE, puts};
+use crate::{AT_ONCE, Bench, ONCE, files, puts};
 
 /// Publishes with a server that breaks from request `first` on, then again with one that works.
 /// Returns whether the first attempt failed.
@@ -199,7 +199,7 @@ async fn what_was_swept_before_the_commit_is_told_as_gone() {
     bench.server.fail(move |_, method, path| {
         let is_commit = *method == Method::POST && path.ends_with(COMMIT_PATH);
         if is_commit {
-            for pack in crate::files(&objects).into_keys() {
+            for pack in files(&objects).into_keys() {
                 std::fs::remove_file(pack).unwrap();
             }
         }
@@ -217,4 +217,30 @@ async fn what_was_swept_before_the_commit_is_told_as_gone() {
     let error = bench.publish("third", ONCE, &image, "copy").await;
     let error = error.unwrap_err();
     assert!(format!("{error:#}").contains("refuses"), "{error:#}");
+}
+
+/// The pack is here, so the disk needs nothing; but not where machines read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_that_a_broken_repair_left_here_gets_to_the_server() {
+    let bench = Bench::new().await;
+    let image = bench.image("disk", 1, 2);
+    bench.publish("work", ONCE, &image, "debian").await.unwrap();
+    let objects = files(&bench.path("served").join("objects"));
+    let (pack, _) = objects.iter().max_by_key(|(_, length)| **length).unwrap();
+    let place = pack.strip_prefix(bench.path("served")).unwrap();
+    let here = bench.path("work").join(place);
+    std::fs::create_dir_all(here.parent().unwrap()).unwrap();
+    std::fs::rename(pack, &here).unwrap();
+    for reference in ["debian", "other"] {
+        let (_, uploaded) = bench
+            .publish("work", ONCE, &image, reference)
+            .await
+            .unwrap();
+        assert_eq!(
+            uploaded.bytes > 1 << 20,
+            reference == "debian",
+            "{uploaded:?}"
+        );
+        bench.assert_served(reference, &image).await;
+    }
 }

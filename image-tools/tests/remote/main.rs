@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use image_format::ImageRef;
-use image_store::{ImageReader, KeyRing, Lifetimes, Publication, Published, Signer, Store};
+use image_store::{ImageReader, KeyRing, Known, Lifetimes, Publication, Published, Signer, Store};
 use image_tools::publish::prepare::{self, PrepareConfig};
 use image_tools::publish::source::{Probe, Source};
 use image_tools::remote::RemoteStore;
@@ -133,6 +133,7 @@ impl Bench {
             boot: None,
             boot_pack: None,
             index_delta: None,
+            known: Known::Published,
         };
         let signer = signer(&self.keys);
         remote

@@ -1,8 +1,9 @@
 //! Sets a clock that was never set, so that the dates of certificates can be judged.
 //!
-//! A machine without a battery begins in 1970, when no certificate is valid yet. The initrd with the
-//! least versions says when the publisher wrote it; that is late enough for the certificates in use
-//! then, and comes by the same way as the kernel. A clock that shows any later time is left as it is.
+//! A machine without a battery begins in 1970, or when its firmware was made: no certificate is valid yet. The initrd with
+//! the least versions says when the publisher wrote it; that is late enough for the certificates in use
+//! then, and comes by the same way as the kernel. A clock that shows any later time is left as it is, or one that is
+//! less than a day behind: clocks of publishers are not all right either.
 
 use std::{
     fs,
@@ -25,16 +26,21 @@ pub(super) fn set_if_unset(log: &Log) {
     };
     match sys::set_clock(time) {
         Ok(()) => log.warn(&format!(
-            "the clock was never set: set to {time} s since 1970, about when the store was last changed"
+            "the clock is wrong: set to {time} s since 1970, about when the store was last changed"
         )),
-        Err(error) => log.warn(&format!("the clock was never set, and cannot be: {error}")),
+        Err(error) => log.warn(&format!("the clock is wrong, and cannot be set: {error}")),
     }
 }
+
+/// What a clock may be behind that of a publisher, in seconds.
+const SLACK: i64 = 86_400;
 
 /// Decides what an unset clock is set to, in seconds since 1970: when the initrd was `written`, or the
 /// oldest that this program can be. `None` for a clock that may be right.
 fn time_to_set(now: i64, written: Option<i64>) -> Option<i64> {
-    (now < CLOCK_FLOOR).then(|| written.unwrap_or(CLOCK_FLOOR).max(CLOCK_FLOOR))
+    let least = written.unwrap_or(CLOCK_FLOOR).max(CLOCK_FLOOR);
+    let is_unset = now < CLOCK_FLOOR || now < least.saturating_sub(SLACK);
+    is_unset.then_some(least)
 }
 
 #[cfg(test)]
@@ -49,6 +55,11 @@ mod tests {
         assert_eq!(time_to_set(9, Some(written)), Some(written));
         assert_eq!(time_to_set(9, Some(5)), Some(CLOCK_FLOOR));
         assert_eq!(time_to_set(9, None), Some(CLOCK_FLOOR));
+        // The day on which a firmware was made, years before the store was changed last.
+        let written = CLOCK_FLOOR + 90_000_000;
+        let made = CLOCK_FLOOR + 10_000_000;
+        assert_eq!(time_to_set(made, Some(written)), Some(written));
+        assert_eq!(time_to_set(written - 600, Some(written)), None);
     }
 
     proptest! {
@@ -58,9 +69,12 @@ mod tests {
             now in any::<i64>(), written in prop::option::of(any::<i64>()),
         ) {
             match time_to_set(now, written) {
-                None => prop_assert!(now >= CLOCK_FLOOR),
+                None => {
+                    prop_assert!(now >= CLOCK_FLOOR);
+                    prop_assert!(written.is_none_or(|written| now >= written.saturating_sub(SLACK)));
+                }
                 Some(set) => {
-                    prop_assert!(now < CLOCK_FLOOR && set > now);
+                    prop_assert!(set > now);
                     prop_assert_eq!(time_to_set(set, written), None);
                 }
             }

@@ -39,11 +39,20 @@ pub(super) fn attach(file: &Path) -> Result<Disk, BootError> {
     let device = format!("/dev/loop{number}");
     let handle = OpenOptions::new().read(true).write(true).open(&device);
     let handle = handle.map_err(failed("cannot open the device"))?;
-    sys::configure_loop_device(&handle, &file, sys::Io::Direct)
-        .or_else(|_| sys::configure_loop_device(&handle, &file, sys::Io::Buffered))
+    let sectors = unusual_sector_bytes(&file).map_err(failed("cannot read its start"))?;
+    sys::configure_loop_device(&handle, &file, sys::Io::Direct, sectors)
+        .or_else(|_| sys::configure_loop_device(&handle, &file, sys::Io::Buffered, sectors))
         .map_err(failed("cannot configure the device"))?;
     sys::set_read_ahead(&handle, READ_AHEAD_SECTORS).map_err(failed("cannot set read-ahead"))?;
     Ok(Disk { device })
+}
+
+/// As [`partition::unusual_sector_bytes`]: the kernel finds a partition table where sectors are as long as it says.
+fn unusual_sector_bytes(file: &File) -> io::Result<Option<u32>> {
+    let mut head = Vec::new();
+    let most = partition::SECTOR_HEAD_BYTES as u64;
+    file.take(most).read_to_end(&mut head)?;
+    Ok(partition::unusual_sector_bytes(&head))
 }
 
 impl Disk {

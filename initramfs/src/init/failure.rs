@@ -106,7 +106,7 @@ impl BootError {
                 "check the file system before publishing; see the kernel's messages above"
             }
             Self::NoInit { .. } => {
-                "name it with init=; or the wrong partition is the root: set root="
+                "name it with init=; or the wrong partition is the root: set root=; or the root is a subvolume of a btrfs: set rootflags=subvol=NAME"
             }
             Self::SwitchRoot { .. } => "see the kernel's messages above",
         }

@@ -41,10 +41,27 @@ pub(super) fn prepare(
         Ok(root) => root,
         Err(error) => return say("anything", Err(error)),
     };
+    let fstab = root.read("/etc/fstab").ok().flatten().unwrap_or_default();
+    for place in fstab::read_only_places(&fstab) {
+        log.warn(&format!(
+            "{place} is a file system of its own in the image, and read-only here: only what is written to / is kept until power-off"
+        ));
+    }
     say(
         "/etc/fstab",
         rewrite(&root, "/etc/fstab", fstab::for_network_boot),
     );
+    let selinux = root
+        .read("/etc/selinux/config")
+        .ok()
+        .flatten()
+        .unwrap_or_default();
+    if enforces_selinux(
+        &selinux,
+        &fs::read_to_string("/proc/cmdline").unwrap_or_default(),
+    ) {
+        log.warn("the image enforces SELinux, which denies much on a root that is an overlay in memory: publish it with --cmdline enforcing=0");
+    }
     say("what it takes to switch off", write_power_off(&root));
     let Some(network) = network else {
         return;
@@ -56,7 +73,11 @@ pub(super) fn prepare(
     );
     say("cloud-init's configuration", keep_from_cloud_init(&root));
     if let Some(configuration) = &network.configuration {
-        say("/etc/resolv.conf", write_resolv_conf(&root, configuration));
+        say(
+            "/etc/resolv.conf",
+            write_resolv_conf(log, &root, configuration),
+        );
+        say("name servers", write_resolved(&root, configuration));
     }
 }
 
@@ -146,17 +167,56 @@ fn keep_from_cloud_init(root: &NewRoot) -> io::Result<()> {
     root.write(path, units::CLOUD_INIT.as_bytes())
 }
 
-/// Name servers for a system that has none; a link is the business of whatever it links to.
-fn write_resolv_conf(root: &NewRoot, configuration: &Configuration) -> io::Result<()> {
+/// Name servers for a system that has none of its own. Those in a file are of the network where the image was installed; a link
+/// is the business of whatever it links to.
+fn write_resolv_conf(log: &Log, root: &NewRoot, configuration: &Configuration) -> io::Result<()> {
     let path = "/etc/resolv.conf";
     let present = root.read(path)?.unwrap_or_default();
-    let names_a_server = present
-        .split('\n')
-        .any(|line| line.trim_start().starts_with("nameserver"));
-    if names_a_server || root.is_link(path) || configuration.dns.is_empty() {
+    if is_resolved_here(&present) || root.is_link(path) || configuration.dns.is_empty() {
         return Ok(());
     }
+    if name_servers(&present).next().is_some() {
+        log.info(
+            "the name servers are those of this network, not those in the image's /etc/resolv.conf",
+        );
+    }
     root.write(path, configuration.resolv_conf().as_bytes())
+}
+
+fn name_servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
+    let lines = resolv_conf.lines().map(str::trim);
+    lines.filter_map(|line| Some(line.strip_prefix("nameserver")?.trim()))
+}
+
+/// Whether names are the business of a server in the machine itself.
+fn is_resolved_here(resolv_conf: &str) -> bool {
+    name_servers(resolv_conf).any(|server| server.starts_with("127.") || server == "::1")
+}
+
+/// Tells systemd-resolved, whom nobody tells where NetworkManager was told to leave the interface alone.
+fn write_resolved(root: &NewRoot, configuration: &Configuration) -> io::Result<()> {
+    let has = [
+        "/usr/lib/systemd/systemd-resolved",
+        "/lib/systemd/systemd-resolved",
+    ];
+    if configuration.dns.is_empty() || !has.iter().any(|path| root.exists(path)) {
+        return Ok(());
+    }
+    let directory = Path::new("/run/systemd/resolved.conf.d");
+    fs::create_dir_all(directory)?;
+    fs::write(
+        directory.join("00-circular.conf"),
+        units::resolved(configuration),
+    )
+}
+
+/// Whether SELinux enforces, as its configuration and the kernel's command line say.
+fn enforces_selinux(config: &str, cmdline: &str) -> bool {
+    let enforcing = config
+        .lines()
+        .any(|line| line.trim() == "SELINUX=enforcing");
+    let mut words = cmdline.split_whitespace();
+    enforcing && !words.any(|word| word == "enforcing=0" || word == "selinux=0")
 }
 
 /// Changes a text file of the image, if it is there and the change is one.
@@ -169,4 +229,33 @@ fn rewrite(root: &NewRoot, path: &str, change: impl Fn(&str) -> String) -> io::R
         return Ok(());
     }
     root.write(path, after.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_of_another_network_are_told_from_one_in_the_machine() {
+        let elsewhere =
+            "# made by hand\nsearch lab\n nameserver 192.168.122.1\nnameserver\t10.0.0.1\n";
+        assert_eq!(
+            name_servers(elsewhere).collect::<Vec<_>>(),
+            ["192.168.122.1", "10.0.0.1"]
+        );
+        assert!(!is_resolved_here(elsewhere));
+        assert!(is_resolved_here("nameserver 127.0.0.53\n"));
+        assert!(is_resolved_here("nameserver 10.0.0.1\nnameserver ::1\n"));
+        assert!(!is_resolved_here(""));
+    }
+
+    #[test]
+    fn selinux_that_enforces_is_noticed_unless_the_kernel_was_told_otherwise() {
+        let config = "# comment\nSELINUX=enforcing\nSELINUXTYPE=targeted\n";
+        assert!(enforces_selinux(config, "quiet splash"));
+        assert!(!enforces_selinux(config, "quiet enforcing=0"));
+        assert!(!enforces_selinux(config, "selinux=0"));
+        assert!(!enforces_selinux("SELINUX=permissive\n", ""));
+        assert!(!enforces_selinux("", ""));
+    }
 }

@@ -49,11 +49,18 @@ impl Log {
     }
 
     fn say(&self, level: u8, message: &str) {
-        // One call is one record. Nobody is left to tell if it fails.
-        if let Some(mut kernel) = self.kernel.as_ref() {
-            let _ = kernel.write_all(format!("<{level}>circular: {message}\n").as_bytes());
+        for part in parts(message) {
+            self.say_part(level, part);
         }
-        let unseen = self.kernel.is_none() || level >= self.console_level;
+    }
+
+    fn say_part(&self, level: u8, message: &str) {
+        // One call is one record.
+        let kernel = self.kernel.as_ref().map(|mut kernel| {
+            kernel.write_all(format!("<{level}>circular: {message}\n").as_bytes())
+        });
+        let unseen = !matches!(kernel, Some(Ok(()))) || level >= self.console_level;
+        // Nobody is left to tell if this fails.
         if let Some(mut console) = self.console.as_ref().filter(|_| unseen) {
             let _ = console.write_all(format!("circular: {message}\r\n").as_bytes());
         }
@@ -66,6 +73,35 @@ impl Log {
     }
 }
 
+/// Longest message in one record, in bytes. The kernel refuses one that is longer than 1 KB or so, all of it.
+const RECORD_BYTES_MAX: usize = 900;
+
+/// Cuts a message into parts that are short enough, between characters.
+fn parts(message: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(message);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let (part, left) = text.split_at(text.floor_char_boundary(RECORD_BYTES_MAX));
+        rest = (!left.is_empty()).then_some(left);
+        Some(part)
+    })
+}
+
 fn open_for_writing(path: &str) -> Option<File> {
     OpenOptions::new().write(true).open(path).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_message_is_said_in_parts_and_a_short_one_at_once() {
+        assert_eq!(parts("").collect::<Vec<_>>(), [""]);
+        assert_eq!(parts("short").collect::<Vec<_>>(), ["short"]);
+        let long = "ä".repeat(2000);
+        let cut: Vec<_> = parts(&long).collect();
+        assert!(cut.len() > 4 && cut.iter().all(|part| part.len() <= RECORD_BYTES_MAX));
+        assert_eq!(cut.concat(), long);
+    }
 }

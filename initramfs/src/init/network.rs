@@ -164,7 +164,7 @@ fn by_dhcp(log: &Log, drivers: &mut Drivers, wanted: &Wanted) -> Result<Network,
                 configured => return configured,
             }
         }
-        log.warn("no DHCP server gives an address that can be used, trying again");
+        log.warn("no DHCP server gives an address that can be used, trying again (networks with IPv6 only, and ports with tagged VLANs only, are not supported)");
     }
 }
 

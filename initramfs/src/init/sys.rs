@@ -101,16 +101,21 @@ pub(super) fn free_loop_device(control: &File) -> io::Result<u32> {
     u32::try_from(number).map_err(|_| io::Error::last_os_error())
 }
 
-/// Makes `device` the disk whose content is `file`: read-only, with its partitions.
+/// Makes `device` the disk whose content is `file`: read-only, with its partitions, in sectors of so many bytes, or of 512.
 #[expect(unsafe_code, reason = "nix has no loop device requests")]
-pub(super) fn configure_loop_device(device: &File, file: &File, io: Io) -> io::Result<()> {
+pub(super) fn configure_loop_device(
+    device: &File,
+    file: &File,
+    io: Io,
+    sector_bytes: Option<u32>,
+) -> io::Result<()> {
     let direct = match io {
         Io::Direct => LO_FLAGS_DIRECT_IO,
         Io::Buffered => 0,
     };
     let config = LoopConfig {
         fd: descriptor(file.as_raw_fd())?,
-        block_size: 0,
+        block_size: sector_bytes.unwrap_or(0),
         info: LoopInfo {
             device: 0,
             inode: 0,

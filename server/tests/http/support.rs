@@ -11,7 +11,8 @@ use image_format::chunker::{ChunkerParams, Cut, End};
 use image_format::frame::Encoder;
 use image_format::{ChunkId, Digest, ObjectRef, REGION_BYTES};
 use image_store::{
-    ChunkIndexes, ImageWriter, KeyRing, Lifetimes, Prepared, Publication, Published, Signer, Store,
+    ChunkIndexes, ImageWriter, KeyRing, Known, Lifetimes, Prepared, Publication, Published, Signer,
+    Store,
 };
 use server::access_log::AccessLog;
 use server::{Config, Drained, Server};
@@ -229,6 +230,7 @@ pub(crate) async fn publish(
         boot: None,
         boot_pack: None,
         index_delta: None,
+        known: Known::Published,
     };
     let signer = signer(ring);
     signer.establish(store).await.unwrap();

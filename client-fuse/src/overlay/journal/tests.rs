@@ -49,6 +49,7 @@ fn entry() -> impl Strategy<Value = Entry> {
             sequence
         }),
         Just(Entry::Broken),
+        Just(Entry::Taking),
     ]
 }
 
@@ -194,4 +195,42 @@ fn the_memory_of_what_is_forgotten_is_given_back() {
 fn that_nobody_knows_what_is_on_disk_is_not_forgotten() {
     let entries = [Entry::Broken, batch(6), Entry::Patch];
     assert!(replay(&entries, &log(7), &mut Ledger::default()).is_broken);
+}
+
+#[test]
+fn whoever_takes_over_makes_no_write_sure_and_is_noticed_if_it_dies_at_that() {
+    let entries = [Entry::Patch, data(1, 10), Entry::Broken, Entry::Taking];
+    let mut ledger = Ledger::default();
+    let rest = replay(&entries, &log(7), &mut ledger);
+    assert_eq!((rest.unsure.len(), rest.was_syncing), (1, true));
+    // It lived: what it noted after that says so.
+    let undone = Entry::Undone { block: 1, count: 1 };
+    let entries = [
+        Entry::Patch,
+        data(1, 10),
+        Entry::Taking,
+        undone,
+        Entry::Patch,
+    ];
+    let rest = replay(&entries, &log(7), &mut ledger);
+    assert!(rest.unsure.is_empty() && !rest.was_syncing);
+    assert_eq!(sum_of(&ledger, 1), None);
+}
+
+#[test]
+fn a_batch_that_was_under_way_is_one_of_which_only_the_bytes_tell() {
+    let entries = [Entry::Patch, data(1, 10), batch(7), Entry::Patch];
+    let of = |sequence| replay(&entries, &log(sequence), &mut Ledger::default());
+    assert!(of(7).was_syncing);
+    assert!(!of(8).was_syncing);
+}
+
+/// It had more when that was noted: what is gone of it was on disk.
+#[test]
+fn a_log_that_has_less_than_it_had_is_broken_and_nothing_is_dropped() {
+    let entries = [Entry::Patch, data(1, 10), batch(7), Entry::Patch];
+    let mut ledger = Ledger::default();
+    let rest = replay(&entries, &log(6), &mut ledger);
+    assert!(rest.is_broken);
+    assert_eq!((rest.landed, ledger.n_dirty()), (0, 1));
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 
 use super::Keeper;
 use crate::supervise::worker::Worker;
@@ -77,5 +78,35 @@ impl Keeper {
             kernel: next(),
             requests: next(),
         })
+    }
+}
+
+impl Keeper {
+    /// Ends the worker that has the mount if it hangs.
+    pub(super) fn look(&mut self) {
+        let now = self.began.elapsed();
+        if self.watch.due().is_none_or(|due| due > now) {
+            return;
+        }
+        let (Some(silent), Some(current)) = (self.watch.look(now), &self.current) else {
+            return;
+        };
+        let worker = current.pid();
+        if current.is_traced() {
+            tracing::warn!(
+                worker,
+                ?silent,
+                "the worker hangs in a debugger; leaving it"
+            );
+            self.watch.heard(now);
+            return;
+        }
+        tracing::error!(
+            worker,
+            ?silent,
+            "the worker hangs: it gives no sign of life; killing it"
+        );
+        current.signal(Signal::SIGKILL);
+        self.watch.end();
     }
 }

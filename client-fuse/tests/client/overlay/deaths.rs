@@ -207,3 +207,24 @@ async fn a_journal_of_another_program_is_refused() {
         "{refused:?}"
     );
 }
+
+/// The kernel tells an error of a disk once; whoever was told died with it. What is not there is not synced.
+#[tokio::test]
+async fn a_sync_whose_error_nobody_heard_is_not_built_upon() {
+    let directory = directory();
+    let mut run = Run::begin(1, directory.path(), true).await;
+    run.writable.write(0, &[7; 4096]).await;
+    run.writable.write(40_960, &[8; 4096]).await;
+    let mut noted = journal(&run);
+    // A batch begins: the first of the first generation.
+    noted.extend([1, 0, 0, 0, 0, 0, 0, 5, 1, 0, 0, 0, 0, 0, 0, 0]);
+    let mut image = sectors(&run.path);
+    // One block did not get to the disk, and the kernel has dropped it.
+    image.retain(|_, bytes| bytes[..] != [8; 512]);
+    run.go_on(&image, &noted).await;
+    let found = run.writable.disk.read(0, 4096).await.unwrap();
+    assert!(found[..] == [7; 4096]);
+    assert!(run.writable.disk.read(40_960, 4096).await.is_err());
+    let refused = run.writable.disk.sync().await.unwrap_err().to_string();
+    assert!(refused.contains("out of use"), "{refused}");
+}

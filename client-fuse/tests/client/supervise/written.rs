@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc::{ENOSPC, O_DIRECT};
 use nix::mount::{MntFlags, MsFlags, umount2};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::{Supervised, store, wait_for};
 use crate::mount::{assert_ok, can_mount, mount, mount_dir, program};
@@ -56,7 +57,13 @@ impl Place {
 
     /// Unmounts, and mounts again as anybody would: what is on the disk then.
     fn end(self) -> (Vec<u8>, String) {
-        let log = self.supervised.end();
+        nix::mount::umount(&self.supervised.mounted.point()).unwrap();
+        self.ended()
+    }
+
+    /// The same of what is unmounted already.
+    fn ended(self) -> (Vec<u8>, String) {
+        let log = self.supervised.ended();
         let mounted = mount_dir(&self.store);
         let overlay = self.overlay.to_str().unwrap();
         assert_ok(&mount(&self.base, &mounted, &["--overlay", overlay]));
@@ -184,6 +191,33 @@ fn a_disk_that_is_written_to_is_handed_over_with_what_was_written() {
     let (found, log) = place.end();
     assert!(found == model, "what was written is there: {log}");
     assert_eq!(log.matches("handing the mount over").count(), 6, "{log}");
+}
+
+/// Nobody needs the mount any more, but what was written has to get to the disk.
+#[test]
+fn a_worker_that_dies_when_its_mount_ends_is_followed_by_one_that_syncs() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let mut model = place.store.disk.clone();
+    let file = File::options()
+        .write(true)
+        .open(place.supervised.mounted.disk());
+    let file = file.unwrap();
+    file.write_all_at(&[7; 100_000], 5000).unwrap();
+    model[5000..105_000].fill(7);
+    drop(file);
+    let [worker] = place.supervised.workers()[..] else {
+        panic!("one worker");
+    };
+    let worker = Pid::from_raw(worker);
+    kill(worker, Signal::SIGSTOP).unwrap();
+    umount2(&place.supervised.mounted.point(), MntFlags::MNT_DETACH).unwrap();
+    kill(worker, Signal::SIGKILL).unwrap();
+    let (found, log) = place.ended();
+    assert!(found == model, "what was written is there: {log}");
+    assert!(log.contains("starting another for that"), "{log}");
 }
 
 /// A write that had no room was not made, and the next worker knows that.

@@ -34,6 +34,23 @@ pub(super) fn for_network_boot(text: &str) -> String {
     changed
 }
 
+/// Returns where file systems of the image are mounted beside its root that hold what people and programs write: they
+/// cannot here. `/boot` and `/efi` are none.
+pub(super) fn read_only_places(text: &str) -> Vec<&str> {
+    let lines = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'));
+    let places = lines.filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let (source, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        let on_disk = DEVICES.iter().any(|device| source.starts_with(device));
+        let is_boot = ["/boot", "/efi"].iter().any(|top| place.starts_with(top));
+        let is_written = place.starts_with('/') && place != "/" && !is_boot;
+        (on_disk && is_written && kind != "swap").then_some(place)
+    });
+    places.collect()
+}
+
 fn with_nofail(options: &str) -> String {
     if options.split(',').any(|option| option == "nofail") {
         options.to_owned()
@@ -45,6 +62,20 @@ fn with_nofail(options: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_that_people_write_to_are_named() {
+        let text = "# UUID=0 /old ext4 defaults 0 0\n\
+                    UUID=1 / ext4 defaults 0 1\n\
+                    UUID=2 /boot/efi vfat umask=0077 0 1\n\
+                    UUID=1 /home btrfs subvol=home 0 0\n\
+                    /dev/vda3 none swap sw 0 0\n\
+                    /dev/mapper/vg-var /var xfs defaults 0 0\n\
+                    tmpfs /tmp tmpfs nosuid 0 0\n\
+                    nas:/srv /srv nfs _netdev 0 0";
+        assert_eq!(read_only_places(text), ["/home", "/var"]);
+        assert_eq!(read_only_places(""), [""; 0]);
+    }
 
     #[test]
     fn root_and_swap_go_and_other_disks_are_optional() {

@@ -94,9 +94,28 @@ pub(super) fn network_manager(mac: MacAddress) -> String {
     )
 }
 
+/// For systemd-resolved: the name servers of this network.
+pub(super) fn resolved(configuration: &Configuration) -> String {
+    let servers: Vec<_> = configuration.dns.iter().map(ToString::to_string).collect();
+    let mut text = format!("[Resolve]\nDNS={}\n", servers.join(" "));
+    if let Some(domain) = &configuration.domain {
+        text.push_str(&format!("Domains={domain}\n"));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resolved_is_told_the_servers_of_the_lease() {
+        let lease =
+            "ip=10.0.2.15\nsubnet=255.255.255.0\ndns=10.0.2.3 10.0.2.4\ndomain=lab.example\n";
+        let configuration = Configuration::of_lease(lease).unwrap();
+        let text = "[Resolve]\nDNS=10.0.2.3 10.0.2.4\nDomains=lab.example\n";
+        assert_eq!(resolved(&configuration), text);
+    }
 
     fn mac() -> MacAddress {
         "52:54:00:12:34:56".parse().unwrap()
