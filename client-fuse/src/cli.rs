@@ -268,19 +268,23 @@ pub struct Args {
 #[must_use]
 pub fn command() -> clap::Command {
     // These two have the options of a mount, as far as they mean something there.
-    let fetch = Args::command()
-        .name("fetch")
-        .bin_name("circular-mount fetch")
-        .about("Bring all of an image into the disk cache, and check it")
-        .after_help("")
-        .mut_arg("mountpoint", |mountpoint| mountpoint.hide(true));
-    let tree = tree::command(Args::command()).name("tree").after_help("");
+    let fetch = fetching(Args::command()).name("fetch");
+    let tree = tree::command(Args::command()).name("tree");
     Args::command()
         .subcommand(cache::CacheArgs::command())
         .subcommand(fetch)
         .subcommand(top::TopArgs::command())
         .subcommand(tree)
         .subcommand_negates_reqs(true)
+}
+
+/// The command line of a mount, for filling the cache.
+fn fetching(command: clap::Command) -> clap::Command {
+    command
+        .bin_name("circular-mount fetch")
+        .about("Bring all of an image into the disk cache, and check it")
+        .after_help("")
+        .mut_arg("mountpoint", |mountpoint| mountpoint.hide(true))
 }
 
 /// Parses, runs, and says what went wrong.

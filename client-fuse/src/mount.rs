@@ -45,6 +45,8 @@ pub enum MountError {
     NoDirectory { path: PathBuf },
     #[error("mount point {} is not empty", path.display())]
     NotEmpty { path: PathBuf },
+    #[error("something is mounted on {} already; free it with: umount {}", path.display(), path.display())]
+    InUse { path: PathBuf },
     #[error("cannot use mount point {}", path.display())]
     Unusable { path: PathBuf, source: io::Error },
     #[error("cannot mount on {}; FUSE needs /dev/fuse (modprobe fuse) and root or fusermount3", path.display())]
@@ -85,6 +87,7 @@ impl Mountpoint {
         let path = path.to_owned();
         match look() {
             Ok((found, true)) => Ok(found),
+            Ok((_, false)) if is_mounted_on(&path) => Err(MountError::InUse { path }),
             Ok((_, false)) => Err(MountError::NotEmpty { path }),
             Err(error) => Err(match error.kind() {
                 io::ErrorKind::NotFound => MountError::Missing { path },
@@ -97,6 +100,14 @@ impl Mountpoint {
             }),
         }
     }
+}
+
+/// Whether another file system begins there.
+fn is_mounted_on(path: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    path.parent()
+        .is_some_and(|parent| device(parent) != device(&path))
 }
 
 impl Mountpoint {

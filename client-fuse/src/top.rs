@@ -168,7 +168,7 @@ const HEADS: [&str; 12] = [
 #[must_use]
 pub fn table(rows: &[Row]) -> Vec<String> {
     if rows.is_empty() {
-        return vec!["nothing is mounted here".to_owned()];
+        return vec!["no disk is mounted here (of a tree, name an image: circular-mount top MOUNTPOINT/NAME/TAG)".to_owned()];
     }
     let width = |of: fn(&Row) -> &str, head: &str| {
         let widths = rows.iter().map(|row| of(row).chars().count());

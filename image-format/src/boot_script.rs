@@ -97,8 +97,20 @@ pub fn menu(items: &[MenuItem], default: usize) -> String {
     out
 }
 
-/// Returns the script that boots `pinned` (with its version) as `boot` says.
-pub fn script(pinned: &ImageRef, boot: &Boot) -> String {
+/// The longest kernel command line, in bytes: `COMMAND_LINE_SIZE` of x86, with its end. The kernel cuts what is longer.
+const KERNEL_LINE_MAX: usize = 2047;
+
+/// What the version, and the addresses of server and machine may take on a kernel command line, in bytes: iPXE fills most of
+/// them in.
+const FILLED_IN: usize = 300;
+
+/// Returns by how many bytes the kernel command line with which an image boots may be too long.
+pub fn excess(reference: &ImageRef, boot: &Boot) -> usize {
+    (kernel_line(reference, boot).len() + FILLED_IN).saturating_sub(KERNEL_LINE_MAX)
+}
+
+/// Returns the kernel command line, with iPXE's names for what it fills in.
+fn kernel_line(pinned: &ImageRef, boot: &Boot) -> String {
     let mut args =
         String::from("initrd=minimum.img initrd=initrd.img circular.boot=${circular-boot}");
     if let Some(url) = &boot.base_url {
@@ -115,6 +127,12 @@ pub fn script(pinned: &ImageRef, boot: &Boot) -> String {
     if !boot.cmdline.is_empty() {
         let _ = write!(args, " {}", boot.cmdline);
     }
+    args
+}
+
+/// Returns the script that boots `pinned` (with its version) as `boot` says.
+pub fn script(pinned: &ImageRef, boot: &Boot) -> String {
+    let args = kernel_line(pinned, boot);
     format!(
         "#!ipxe\n\
          # Boots {pinned}. Written by circular publish; changes here are lost with the next one.\n\
@@ -170,6 +188,18 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("http"), "{text}");
+    }
+
+    #[test]
+    fn a_kernel_line_that_the_kernel_would_cut_is_known_to_be_too_long() {
+        let reference = "lab/debian:12".parse().unwrap();
+        assert_eq!(excess(&reference, &boot()), 0);
+        let boot = Boot {
+            cmdline: "x".repeat(900),
+            mirrors: vec![format!("http://{}/", "m".repeat(900))],
+            ..boot()
+        };
+        assert!((1..600).contains(&excess(&reference, &boot)));
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub enum TrustError {
     )]
     RootGone { version: u64, path: PathBuf },
     #[error(
-        "the store shows nothing, but this publisher saw it signed. To begin anew would take away what was published. Find out who emptied it; if you did, remove `{}` and run this again", .path.display()
+        "the store shows nothing, but this publisher saw it signed. If it is another store, give it keys of its own (--keys DIR). Else to begin anew would take away what was published: find out who emptied it; if you did, remove `{}` and run this again", .path.display()
     )]
     Emptied { path: PathBuf },
     #[error(

@@ -17,7 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   circular publish debian.raw debian:12        # disk image -> chunks in ./store
   circular-server --store ./store              # store -> HTTP, with a boot menu
-  circular-mount http://host:8080/ debian:12 /mnt
+  circular-mount --root root.json http://host:8080/ debian:12 /mnt   # root.json: made by publish
   circular export debian:12 copy.raw           # chunks -> the same disk image, bit for bit";
 
 /// Publish disk images as chunks that machines fetch over HTTP, only those they touch
@@ -39,7 +39,8 @@ pub struct Common {
         global = true,
         env = "CIRCULAR_STORE",
         value_name = "DIR",
-        default_value = "store"
+        default_value = "store",
+        value_parser = store_directory
     )]
     pub store: PathBuf,
     /// Print results as JSON on standard output, errors too
@@ -48,6 +49,19 @@ pub struct Common {
     /// Print no progress and no summary
     #[arg(long, short, global = true)]
     pub quiet: bool,
+}
+
+/// Takes a directory, and no address: one would become a directory called `http:`.
+fn store_directory(text: &str) -> Result<PathBuf, &'static str> {
+    if text.starts_with("http://") || text.starts_with("https://") {
+        return Err(
+            "this is an address, and a directory is meant; `circular publish` and `circular refresh` work on a server with --to URL, all else where the directory is",
+        );
+    }
+    if text.is_empty() {
+        return Err("it is empty");
+    }
+    Ok(PathBuf::from(text))
 }
 
 #[derive(Debug, Subcommand)]

@@ -51,7 +51,7 @@ pub struct RemoteArgs {
     #[arg(long, value_name = "URL")]
     pub to: Option<StoreUrl>,
     /// File that holds the token for the server
-    #[arg(long, value_name = "FILE", env = "CIRCULAR_TOKEN_FILE")]
+    #[arg(long, value_name = "FILE", env = TOKEN_FILE_VARIABLE)]
     pub token_file: Option<PathBuf>,
     /// Trust the server by these certificates (PEM), not by those of the system
     #[arg(long, value_name = "FILE", requires = "to")]
@@ -60,6 +60,9 @@ pub struct RemoteArgs {
     #[arg(long, value_name = "DIR", requires = "to")]
     pub work: Option<PathBuf>,
 }
+
+/// Says where the token is, whether or not it is needed.
+const TOKEN_FILE_VARIABLE: &str = "CIRCULAR_TOKEN_FILE";
 
 /// A store on a server, open for one publisher.
 #[derive(Debug)]
@@ -77,6 +80,11 @@ impl RemoteArgs {
     /// The server does not answer, wants another token, or has no store.
     pub async fn open(&self, ui: &Ui) -> anyhow::Result<Option<RemoteStore>> {
         let Some(url) = &self.to else {
+            if self.token_file.is_some() && std::env::var_os(TOKEN_FILE_VARIABLE).is_none() {
+                bail!(
+                    "a token is for a server: say which with --to URL, or leave out --token-file"
+                );
+            }
             return Ok(None);
         };
         let token = match &self.token_file {

@@ -73,7 +73,7 @@ fn images(
         writeln!(
             out,
             "<p>On a Linux machine, as a disk that is fetched while it is read:\n\
-             <pre>circular-mount {base} {image} /mnt   # then /mnt/disk.raw</pre>\n\
+             <pre>circular-mount --root root.json {base} {image} /mnt   # then /mnt/disk.raw; root.json: from the publisher</pre>\n\
              <p>As one flat file, with ranges:\n\
              <pre>qemu-img info {base}raw/{safe}/disk.raw</pre>"
         )?;

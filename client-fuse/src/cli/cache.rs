@@ -40,7 +40,7 @@ enum Command {
     ///
     /// What is wrong is taken out, or, while it is mounted, fetched anew when it is read.
     Verify,
-    /// Remove all that is in the cache and not mounted
+    /// Remove all that is in the cache and not mounted; exit code 1 when something is
     ///
     /// Nothing is removed from a directory that has other files too.
     Clear,
@@ -56,8 +56,13 @@ pub fn main(words: &[OsString]) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    let in_json = args.json;
     run(args).unwrap_or_else(|error| {
-        let line = format!("circular-mount: {error:#}\n");
+        let line = if in_json {
+            format!("{}\n", serde_json::json!({ "error": format!("{error:#}") }))
+        } else {
+            format!("circular-mount: {error:#}\n")
+        };
         let _ = std::io::stderr().write_all(line.as_bytes());
         ExitCode::FAILURE
     })

@@ -11,6 +11,10 @@ use super::Args;
 /// Parses what was typed, with or without an image.
 pub(super) fn parse(mut typed: Vec<OsString>) -> Result<Args, Error> {
     let command = overriding(Args::command(), &typed);
+    if typed.get(1).is_some_and(|word| word == "--fetch") {
+        let command = super::fetching(command);
+        return Args::from_arg_matches(&command.try_get_matches_from(typed)?);
+    }
     if typed.get(1).is_none_or(|word| word != "tree") {
         return Args::from_arg_matches(&command.try_get_matches_from(typed)?);
     }
@@ -26,7 +30,7 @@ pub(super) fn parse(mut typed: Vec<OsString>) -> Result<Args, Error> {
         || args.supervise.is_some()
         || args.initramfs;
     if of_one {
-        let message = "overlay, nbd, fetch, pin, record, metrics, supervise and initramfs are about one disk; name an image\n";
+        let message = "--overlay, --nbd, --fetch, --pin, --record, --metrics, --supervise and --initramfs are about one disk: mount that, by circular-mount URL NAME:TAG MOUNTPOINT\n";
         return Err(Error::raw(
             clap::error::ErrorKind::ArgumentConflict,
             message,
@@ -36,12 +40,37 @@ pub(super) fn parse(mut typed: Vec<OsString>) -> Result<Args, Error> {
     Ok(args)
 }
 
+/// Arguments that are about one disk.
+const OF_ONE: [&str; 12] = [
+    "overlay",
+    "nbd",
+    "record",
+    "record_to",
+    "record_quiet",
+    "fetch",
+    "pin",
+    "metrics",
+    "supervise",
+    "initramfs",
+    "keep_boot_pack",
+    "look_every",
+];
+
 /// The command line of a mount, for a tree.
-pub(super) fn command(command: Command) -> Command {
+pub(super) fn command(mut command: Command) -> Command {
+    for argument in OF_ONE {
+        command = command.mut_arg(argument, |argument| argument.hide(true));
+    }
     // Any image: nobody reads it. As an option, it takes no place among the words.
     command
         .bin_name("circular-mount tree")
         .about("Mount all images of a store, as NAME/TAG/disk.raw")
+        .after_help("")
+        .mut_arg("mountpoint", |mountpoint| {
+            mountpoint
+                .help("Empty directory to mount on, in which the images appear")
+                .required(true)
+        })
         .mut_arg("image", |image| {
             image
                 .long("image")

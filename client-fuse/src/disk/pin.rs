@@ -63,8 +63,13 @@ pub enum PinError {
 impl PinError {
     /// Whether it is a server that fails, which may be back later.
     fn may_pass(&self) -> bool {
-        matches!(self, Self::Read(ReadError::Fetch(error)) if error.fault() == Fault::Transient)
+        matches!(self, Self::Read(error) if may_pass(error))
     }
+}
+
+/// Whether it is a server that fails, which may be back later.
+fn may_pass(error: &ReadError) -> bool {
+    matches!(error, ReadError::Fetch(error) if error.fault() == Fault::Transient)
 }
 
 /// Fills the cache file of a disk.
@@ -195,12 +200,20 @@ impl<S: Source> Parts<S> {
         }
     }
 
-    /// Goes over the disk once; returns how many bytes were lacking when they were come to.
+    /// Goes over the disk once; returns how many bytes were lacking when they were come to. What no server has right keeps nobody
+    /// from the rest, and is told when that is there.
     async fn round(&self, progress: &mut (impl FnMut(u64) + Send)) -> Result<u64, PinError> {
         let (mut done, mut lacking) = (0, 0);
+        let mut wrong = None;
         for region in 0..self.pages.n_regions() {
-            let Some(page) = self.pages.page(region).await? else {
-                continue;
+            let page = match self.pages.page(region).await {
+                Ok(Some(page)) => page,
+                Ok(None) => continue,
+                Err(error) if may_pass(&error) => return Err(error.into()),
+                Err(error) => {
+                    wrong.get_or_insert(error);
+                    continue;
+                }
             };
             let mut batch: Vec<Place> = Vec::new();
             let mut bytes = 0;
@@ -215,7 +228,7 @@ impl<S: Source> Parts<S> {
                 // Into a disk that does not answer nothing can be brought, and it may answer again.
                 desk::answered().await;
                 lacking += if self.chunks.caches().disk.room() == Room::Some {
-                    self.batch(places).await.map_err(ReadError::from)?
+                    self.as_far_as_it_is_right(places, &mut wrong).await?
                 } else {
                     // What could not be kept would be fetched for nothing.
                     self.chunks.unpinned(places).await.1
@@ -227,7 +240,28 @@ impl<S: Source> Parts<S> {
                 progress(done);
             }
         }
-        Ok(lacking)
+        wrong.map_or(Ok(lacking), |error| Err(error.into()))
+    }
+
+    /// As [`Self::batch`]; what is `wrong` for good is noted once, and does not count.
+    async fn as_far_as_it_is_right(
+        &self,
+        places: Vec<Place>,
+        wrong: &mut Option<ReadError>,
+    ) -> Result<u64, ReadError> {
+        match self.batch(places.clone()).await.map_err(ReadError::from) {
+            Err(error) if !may_pass(&error) => {}
+            outcome => return outcome,
+        }
+        let mut bytes = 0;
+        for place in places {
+            match self.batch(vec![place]).await.map_err(ReadError::from) {
+                Ok(of_place) => bytes += of_place,
+                Err(error) if may_pass(&error) => return Err(error),
+                Err(error) => drop(wrong.get_or_insert(error)),
+            }
+        }
+        Ok(bytes)
     }
 
     async fn check_kept(&self, mut progress: impl FnMut(u64) + Send) -> Result<u64, PinError> {

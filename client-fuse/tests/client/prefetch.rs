@@ -128,6 +128,35 @@ async fn who_pins_a_disk_has_the_boot_pack_bring_what_it_lists() {
     assert_eq!(source.requests().len(), before);
 }
 
+/// The rest is what a machine will want that has this disk in its cache and no server.
+#[tokio::test]
+async fn a_chunk_that_is_damaged_on_the_server_keeps_nobody_from_the_rest() {
+    let (store, directory) = (store(), tempfile::tempdir().unwrap());
+    // One byte of one of the packs, whatever is asked for around it.
+    let packs = store
+        .files
+        .iter()
+        .filter(|(_, bytes)| bytes.len() > 1 << 20);
+    let pack = packs.map(|(path, _)| path.clone()).min().unwrap();
+    let damaged = move |_: usize, request: &Request| match &request.part {
+        Part::Range { range, .. } if request.path == pack && range.contains(&500_000) => {
+            Fault::Flip
+        }
+        _ => Fault::None,
+    };
+    let source = MemorySource::faulty(&store, Arc::new(damaged));
+    let setup = Setup {
+        cache: Some(directory.path()),
+        ..Setup::DEFAULT
+    };
+    let stack = start(&source, setup).await;
+    let length = store.disk.len() as u64;
+    let error = stack.disk.fill(length, |_| {}).await.unwrap_err();
+    assert!(matches!(error, PinError::Read(_)), "{error}");
+    let unkept = stack.disk.check_kept(|_| {}).await.unwrap();
+    assert!((1..200_000).contains(&unkept), "{unkept}");
+}
+
 #[tokio::test]
 async fn what_cannot_be_kept_is_not_fetched_to_pin_a_disk() {
     const BOUND: u64 = 44 << 20;

@@ -22,6 +22,7 @@ const DAY_SECONDS: u64 = 24 * 60 * 60;
 #[command(after_help = "\
 A file that nothing refers to is listed when gc first sees it, and deleted by a gc that finds it
 listed for the grace period. Without --keep and --keep-days no version is removed.
+The keys are needed in any case: packs that go are taken out of what publishers look for known chunks in, which is signed.
 
 Examples:
   circular gc                         # say once a day, from a timer

@@ -6,7 +6,7 @@ use anyhow::bail;
 use futures_util::{StreamExt as _, stream};
 use image_format::geometry::{BlockRun, REGION_BLOCKS};
 use image_format::{Digest, ImageName, ImageRef, ObjectRef, REGION_BYTES, Version};
-use image_store::{ImageReader, Store};
+use image_store::{ImageReader, Store, StoreError};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -73,6 +73,14 @@ pub async fn run(common: &Common, args: Args, ui: &Ui) -> anyhow::Result<()> {
         }));
     };
     let (mut references, mut chunk_indexes) = (args.references, 0);
+    for reference in &references {
+        // Nothing is damaged where a name is misspelt.
+        if let Err(error @ (StoreError::UnknownImage { .. } | StoreError::Resolve(_))) =
+            store.resolve(reference).await
+        {
+            return Err(error.into());
+        }
+    }
     if references.is_empty() {
         let names = store.names().await?;
         chunk_indexes = names.chunk_indexes.len();

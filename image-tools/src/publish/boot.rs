@@ -5,8 +5,8 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use image_format::ImageRef;
 use image_format::manifest::{self, Boot};
+use image_format::{ImageRef, ObjectRef, boot_script};
 use image_store::{Store, StoreError};
 use initramfs::layout::{AUTHORITIES, TRUSTED_ROOT};
 use initramfs::{BuildError, DirectoryModules, ExtraFile, ModuleSource, Report, Spec};
@@ -74,6 +74,10 @@ pub enum BootError {
     Store(#[from] StoreError),
     #[error("cannot read the kernel `{}`", .path.display())]
     Kernel { path: PathBuf, source: io::Error },
+    #[error(
+        "the kernel's command line may be {excess} bytes too long, and be cut: it has --cmdline, --root, --base-url and all --mirror-url"
+    )]
+    LongLine { excess: usize },
     #[error("the kernel `{}` is longer than 256 MiB: is it one that a boot loader takes?", .path.display())]
     LongKernel { path: PathBuf },
     #[error(
@@ -153,15 +157,23 @@ pub async fn build(
     let made = tokio::task::spawn_blocking(move || build_blocking(&disk, config, &known))
         .await
         .map_err(|_| BootError::Died)??;
+    let initramfs = Bytes::from(made.initramfs.bytes);
     let boot = Boot {
-        kernel: store.put_object(made.kernel).await?,
-        initramfs: store.put_object(Bytes::from(made.initramfs.bytes)).await?,
+        kernel: ObjectRef::of(&made.kernel),
+        initramfs: ObjectRef::of(&initramfs),
         kernel_release: made.release,
         cmdline,
         root: made.root,
         base_url,
         mirrors,
     };
+    match boot_script::excess(reference, &boot) {
+        0 => {}
+        excess => return Err(BootError::LongLine { excess }),
+    }
+    for object in [made.kernel, initramfs] {
+        store.put_object(object).await?;
+    }
     Ok(BootBuilt {
         boot,
         report: made.initramfs.report,

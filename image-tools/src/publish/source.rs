@@ -153,13 +153,17 @@ impl Source {
 
     /// Recognizes images that are not raw disks by their first bytes.
     fn foreign_format(&self) -> Result<Option<&'static str>, SourceError> {
-        const MAGICS: [(&[u8], &str); 6] = [
+        const MAGICS: [(&[u8], &str); 10] = [
             (b"QFI\xfb", "qcow2"),
             (b"KDMV", "VMDK"),
             (b"# Disk DescriptorFile", "VMDK"),
             (b"vhdxfile", "VHDX"),
             (b"conectix", "VHD"),
             (b"<<< ", "VDI"),
+            (b"\x1f\x8b\x08", "gzip"),
+            (b"\xfd7zXZ\0", "xz"),
+            (b"\x28\xb5\x2f\xfd", "zstd"),
+            (b"BZh", "bzip2"),
         ];
         let mut head = [0; 64];
         let count = self.length.min(head.len() as u64);
@@ -191,6 +195,8 @@ impl Source {
     /// # Errors
     /// Somebody did.
     pub fn check_unchanged(&self) -> Result<(), SourceError> {
+        // Opening it makes an NFS client ask its server what another machine did to the file. It may be gone by now.
+        let _ = File::open(&self.path);
         match stamp(&self.file) {
             Ok(now) if now == self.stamp => Ok(()),
             _ => Err(SourceError::Changed {
