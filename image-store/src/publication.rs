@@ -286,6 +286,7 @@ impl Publication {
                 .await;
         }
         manifest.disk = existing.disk;
+        manifest.boot_pack = existing.boot_pack.and(manifest.boot_pack);
         manifest.index_delta = index_delta;
         let lost = (manifest.boot_pack, manifest.index_delta)
             != (existing.boot_pack, existing.index_delta);

@@ -18,6 +18,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
+use crate::check::unread;
 use crate::staged::{self, RemoteError, Staged};
 use crate::trust::{self, Current, Names, TrustError, load};
 
@@ -518,28 +519,6 @@ pub(crate) fn access(path: &str, source: object_store::Error) -> StoreError {
     }
 }
 
-/// Why a file was not read. What a disk has lost is gone: file systems with checksums of their own say so where others
-/// would show other bytes.
-pub(crate) fn unread(path: &str, source: object_store::Error) -> StoreError {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&source);
-    while let Some(error) = cause {
-        let code = error.downcast_ref::<io::Error>();
-        if let Some(code) = code.and_then(io::Error::raw_os_error)
-            && LOST.contains(&code)
-        {
-            return StoreError::Unreadable {
-                path: path.to_owned(),
-                source: io::Error::from_raw_os_error(code),
-            };
-        }
-        cause = error.source();
-    }
-    access(path, source)
-}
-
-/// What Linux says of data that a disk cannot give back: `EIO`, `EBADMSG`, `EUCLEAN`.
-const LOST: [i32; 3] = [5, 74, 117];
-
 pub(crate) fn decode(path: &str) -> impl FnOnce(DecodeError) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Decode { path, source }
@@ -561,47 +540,4 @@ fn known_names(names: &Names) -> String {
         _ => {}
     }
     format!("it has: {}", known.join(", "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("unable to read data from file")]
-    struct Outer {
-        source: io::Error,
-    }
-
-    /// As the local back end says it, whose errors are its own.
-    fn read_failed(code: i32) -> StoreError {
-        let source = io::Error::from_raw_os_error(code);
-        let error = object_store::Error::Generic {
-            store: "LocalFileSystem",
-            source: Box::new(Outer { source }),
-        };
-        unread("objects/ab/cd", error)
-    }
-
-    #[test]
-    fn what_a_disk_has_lost_is_damage_and_what_it_does_not_give_is_none() {
-        for lost in LOST {
-            assert!(read_failed(lost).is_damage(), "{lost}");
-        }
-        // EACCES, ENFILE: nothing to replace.
-        for other in [13, 23] {
-            assert!(!read_failed(other).is_damage(), "{other}");
-        }
-    }
-
-    #[test]
-    fn a_file_of_a_newer_format_is_no_damage() {
-        let newer = DecodeError::Version {
-            what: "manifest",
-            version: 2,
-        };
-        assert!(!decode("targets/manifest")(newer).is_damage());
-        let garbled = Marker::decode(b"garbled").unwrap_err();
-        assert!(decode("targets/manifest")(garbled).is_damage());
-    }
 }

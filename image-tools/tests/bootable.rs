@@ -267,3 +267,67 @@ fn a_device_that_is_mounted_is_not_published() {
     let message = String::from_utf8_lossy(&free.stderr).into_owned();
     assert!(free.status.success(), "{message}");
 }
+
+#[test]
+fn a_kernel_that_is_too_old_or_a_root_without_a_program_does_not_boot() {
+    let scratch = Scratch::new();
+    // Nothing to start in it.
+    scratch.system("image");
+    fs::remove_file(scratch.path("image.tree/sbin/init")).unwrap();
+    scratch.image_of("image");
+    let published = scratch.publish(&["image", "a"]);
+    let reason = published["not_bootable"].as_str().unwrap();
+    assert!(reason.contains("no program to start"), "{reason}");
+    let message = scratch.refused(&["image", "a", "--cmdline", "quiet"]);
+    assert!(message.contains("no program to start"), "{message}");
+    // Whoever names one knows better.
+    let published = scratch.publish(&["image", "a", "--cmdline", "init=/bin/sh"]);
+    assert_eq!(published["boot"]["kernel_release"], "6.1.0-1-test");
+    // A kernel without its modules.
+    fs::rename(
+        scratch.path("image.tree/lib/modules/6.1.0-1-test"),
+        scratch.path("modules"),
+    )
+    .unwrap();
+    scratch.image_of("image");
+    let published = scratch.publish(&["image", "b"]);
+    let reason = published["not_bootable"].as_str().unwrap();
+    assert!(
+        reason.contains("6.1.0-1-test") && reason.contains("LVM or LUKS"),
+        "{reason}"
+    );
+    // One that cannot unpack what it is given.
+    let old = scratch.path("old.tree");
+    fs::create_dir_all(old.join("boot")).unwrap();
+    fs::create_dir_all(old.join("sbin")).unwrap();
+    fs::write(old.join("sbin/init"), b"a program").unwrap();
+    fs::write(old.join("boot/vmlinuz-5.4.0-1-test"), b"a kernel").unwrap();
+    modules(&old.join("lib/modules/5.4.0-1-test"));
+    scratch.image_of("old");
+    let published = scratch.publish(&["old", "c"]);
+    let reason = published["not_bootable"].as_str().unwrap();
+    assert!(
+        reason.contains("5.4.0-1-test") && reason.contains("5.9"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_machine_gets_the_authorities_that_the_publisher_names() {
+    let scratch = Scratch::new();
+    scratch.system("image");
+    fs::write(scratch.path("not.pem"), "nothing").unwrap();
+    let message = scratch.refused(&["image", "a", "--cmdline", "quiet", "--guest-ca", "not.pem"]);
+    assert!(message.contains("has no certificate in PEM"), "{message}");
+    let authority = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+    fs::write(scratch.path("ca.pem"), authority).unwrap();
+    let without = scratch.publish(&["image", "a"]);
+    let with = scratch.publish(&["image", "a", "--guest-ca", "ca.pem"]);
+    assert_ne!(without["boot"]["initramfs"], with["boot"]["initramfs"]);
+    let output = scratch.run(&["publish", "image", "a", "--base-url", "https://h/"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("give --guest-ca FILE"),
+        "{said}"
+    );
+}

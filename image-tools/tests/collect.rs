@@ -212,6 +212,46 @@ fn what_verify_complains_of_is_mended_as_it_says() {
     scratch.check("image1", "a");
 }
 
+/// Machines boot what they booted: a mend is no publish of an old version.
+#[test]
+fn mending_changes_nothing_but_what_is_damaged() {
+    let scratch = Scratch::new();
+    scratch.image("image1", 1);
+    scratch.publish("image1", "a");
+    let packs = scratch.packs();
+    scratch.image("image2", 2);
+    scratch.publish("image2", "a");
+    let before = scratch.done(&["list", "a", "--all"]);
+    flip_in_the_middle(&packs[0]);
+    let mended = scratch.done(&[
+        "publish",
+        "--mend",
+        "image1",
+        "a",
+        "--no-boot",
+        "--level",
+        "9",
+    ]);
+    assert_eq!(mended["published_as"], "mended");
+    assert_eq!(mended["reference"], "a@1");
+    scratch.check("image1", "a@1");
+    scratch.check("image2", "a");
+    let after = scratch.done(&["list", "a", "--all"]);
+    let of = |listed: &Value, key: &str| -> Vec<Value> {
+        let versions = listed.as_array().unwrap().iter();
+        versions.map(|version| version[key].clone()).collect()
+    };
+    for key in ["version", "tags", "created"] {
+        assert_eq!(of(&before, key), of(&after, key), "{key}");
+    }
+    // A name that is misspelt is no damage.
+    let message = scratch.refused(&["verify", "b"]);
+    assert!(
+        message.contains("no image `b`") && !message.contains("--mend"),
+        "{message}"
+    );
+}
+
 #[test]
 fn one_image_at_another_level_is_no_new_version() {
     let scratch = Scratch::new();

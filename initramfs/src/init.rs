@@ -24,6 +24,7 @@ use self::{
     drivers::Drivers,
     failure::BootError,
     log::Log,
+    network::Lease,
 };
 use crate::{layout, record::BuildRecord};
 
@@ -68,16 +69,17 @@ fn boot(log: &Log, line: &CommandLine, on_failure: OnFailure) -> Result<Infallib
     let record = read_record()?;
     let mut drivers = Drivers::open(&record.kernel_release)?;
     drivers.load_all(&record.load)?;
-    let network = network::bring_up(log, &mut drivers, &settings)?;
+    let mut lease = Lease::of(network::bring_up(log, &mut drivers, &settings)?);
     clock::set_if_unset(log);
     let cache_is_on_disk = cache::prepare(log, &mut drivers, &settings)?;
-    let client = client::start(log, &settings, cache_is_on_disk, on_failure)?;
+    let client = client::start(log, &settings, cache_is_on_disk, on_failure, &mut lease)?;
     let disk = disk::attach(&client.disk())?;
     let image = client.hide();
     let recorded = record.root.as_deref().map(str::parse).transpose();
     let recorded = recorded.map_err(BootError::RecordedRoot)?;
     let root = disk.find_root(settings.root.as_ref(), recorded.as_ref())?;
     mounts::mount_root(log, &mut drivers, &root, &settings)?;
+    let network = lease.into_network();
     handover::prepare(log, &settings, network.as_ref(), image);
     switch_root::switch(log, &settings)
 }

@@ -176,7 +176,7 @@ mod tests {
         let page = page("http", "boot.example:8080", &[catalogue()], 0);
         for line in [
             "<td>lab/debian:12<td>1<td>2 GiB<td>",
-            "circular-mount http://boot.example:8080/ lab/debian:12 /mnt",
+            "circular-mount --root root.json http://boot.example:8080/ lab/debian:12 /mnt",
             "bootfile=http://boot.example:8080/boot.ipxe",
             "qemu-img info http://boot.example:8080/raw/lab,debian=12/disk.raw",
         ] {

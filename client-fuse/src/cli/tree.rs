@@ -69,7 +69,7 @@ pub(super) fn command(mut command: Command) -> Command {
         .mut_arg("mountpoint", |mountpoint| {
             mountpoint
                 .help("Empty directory to mount on, in which the images appear")
-                .required(true)
+                .value_name("DIRECTORY")
         })
         .mut_arg("image", |image| {
             image

@@ -131,7 +131,8 @@ async fn who_pins_a_disk_has_the_boot_pack_bring_what_it_lists() {
 /// The rest is what a machine will want that has this disk in its cache and no server.
 #[tokio::test]
 async fn a_chunk_that_is_damaged_on_the_server_keeps_nobody_from_the_rest() {
-    let (store, directory) = (store(), tempfile::tempdir().unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::of(mixed_disk(4000, 0)));
     // One byte of one of the packs, whatever is asked for around it.
     let packs = store
         .files

@@ -55,12 +55,12 @@ fn script(manifest: &Manifest) {
         .map(|line| line.split(' ').next().unwrap_or_default())
         .collect();
     let expected = [
-        "#!ipxe", "#", "isset", "isset", "imgfree", "kernel", "initrd", "initrd", "boot",
+        "#!ipxe", "#", "isset", "isset", "isset", "imgfree", "kernel", "initrd", "initrd", "boot",
         ":failed", "echo", "exit",
     ];
     assert_eq!(commands, expected, "a manifest adds commands: {script}");
     let expansions = script.matches("${").count();
-    assert_eq!(expansions, 11, "a manifest adds expansions: {script}");
+    assert_eq!(expansions, 12, "a manifest adds expansions: {script}");
 }
 
 /// Whatever a catalogue says, each tag leads to a version, and has a script of its own.

@@ -74,6 +74,14 @@ async fn of_two_who_revise_at_once_one_is_told() {
     publish(&store, "a", &content).await.unwrap();
     let kept = store.resolve(&reference).await.unwrap().manifest;
     assert_eq!(kept.boot_pack, built.boot_pack);
+    // Unless the store has lost it: no server takes a manifest that names what is not there.
+    let object = built.boot_pack.unwrap().object.digest.object_path();
+    std::fs::remove_file(scratch.root().join(object)).unwrap();
+    let published = publish(&store, "a", &content).await.unwrap();
+    assert_eq!(published.published_as, image_store::PublishedAs::Mended);
+    let without = store.resolve(&reference).await.unwrap().manifest;
+    assert_eq!((without.boot_pack, without.revision), (None, 3));
+    assert_eq!(without.disk, kept.disk);
 }
 
 #[tokio::test]

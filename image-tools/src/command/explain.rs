@@ -113,7 +113,7 @@ async fn boot_pack_then(
 
 /// Walks the file systems of the disk; one that cannot be walked is a warning.
 fn map_of(mut disk: Disk) -> anyhow::Result<(DiskMap, Vec<String>)> {
-    let (spans, failed) = ext4::walk_all(&mut disk).context("cannot read the disk")?;
+    let (spans, failed) = ext4::walk_all(&mut disk, usize::MAX).context("cannot read the disk")?;
     let warning = |(prefix, error): (String, Ext4Error)| {
         let error = anyhow::Error::from(error);
         format!("{prefix}no files can be named: {error:#}")

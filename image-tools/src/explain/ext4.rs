@@ -50,6 +50,8 @@ pub enum Ext4Error {
     Cut,
     #[error("the ext4 file system gives its blocks to several owners")]
     Shared,
+    #[error("the ext4 file system has more than {most} files and parts of files")]
+    Many { most: usize },
 }
 
 /// Bytes of a disk, and whose they are.
@@ -59,11 +61,12 @@ pub type Span = (Range<u64>, Owner);
 pub type Walked = (Vec<Span>, Vec<(String, Ext4Error)>);
 
 /// Lists what all ext4 file systems of `disk` use. Where there are several, paths begin with the partition.
-/// The spans of a file are in the order of the file.
+/// The spans of a file are in the order of the file. A file system with more than `most` spans says nothing: each takes
+/// some hundred bytes of memory.
 ///
 /// # Errors
 /// The disk cannot be read.
-pub fn walk_all(disk: &mut Disk) -> io::Result<Walked> {
+pub fn walk_all(disk: &mut Disk, most: usize) -> io::Result<Walked> {
     let volumes = disk.ext4_volumes()?;
     let (mut spans, mut failed) = (Vec::new(), Vec::new());
     for (number, offset) in &volumes {
@@ -71,7 +74,7 @@ pub fn walk_all(disk: &mut Disk) -> io::Result<Walked> {
             1 => String::new(),
             _ => format!("partition {number}: "),
         };
-        match walk(disk, *offset, &prefix) {
+        match walk_up_to(disk, *offset, &prefix, most) {
             Ok(more) => spans.extend(more),
             Err(error) => failed.push((prefix, error)),
         }
@@ -85,6 +88,15 @@ pub fn walk_all(disk: &mut Disk) -> io::Result<Walked> {
 /// # Errors
 /// The disk cannot be read, or the file system is of a kind that is not known.
 pub fn walk(disk: &mut Disk, offset: u64, prefix: &str) -> Result<Vec<Span>, Ext4Error> {
+    walk_up_to(disk, offset, prefix, usize::MAX)
+}
+
+fn walk_up_to(
+    disk: &mut Disk,
+    offset: u64,
+    prefix: &str,
+    most: usize,
+) -> Result<Vec<Span>, Ext4Error> {
     let superblock = disk.read(offset + 1024, 1024)?;
     let layout = Layout::decode(&superblock)?;
     let there = disk.length().saturating_sub(offset) / layout.block_bytes;
@@ -96,6 +108,7 @@ pub fn walk(disk: &mut Disk, offset: u64, prefix: &str) -> Result<Vec<Span>, Ext
         offset,
         layout,
         used: Vec::new(),
+        most,
         budget: layout.blocks.saturating_mul(2).saturating_add(BUDGET_MORE),
         inodes: HashMap::new(),
         names: HashMap::new(),
@@ -126,6 +139,8 @@ struct Walk<'a> {
     layout: Layout,
     /// Blocks of inodes, and of the file system itself.
     used: Vec<(Range<u64>, Use)>,
+    /// How many of them there may be.
+    most: usize,
     /// How many blocks may still be: each has one owner, but for attributes that several files share.
     budget: u64,
     inodes: HashMap<u32, Kind>,
@@ -169,8 +184,10 @@ impl Walk<'_> {
             && (*owner, *of, last.end) == (number, part, blocks.start)
         {
             last.end = blocks.end;
-        } else {
+        } else if self.used.len() < self.most {
             self.used.push((blocks, Use::Inode(number, part)));
+        } else {
+            return Err(Ext4Error::Many { most: self.most });
         }
         Ok(())
     }

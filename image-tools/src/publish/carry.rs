@@ -159,6 +159,9 @@ async fn newest(
     Ok(None)
 }
 
+/// Of more files and parts of files than this no list is made: two take some 400 MB.
+const SPANS_MAX: usize = 500_000;
+
 /// Where files went between two disks. Nothing is known of a disk whose file systems are not all ext4 that can be walked:
 /// then places serve, as they do for what belongs to no file.
 async fn stand_ins(store: &Store, profile: &Profile, old: &Disk, new: &Disk) -> StandIns {
@@ -173,8 +176,15 @@ async fn stand_ins(store: &Store, profile: &Profile, old: &Disk, new: &Disk) -> 
 async fn spans(store: &Store, disk: &Disk) -> Option<Vec<Span>> {
     let reader = ImageReader::open_disk(store.clone(), disk).await.ok()?;
     let mut disk = explain::disk::Disk::of_store(reader, Handle::current());
-    let walking = spawn_blocking(move || ext4::walk_all(&mut disk));
+    let walking = spawn_blocking(move || ext4::walk_all(&mut disk, SPANS_MAX));
     let (spans, failed) = walking.await.ok()?.ok()?;
+    if let Some((_, error)) = failed.first() {
+        let error: &dyn std::error::Error = error;
+        tracing::warn!(
+            error,
+            "files are not followed to where they went; their places serve"
+        );
+    }
     (failed.is_empty() && !spans.is_empty()).then_some(spans)
 }
 

@@ -32,6 +32,7 @@ use super::{
     cmdline::{Cache, OnFailure, Settings},
     failure::{self, BootError},
     log::Log,
+    network::Lease,
     sys,
     userinfo::Token,
 };
@@ -83,6 +84,7 @@ pub(super) fn start(
     settings: &Settings,
     cache_is_on_disk: bool,
     on_failure: OnFailure,
+    lease: &mut Lease,
 ) -> Result<Client, BootError> {
     if let Some(token) = &settings.token {
         keep_token(log, token).map_err(BootError::Token)?;
@@ -90,7 +92,7 @@ pub(super) fn start(
     let mut pause = Duration::from_secs(1);
     let mut offer_shell = on_failure.shell;
     loop {
-        match try_once(log, settings, cache_is_on_disk).map_err(BootError::Client)? {
+        match try_once(log, settings, cache_is_on_disk, lease).map_err(BootError::Client)? {
             None => return Ok(Client),
             Some(status) => log.error(&format!(
                 "the client ended before it served the disk ({status}); its messages are above"
@@ -105,6 +107,7 @@ pub(super) fn start(
             pause.as_secs()
         ));
         thread::sleep(pause);
+        lease.renew_if_due(log);
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
@@ -137,6 +140,7 @@ fn try_once(
     log: &Log,
     settings: &Settings,
     cache_is_on_disk: bool,
+    lease: &mut Lease,
 ) -> io::Result<Option<ExitStatus>> {
     let (ready, ready_writer) = pipe2(OFlag::O_CLOEXEC)?;
     // The client inherits this end; ours must go, or the pipe would not close with the client.
@@ -144,7 +148,7 @@ fn try_once(
     let child = spawn(settings, cache_is_on_disk, ready_writer.as_raw_fd());
     drop(ready_writer);
     let mut child = child?;
-    if wait_until_ready(log, settings, ready)? {
+    if wait_until_ready(log, settings, ready, lease)? {
         let pid = child.id();
         log.info(&format!("the client serves the disk (process {pid})"));
         spare_at_shutdown(log, pid);
@@ -246,11 +250,19 @@ fn occupied(directory: &Path) -> u64 {
 }
 
 /// Says whether the client got ready; it did not if it closed the pipe without a word.
-fn wait_until_ready(log: &Log, settings: &Settings, ready: OwnedFd) -> io::Result<bool> {
+fn wait_until_ready(
+    log: &Log,
+    settings: &Settings,
+    ready: OwnedFd,
+    lease: &mut Lease,
+) -> io::Result<bool> {
     loop {
         let mut pipe = [PollFd::new(ready.as_fd(), PollFlags::POLLIN)];
         match poll(&mut pipe, PROGRESS_MILLIS) {
-            Ok(0) => log.info(&format!("waiting for the store at {}", settings.base_url)),
+            Ok(0) => {
+                log.info(&format!("waiting for the store at {}", settings.base_url));
+                lease.renew_if_due(log);
+            }
             Ok(_) => break,
             Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),

@@ -1,7 +1,9 @@
 //! Brings the network up: picks an interface, gives it an address, writes down what was done.
 
 use std::{
-    fs, io, thread,
+    fs, io,
+    net::Ipv4Addr,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -42,6 +44,78 @@ pub struct Network {
     pub mac: Option<MacAddress>,
     /// What it was configured with; `None` if it was left as it was.
     pub configuration: Option<Configuration>,
+}
+
+/// The lease of a network that is up, for as long as init itself waits: a machine that is switched on before its server
+/// may wait for longer than its address is its own. Later the system of the image is in charge.
+#[derive(Debug)]
+pub(super) struct Lease {
+    network: Option<Network>,
+    /// When half of it is over.
+    due: Option<Instant>,
+}
+
+/// Before a server is asked again that did not renew a lease.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(30);
+
+impl Lease {
+    /// The lease of a network that was just brought up.
+    pub(super) fn of(network: Option<Network>) -> Self {
+        let mut lease = Self { network, due: None };
+        lease.due = lease.half().map(|half| Instant::now() + half);
+        lease
+    }
+
+    /// Ends looking after it.
+    pub(super) fn into_network(self) -> Option<Network> {
+        self.network
+    }
+
+    fn half(&self) -> Option<Duration> {
+        let configuration = self.network.as_ref()?.configuration.as_ref()?;
+        renewal_after(configuration.lease_seconds?)
+    }
+
+    /// Asks for the same address again if it is time. A server that does not answer keeps nobody from going on.
+    pub(super) fn renew_if_due(&mut self, log: &Log) {
+        let is_due = self.due.is_some_and(|due| due <= Instant::now());
+        let Some(network) = self.network.as_mut().filter(|_| is_due) else {
+            return;
+        };
+        let before = network.configuration.as_ref();
+        let asked = ask_dhcp(&network.device, before.map(|before| before.address));
+        let Some(renewed) = asked else {
+            log.warn(&format!(
+                "the lease of {} was not renewed, trying again",
+                network.device
+            ));
+            self.due = Some(Instant::now() + RENEWAL_PAUSE);
+            return;
+        };
+        let is_other = |before: &Configuration| {
+            (before.address, before.prefix, before.gateway)
+                != (renewed.address, renewed.prefix, renewed.gateway)
+        };
+        if before.is_none_or(is_other) {
+            let device = network.device.clone();
+            let _ = ip(&device, &["addr", "flush", "dev", &device]);
+            let link = links().into_iter().find(|link| link.name == device);
+            match link.map(|link| configure(log, link, renewed.clone())) {
+                Some(Ok(configured)) => *network = configured,
+                Some(Err(error)) => log.warn(&error.chain()),
+                None => log.warn(&format!("{device} is gone")),
+            }
+        } else {
+            network.configuration = Some(renewed);
+        }
+        self.due = self.half().map(|half| Instant::now() + half);
+    }
+}
+
+/// When a lease of so many seconds is asked for again; `None` for one without an end, or that says none.
+fn renewal_after(seconds: u32) -> Option<Duration> {
+    let has_end = seconds != 0 && seconds != u32::MAX;
+    has_end.then(|| RENEWAL_PAUSE.max(Duration::from_secs(u64::from(seconds) / 2)))
 }
 
 /// Brings the network up as `settings` say.
@@ -149,7 +223,7 @@ fn by_dhcp(log: &Log, drivers: &mut Drivers, wanted: &Wanted) -> Result<Network,
                 "asking for an address on {} (round {round})",
                 link.name
             ));
-            let Some(configuration) = ask_dhcp(&link.name) else {
+            let Some(configuration) = ask_dhcp(&link.name, None) else {
                 continue;
             };
             let name = link.name.clone();
@@ -168,12 +242,14 @@ fn by_dhcp(log: &Log, drivers: &mut Drivers, wanted: &Wanted) -> Result<Network,
     }
 }
 
-/// Asks once, for about ten seconds.
-fn ask_dhcp(device: &str) -> Option<Configuration> {
+/// Asks once, for about ten seconds; for an `address`, if it is to be the one of before.
+fn ask_dhcp(device: &str, address: Option<Ipv4Addr>) -> Option<Configuration> {
     let lease = format!("/run/circular/lease.{device}");
     // Most often there is no older one.
     let _ = fs::remove_file(&lease);
-    let asked = busybox(&[
+    let address = address.map(|address| address.to_string());
+    let same: Vec<&str> = address.iter().flat_map(|address| ["-r", address]).collect();
+    let call = [
         "udhcpc",
         "-f",
         "-q",
@@ -190,8 +266,8 @@ fn ask_dhcp(device: &str) -> Option<Configuration> {
         device,
         "-s",
         layout::DHCP_SCRIPT,
-    ]);
-    asked.ok()?;
+    ];
+    busybox(&[&call[..], &same].concat()).ok()?;
     Configuration::of_lease(&fs::read_to_string(&lease).ok()?)
 }
 
@@ -289,5 +365,19 @@ fn poll(log: &Log, limit: Duration, what: &str, mut done: impl FnMut() -> bool) 
             next_word += PROGRESS;
         }
         thread::sleep(POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_asked_for_again_when_half_of_it_is_over() {
+        assert_eq!(renewal_after(600), Some(Duration::from_secs(300)));
+        // Not all the time, whatever a server says.
+        assert_eq!(renewal_after(1), Some(RENEWAL_PAUSE));
+        assert_eq!(renewal_after(0), None);
+        assert_eq!(renewal_after(u32::MAX), None);
     }
 }

@@ -133,7 +133,7 @@ async fn the_page_lists_every_image_with_the_address_that_was_asked() {
     );
     assert!(
         got.text()
-            .contains("circular-mount http://x/ lab/debian:12 /mnt"),
+            .contains("circular-mount --root root.json http://x/ lab/debian:12 /mnt"),
         "{}",
         got.text()
     );

@@ -1,3 +1,5 @@
+//! What the next process makes of a journal, and that a journal takes no more memory than it needs.
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
