@@ -104,7 +104,7 @@ impl Scratch {
     /// The numbers of the chunks on the disk that have something of these files.
     async fn chunks_of(&self, reference: &str, image: &str, files: &[&str]) -> Vec<usize> {
         let mut disk = Disk::of_file(File::open(self.path(image)).unwrap()).unwrap();
-        let (spans, failed) = ext4::walk_all(&mut disk).unwrap();
+        let (spans, failed) = ext4::walk_all(&mut disk, usize::MAX).unwrap();
         assert!(failed.is_empty());
         let (_, reader) = self.resolved(reference).await;
         let page = reader.page(0).await.unwrap().unwrap();
@@ -276,7 +276,7 @@ async fn where_the_next_disk_cannot_be_walked_places_serve() {
     scratch.record("a", "trace", &touched).await;
     scratch.done(&["profile", "add", "a", "trace"]);
     let mut disk = Disk::of_file(File::open(scratch.path("old.raw")).unwrap()).unwrap();
-    let (spans, _) = ext4::walk_all(&mut disk).unwrap();
+    let (spans, _) = ext4::walk_all(&mut disk, usize::MAX).unwrap();
     let is_library = |owner: &Owner| *owner == Owner::File(library.to_owned());
     let (bytes, _) = spans.iter().find(|(_, owner)| is_library(owner)).unwrap();
     let mut image = fs::read(scratch.path("old.raw")).unwrap();
