@@ -276,6 +276,9 @@ async fn where_the_next_disk_cannot_be_walked_places_serve() {
     scratch.record("a", "trace", &touched).await;
     scratch.done(&["profile", "add", "a", "trace"]);
     let mut disk = Disk::of_file(File::open(scratch.path("old.raw")).unwrap()).unwrap();
+    // A list of all that is in it is as long as is said.
+    let (none, failed) = ext4::walk_all(&mut disk, 2).unwrap();
+    assert_eq!((none.len(), failed.len()), (0, 1));
     let (spans, _) = ext4::walk_all(&mut disk, usize::MAX).unwrap();
     let is_library = |owner: &Owner| *owner == Owner::File(library.to_owned());
     let (bytes, _) = spans.iter().find(|(_, owner)| is_library(owner)).unwrap();
