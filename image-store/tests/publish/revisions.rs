@@ -4,7 +4,9 @@ use std::collections::HashSet;
 
 use image_format::profile::{Profile, StandIns, Touched};
 use image_format::{ImageRef, ObjectRef};
-use image_store::{BootPackError, ImageReader, ReviseError, Revision, Store, StoreError};
+use image_store::{
+    BootPackError, ImageReader, PublishedAs, ReviseError, Revision, Store, StoreError,
+};
 
 use super::{Scratch, disk, publish, read_back, ring, signer};
 
@@ -77,8 +79,8 @@ async fn of_two_who_revise_at_once_one_is_told() {
     // Unless the store has lost it: no server takes a manifest that names what is not there.
     let object = built.boot_pack.unwrap().object.digest.object_path();
     std::fs::remove_file(scratch.root().join(object)).unwrap();
-    let published = publish(&store, "a", &content).await.unwrap();
-    assert_eq!(published.published_as, image_store::PublishedAs::Mended);
+    let (published, _) = publish(&store, "a", &content).await.unwrap();
+    assert_eq!(published.published_as, PublishedAs::Mended);
     let without = store.resolve(&reference).await.unwrap().manifest;
     assert_eq!((without.boot_pack, without.revision), (None, 3));
     assert_eq!(without.disk, kept.disk);
