@@ -237,6 +237,10 @@ async fn serve(
         last_step,
     };
     let served = front.serve(config, stand, shown, &mut signals).await?;
+    if config.overlay.is_some() && fs.disk().overlay_file().is_none() {
+        // It never was there: what is not on disk yet is with whoever comes next.
+        anyhow::bail!("the overlay was not taken over");
+    }
     save(fs.disk().overlay_file(), recorder, caches).await?;
     served?;
     tracing::info!("ended");

@@ -22,6 +22,7 @@ use crate::tree::Tree;
 pub mod signals;
 pub(crate) mod spot;
 
+use crate::top::mounts::unescape;
 use signals::Signals;
 use spot::{Left, Spot};
 
@@ -102,12 +103,12 @@ impl Mountpoint {
     }
 }
 
-/// Whether another file system begins there.
+/// Whether a file system is mounted there.
 fn is_mounted_on(path: &Path) -> bool {
-    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    path.parent()
-        .is_some_and(|parent| device(parent) != device(&path))
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    points.any(|point| Path::new(&unescape(point)) == path)
 }
 
 impl Mountpoint {
@@ -188,8 +189,7 @@ impl Mount {
         };
         let disk = mountpoint.disk();
         let mount = Self::of(&mountpoint.path, |path| adapter.mount(path, source))?;
-        settle(mount.spot.path(), disk, Some(length)).await?;
-        Ok(mount)
+        mount.settled(disk, Some(length)).await
     }
 
     /// The same for all images of a store.
@@ -210,9 +210,19 @@ impl Mount {
         let runtime = tokio::runtime::Handle::current();
         let adapter = TreeAdapter::new(tree, runtime, owner(), config.access);
         let mount = Self::of(&path, |path| adapter.mount(path, source))?;
-        let path = mount.spot.path();
-        settle(path, path.to_owned(), None).await?;
-        Ok(mount)
+        let probe = mount.spot.path().to_owned();
+        mount.settled(probe, None).await
+    }
+
+    /// As [`settle`]; one that does not answer is not left there.
+    async fn settled(self, probe: PathBuf, length: Option<u64>) -> Result<Self, MountError> {
+        match settle(self.spot.path(), probe, length).await {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                self.spot.unmount();
+                Err(error)
+            }
+        }
     }
 
     fn of<F: Filesystem + Send + 'static>(

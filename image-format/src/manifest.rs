@@ -206,17 +206,20 @@ impl Manifest {
 }
 
 /// Tells whether `text` may stand on a kernel command line in a boot script: printable ASCII, and
-/// nothing that iPXE would expand (`${…}`) or take for its own syntax (`&&`, `||`, the word `;`, and a word that begins
-/// with `#`, which ends the line).
+/// nothing that iPXE would expand (`${…}`) or take for its own syntax (`&&`, `||`).
 pub fn is_cmdline(text: &str) -> bool {
     text.len() <= CMDLINE_LEN_MAX
         && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
         && !["${", "&&", "||"]
             .iter()
             .any(|syntax| text.contains(syntax))
-        && !text
-            .split(' ')
-            .any(|word| word == ";" || word.starts_with('#'))
+}
+
+/// As [`is_cmdline`], and without what ends a command or a line for iPXE: the word `;`, and a word that begins with `#`. Manifests
+/// of before this was known may have them, and are read.
+pub fn is_whole_cmdline(text: &str) -> bool {
+    let ends = |word: &str| word == ";" || word.starts_with('#');
+    is_cmdline(text) && !text.split(' ').any(ends)
 }
 
 /// Tells whether boot scripts can name these mirrors: on the kernel command line, all together.

@@ -271,11 +271,7 @@ impl Publication {
         };
         let whole = existing.disk.regions == disk.regions
             || whole::is_whole(store, &existing, &self.written.lost_packs).await?;
-        let (said, had) = (self.boot.clone(), existing.boot.clone());
-        manifest.boot = match self.known {
-            Known::Mended { boots_anew: false } => had.or(said),
-            Known::Mended { .. } | Known::Published => said.or(had),
-        };
+        manifest.boot = self.boot_of(store, &existing).await?;
         manifest.revision = existing.revision.saturating_add(1);
         let (boot_pack, index_delta) = self.what_is_left(store, &existing).await?;
         // Its chunks and their places are those of the disk.
@@ -293,11 +289,38 @@ impl Publication {
         if manifest.boot == existing.boot && !lost {
             return Ok((existing, *entry, PublishedAs::Unchanged));
         }
-        let published_as = match lost {
+        let is_mended = lost || self.known == Known::Mended { boots_anew: false };
+        let published_as = match is_mended {
             true => PublishedAs::Mended,
             false => PublishedAs::NewRevision,
         };
         self.store_manifest(store, manifest, published_as).await
+    }
+
+    /// Returns how a version boots from now on.
+    async fn boot_of(
+        &self,
+        store: &Store,
+        existing: &Manifest,
+    ) -> Result<Option<Boot>, PublishError> {
+        let (said, had) = (self.boot.clone(), existing.boot.clone());
+        if self.known != (Known::Mended { boots_anew: false }) {
+            return Ok(said.or(had));
+        }
+        let (Some(said), Some(had)) = (&said, &had) else {
+            return Ok(had.or(said));
+        };
+        let damaged = store.damaged([had.kernel, had.initramfs]).await?;
+        Ok(Some(match damaged.is_empty() {
+            true => had.clone(),
+            // Built anew, and told the same.
+            false => Boot {
+                kernel: said.kernel,
+                initramfs: said.initramfs,
+                kernel_release: said.kernel_release.clone(),
+                ..had.clone()
+            },
+        }))
     }
 
     /// Returns the boot pack and the index delta of a version, as far as the store has them. Machines do without; but no server

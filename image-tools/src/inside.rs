@@ -203,26 +203,31 @@ pub fn needs_recovery(disk: &File, volume: &Volume) -> Result<bool, InsideError>
     Ok(u32::from_le_bytes(field) & RECOVER != 0)
 }
 
-/// Makes sure that a root which was found by looking has a program that a machine can start; only an ext4 can be looked into.
+/// Makes sure that a root which was found by looking has a program that a machine can start. What cannot be looked into is let
+/// through.
 ///
 /// # Errors
-/// It has none, or cannot be read.
+/// It has none, or the image cannot be read.
 pub fn check_init(disk: &File, volume: &Volume) -> Result<(), InsideError> {
     if volume.superblock.filesystem != FileSystem::Ext4 {
         return Ok(());
     }
-    let inside = open_ext4(disk, volume)?;
+    let inside = match open_ext4(disk, volume) {
+        Ok(inside) => inside,
+        Err(InsideError::Ext4 { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
     for path in INITS {
         // A link may lead to what is there only when the machine runs.
         match inside.symlink_metadata(path) {
-            Ok(_) => return Ok(()),
             Err(error) if is_absence(&error) => {}
-            Err(source) => {
+            Err(source @ Ext4Error::Io(_)) => {
                 return Err(InsideError::Kernel {
                     path: path.to_owned(),
                     source,
                 });
             }
+            Ok(_) | Err(_) => return Ok(()),
         }
     }
     Err(InsideError::NoInit {
@@ -233,8 +238,8 @@ pub fn check_init(disk: &File, volume: &Volume) -> Result<(), InsideError> {
     })
 }
 
-/// What a machine starts first; a shell is not meant.
-const INITS: [&str; 3] = ["/sbin/init", "/etc/init", "/bin/init"];
+/// What a machine starts first.
+const INITS: [&str; 4] = ["/sbin/init", "/etc/init", "/bin/init", "/bin/sh"];
 
 /// A kernel that was found in an image, and the file system with its modules.
 pub struct Kernel {

@@ -331,3 +331,32 @@ fn a_machine_gets_the_authorities_that_the_publisher_names() {
         "{said}"
     );
 }
+
+/// Machines boot as they did, whatever is said to the publisher now.
+#[test]
+fn what_boots_a_version_is_mended_and_told_the_same() {
+    let scratch = Scratch::new();
+    scratch.system("image");
+    let options = ["--cmdline", "console=ttyS0", "--base-url", "http://h/"];
+    let before = scratch.publish(&[&["image", "a"], &options[..]].concat());
+    let path = |boot: &Value| {
+        let digest = boot["initramfs"]["digest"].as_str().unwrap().to_owned();
+        let objects = scratch.path("store/objects");
+        objects.join(&digest[..2]).join(digest)
+    };
+    let initramfs = path(&before["boot"]);
+    fs::write(&initramfs, b"rot").unwrap();
+    // Another client is built by now: the initramfs is another one.
+    let mut newer = static_program();
+    newer.extend([7; 100]);
+    fs::write(scratch.path("client"), newer).unwrap();
+    let mended = scratch.publish(&["--mend", "image", "a"]);
+    assert_eq!(mended["published_as"], "mended");
+    for key in ["cmdline", "base_url", "root"] {
+        assert_eq!(mended["boot"][key], before["boot"][key], "{key}");
+    }
+    assert_ne!(path(&mended["boot"]), initramfs);
+    assert!(fs::metadata(path(&mended["boot"])).unwrap().len() > 100);
+    let again = scratch.publish(&["--mend", "image", "a"]);
+    assert_eq!(again["published_as"], "unchanged");
+}

@@ -223,6 +223,8 @@ fn mending_changes_nothing_but_what_is_damaged() {
     scratch.publish("image2", "a");
     let before = scratch.done(&["list", "a", "--all"]);
     flip_in_the_middle(&packs[0]);
+    // Times are told in seconds.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     let mended = scratch.done(&[
         "publish",
         "--mend",

@@ -30,6 +30,9 @@ const IDLE_ROUNDS_MAX: u32 = 5;
 /// so many, a minute at least, where another process was making room all the time.
 const BUSY_ROUNDS_MAX: u32 = 120;
 
+/// Where so many chunks in a row are gone or damaged, all of them are, and the rest is not asked for.
+const WRONG_MAX: u32 = 8;
+
 /// Before a disk is filled again whose server failed.
 const PIN_AGAIN: Duration = Duration::from_secs(30);
 
@@ -65,6 +68,11 @@ impl PinError {
     fn may_pass(&self) -> bool {
         matches!(self, Self::Read(error) if may_pass(error))
     }
+}
+
+/// Whether it is that what was asked for is gone or damaged; others may be there.
+fn is_wrong(error: &ReadError) -> bool {
+    matches!(error, ReadError::Fetch(error) if error.fault() == Fault::Wrong)
 }
 
 /// Whether it is a server that fails, which may be back later.
@@ -209,11 +217,11 @@ impl<S: Source> Parts<S> {
             let page = match self.pages.page(region).await {
                 Ok(Some(page)) => page,
                 Ok(None) => continue,
-                Err(error) if may_pass(&error) => return Err(error.into()),
-                Err(error) => {
+                Err(error) if is_wrong(&error) => {
                     wrong.get_or_insert(error);
                     continue;
                 }
+                Err(error) => return Err(error.into()),
             };
             let mut batch: Vec<Place> = Vec::new();
             let mut bytes = 0;
@@ -250,15 +258,18 @@ impl<S: Source> Parts<S> {
         wrong: &mut Option<ReadError>,
     ) -> Result<u64, ReadError> {
         match self.batch(places.clone()).await.map_err(ReadError::from) {
-            Err(error) if !may_pass(&error) => {}
+            Err(error) if is_wrong(&error) => {}
             outcome => return outcome,
         }
-        let mut bytes = 0;
+        let (mut bytes, mut in_a_row) = (0, 0);
         for place in places {
             match self.batch(vec![place]).await.map_err(ReadError::from) {
-                Ok(of_place) => bytes += of_place,
-                Err(error) if may_pass(&error) => return Err(error),
-                Err(error) => drop(wrong.get_or_insert(error)),
+                Ok(of_place) => (bytes, in_a_row) = (bytes + of_place, 0),
+                Err(error) if is_wrong(&error) && in_a_row < WRONG_MAX => {
+                    in_a_row += 1;
+                    wrong.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(bytes)

@@ -247,11 +247,10 @@ impl Keeper {
                     }
                 }
                 // What is under way is the worker's to say.
-                Ok(signal @ Signal::SIGUSR1) => {
-                    if let Some(worker) = &self.current {
-                        worker.signal(signal);
-                    }
-                }
+                Ok(signal @ Signal::SIGUSR1) => match &self.current {
+                    Some(worker) => worker.signal(signal),
+                    None => tracing::info!("no worker serves yet: there is no state to tell"),
+                },
                 Ok(signal) if signal != Signal::SIGCHLD => self.end(signal),
                 _ => {}
             }

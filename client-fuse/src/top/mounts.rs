@@ -59,7 +59,7 @@ fn is_store(source: &str) -> bool {
 }
 
 /// Undoes what the kernel does to blanks: `\040` is a space.
-fn unescape(text: &str) -> String {
+pub(crate) fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, behind @ ..] = rest {

@@ -216,7 +216,7 @@ pub fn check_cmdline(cmdline: &str, root: Option<&str>) -> Result<(), BootError>
     if [Some(cmdline), root]
         .into_iter()
         .flatten()
-        .all(manifest::is_cmdline)
+        .all(manifest::is_whole_cmdline)
     {
         Ok(())
     } else {

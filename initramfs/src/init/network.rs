@@ -97,19 +97,42 @@ impl Lease {
                 != (renewed.address, renewed.prefix, renewed.gateway)
         };
         if before.is_none_or(is_other) {
-            let device = network.device.clone();
-            let _ = ip(&device, &["addr", "flush", "dev", &device]);
-            let link = links().into_iter().find(|link| link.name == device);
-            match link.map(|link| configure(log, link, renewed.clone())) {
-                Some(Ok(configured)) => *network = configured,
-                Some(Err(error)) => log.warn(&error.chain()),
-                None => log.warn(&format!("{device} is gone")),
+            if let Err(error) = change_to(log, network, &renewed) {
+                log.warn(&error.chain());
+                // What was right before is better than nothing.
+                if let Some(before) = network.configuration.clone()
+                    && let Err(error) = change_to(log, network, &before)
+                {
+                    log.warn(&error.chain());
+                    network.configuration = None;
+                }
+                self.due = Some(Instant::now() + RENEWAL_PAUSE);
+                return;
             }
         } else {
-            network.configuration = Some(renewed);
+            network.configuration = Some(renewed.clone());
         }
+        write_notes(log, &network.device, &renewed);
         self.due = self.half().map(|half| Instant::now() + half);
     }
+}
+
+/// Configures the interface of a network anew.
+fn change_to(
+    log: &Log,
+    network: &mut Network,
+    configuration: &Configuration,
+) -> Result<(), BootError> {
+    let device = network.device.clone();
+    // There may be none.
+    let _ = ip(&device, &["addr", "flush", "dev", &device]);
+    let link = links().into_iter().find(|link| link.name == device);
+    let link = link.ok_or_else(|| BootError::NoInterface {
+        seconds: 0,
+        found: format!("{device} not any more"),
+    })?;
+    *network = configure(log, link, configuration.clone())?;
+    Ok(())
 }
 
 /// When a lease of so many seconds is asked for again; `None` for one without an end, or that says none.

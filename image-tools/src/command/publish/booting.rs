@@ -66,10 +66,7 @@ impl BootArgs {
 
     /// Whether anything was said about how it boots.
     pub(super) fn is_said(&self) -> bool {
-        self.asks_for_boot()
-            || self.base_url.is_some()
-            || !self.mirror_urls.is_empty()
-            || self.guest_ca.is_some()
+        self.asks_for_boot() || self.base_url.is_some() || !self.mirror_urls.is_empty()
     }
 }
 
@@ -88,14 +85,6 @@ pub(super) async fn make_bootable(
         return Ok((None, None));
     }
     let asked = args.asks_for_boot();
-    let mut addresses = args.base_url.iter().chain(&args.mirror_urls);
-    if args.guest_ca.is_none()
-        && let Some(address) = addresses.find(|address| address.starts_with("https:"))
-    {
-        ui.warn(&format!(
-            "booted machines are to fetch from {address}, and believe no certificate: give --guest-ca FILE"
-        ));
-    }
     let paths = ProgramPaths {
         client: args.guest_client.clone(),
         init: args.guest_init.clone(),
@@ -126,6 +115,14 @@ pub(super) async fn make_bootable(
     spinner.finish_and_clear();
     match outcome {
         Ok(built) => {
+            let mut addresses = args.base_url.iter().chain(&args.mirror_urls);
+            if args.guest_ca.is_none()
+                && let Some(address) = addresses.find(|address| address.starts_with("https:"))
+            {
+                ui.warn(&format!(
+                    "booted machines are to fetch from {address}, and believe no certificate: give --guest-ca FILE"
+                ));
+            }
             if built.needs_recovery {
                 ui.warn(
                     "the root file system was not unmounted cleanly; machines boot it without replaying its journal: \

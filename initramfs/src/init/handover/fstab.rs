@@ -43,6 +43,10 @@ pub(super) fn read_only_places(text: &str) -> Vec<&str> {
     let places = lines.filter_map(|line| {
         let mut fields = line.split_whitespace();
         let (source, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        let mut options = fields.next().unwrap_or("defaults").split(',');
+        if options.any(|option| option == "noauto" || option == "ro") {
+            return None;
+        }
         let on_disk = DEVICES.iter().any(|device| source.starts_with(device));
         let is_boot = ["/boot", "/efi"].iter().any(|top| place.starts_with(top));
         let is_written = place.starts_with('/') && place != "/" && !is_boot;
@@ -71,6 +75,7 @@ mod tests {
                     UUID=1 /home btrfs subvol=home 0 0\n\
                     /dev/vda3 none swap sw 0 0\n\
                     /dev/mapper/vg-var /var xfs defaults 0 0\n\
+                    /dev/sr0 /media/cdrom0 udf,iso9660 user,noauto 0 0\n\
                     tmpfs /tmp tmpfs nosuid 0 0\n\
                     nas:/srv /srv nfs _netdev 0 0";
         assert_eq!(read_only_places(text), ["/home", "/var"]);
