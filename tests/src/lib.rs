@@ -31,5 +31,4 @@ pub mod served;
 pub mod server;
 pub mod squid;
 pub mod store;
-pub mod tls;
 pub mod torture;

@@ -13,8 +13,10 @@ use circular_tests::proxy::Proxy;
 use circular_tests::require::{self, Need};
 use circular_tests::server::Server;
 use circular_tests::store::TestStore;
-use circular_tests::{binaries, images, tls};
+use circular_tests::{binaries, images};
 use sha2::{Digest as _, Sha256};
+
+mod tls;
 
 /// A boot under emulation takes half a minute on two idle cores; a hang takes for ever.
 const BOOT: Duration = Duration::from_secs(240);

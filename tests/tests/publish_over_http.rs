@@ -13,9 +13,10 @@ use circular_tests::mount::{Mount, Options};
 use circular_tests::require::{self, Need};
 use circular_tests::server::Server;
 use circular_tests::store::TestStore;
-use circular_tests::tls;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+
+mod tls;
 
 const TOKEN: &str = "circular_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 

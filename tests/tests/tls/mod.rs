@@ -4,26 +4,25 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use circular_tests::store::TestStore;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-
-use crate::store::TestStore;
 
 /// Where certificate and key of a server are, and the certificate of who signed it; all in PEM.
 #[derive(Clone, Debug)]
-pub struct Certified {
+pub(crate) struct Certified {
     /// Of the server.
-    pub certificate: PathBuf,
+    pub(crate) certificate: PathBuf,
     /// Its private key.
-    pub key: PathBuf,
+    pub(crate) key: PathBuf,
     /// Whom its clients have to believe.
-    pub authority: PathBuf,
+    pub(crate) authority: PathBuf,
 }
 
 /// Makes a certificate for a server that is called `name`, or has that address, and writes it beside `store`.
 ///
 /// # Errors
 /// It cannot be made or written.
-pub fn certify(store: &TestStore, name: &str) -> Result<Certified> {
+pub(crate) fn certify(store: &TestStore, name: &str) -> Result<Certified> {
     let certified = Certified {
         certificate: store.beside("server.pem"),
         key: store.beside("server.key"),
