@@ -13,7 +13,7 @@ use image_format::manifest::is_release;
 use image_format::partition;
 use initramfs::filesystem::{HEAD_BYTES, Superblock};
 use initramfs::init::root::{self, Candidate, RootSpec, RootSpecError};
-use initramfs::{FileSystem, ModuleSource};
+use initramfs::{FileSystem, ModuleSource, layout};
 
 /// Longest kernel taken out of an image, in bytes.
 pub(crate) const KERNEL_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -217,7 +217,7 @@ pub fn check_init(disk: &File, volume: &Volume) -> Result<(), InsideError> {
         Err(InsideError::Ext4 { .. }) => return Ok(()),
         Err(error) => return Err(error),
     };
-    for path in INITS {
+    for path in layout::INITS {
         // A link may lead to what is there only when the machine runs.
         match inside.symlink_metadata(path) {
             Err(error) if is_absence(&error) => {}
@@ -237,9 +237,6 @@ pub fn check_init(disk: &File, volume: &Volume) -> Result<(), InsideError> {
             .unwrap_or_else(|| "the whole disk".to_owned()),
     })
 }
-
-/// What a machine starts first.
-const INITS: [&str; 4] = ["/sbin/init", "/etc/init", "/bin/init", "/bin/sh"];
 
 /// A kernel that was found in an image, and the file system with its modules.
 pub struct Kernel {

@@ -29,6 +29,9 @@ pub const MINIMUM: &str = image_format::minimum::MINIMUM_IN_GUEST;
 /// Where a boot is recorded, if it is; in memory, and found there by people in the booted system.
 pub const TRACE: &str = "/run/circular/trace";
 
+/// Where the first program of an image is looked for, in this order, as the kernel does.
+pub const INITS: [&str; 4] = ["/sbin/init", "/etc/init", "/bin/init", "/bin/sh"];
+
 /// Names under which busybox can be called.
 ///
 /// init needs `ip` and `udhcpc`; the rest is for the rescue shell.

@@ -61,8 +61,8 @@ pub type Span = (Range<u64>, Owner);
 pub type Walked = (Vec<Span>, Vec<(String, Ext4Error)>);
 
 /// Lists what all ext4 file systems of `disk` use. Where there are several, paths begin with the partition.
-/// The spans of a file are in the order of the file. A file system with more than `most` spans says nothing: each takes
-/// some hundred bytes of memory.
+/// The spans of a file are in the order of the file. A file system with more than `most` spans says nothing: their
+/// paths take memory.
 ///
 /// # Errors
 /// The disk cannot be read.

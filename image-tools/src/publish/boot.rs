@@ -350,7 +350,7 @@ fn read_kernel(path: &Path) -> Result<Vec<u8>, BootError> {
     }
 }
 
-/// Longest list of certificate authorities, in bytes: all that a distribution has are 230 KB.
+/// Longest list of certificate authorities, in bytes: all those of Debian 12 are 220 KB.
 const AUTHORITIES_BYTES_MAX: u64 = 1 << 20;
 
 fn read_authorities(path: &Path) -> Result<Vec<u8>, BootError> {

@@ -159,7 +159,7 @@ async fn newest(
     Ok(None)
 }
 
-/// Of more files and parts of files than this no list is made: two take some 400 MB.
+/// Of more files and parts of files than this no list is made: its memory would grow with the image.
 const SPANS_MAX: usize = 500_000;
 
 /// Where files went between two disks. Nothing is known of a disk whose file systems are not all ext4 that can be walked:

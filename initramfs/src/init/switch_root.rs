@@ -24,9 +24,7 @@ use super::{
     log::Log,
     mounts::{KERNEL_FILE_SYSTEMS, NEW_ROOT},
 };
-
-/// Where the kernel, too, looks for the first program.
-const PROGRAMS: [&str; 4] = ["/sbin/init", "/etc/init", "/bin/init", "/bin/sh"];
+use crate::layout;
 
 /// Becomes the init of the image.
 ///
@@ -58,7 +56,7 @@ pub(super) fn switch(log: &Log, settings: &Settings) -> Result<Infallible, BootE
 fn find_program(root: &NewRoot, asked: Option<&str>) -> Result<String, BootError> {
     let candidates: Vec<&str> = match asked {
         Some(program) => vec![program],
-        None => PROGRAMS.to_vec(),
+        None => layout::INITS.to_vec(),
     };
     let found = candidates.iter().find(|program| root.is_program(program));
     found

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::libc::{ENOSPC, O_DIRECT};
+use nix::libc::{EIO, ENOSPC, O_DIRECT};
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -218,6 +218,46 @@ fn a_worker_that_dies_when_its_mount_ends_is_followed_by_one_that_syncs() {
     let (found, log) = place.ended();
     assert!(found == model, "what was written is there: {log}");
     assert!(log.contains("starting another for that"), "{log}");
+}
+
+/// A file that somebody has cut off is no overlay any more: errors, for what is not there will not come; and no good end.
+#[test]
+fn an_overlay_that_cannot_be_taken_over_is_errors_and_not_a_hang() {
+    if !can_mount() {
+        return;
+    }
+    let Place {
+        mut supervised,
+        overlay,
+        _directory,
+        ..
+    } = Place::new();
+    let disk = supervised.mounted.disk();
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(O_DIRECT)
+        .open(disk);
+    let file = file.unwrap();
+    file.write_all_at(&[7; 4096], 0).unwrap();
+    File::options()
+        .write(true)
+        .open(&overlay)
+        .unwrap()
+        .set_len(4096)
+        .unwrap();
+    supervised.kill_worker();
+    let read = file.read_exact_at(&mut [0; 4096], 0).unwrap_err();
+    assert_eq!(read.raw_os_error(), Some(EIO));
+    let written = file.write_all_at(&[8; 4096], 0).unwrap_err();
+    assert_eq!(written.raw_os_error(), Some(EIO));
+    drop(file);
+    nix::mount::umount(&supervised.mounted.point()).unwrap();
+    assert_eq!(supervised.child.wait().unwrap().code(), Some(1));
+    let log = supervised.log();
+    assert!(log.contains("the disk gives errors from now on"), "{log}");
+    // Others tried as well, before it was given up.
+    assert_eq!(log.matches("starting another for that").count(), 5, "{log}");
 }
 
 /// A write that had no room was not made, and the next worker knows that.
